@@ -1,0 +1,5 @@
+"""`python -m saelab` is the command `saelab`."""
+
+from saelab.cli import main
+
+main()

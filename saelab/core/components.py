@@ -1,0 +1,76 @@
+"""Components: plain classes whose constructor is their configuration, found by looking into their folder.
+
+A kind of component (activation, loss, dictionary, metric) is a base class that names the package its variants live
+in. A new variant is one new file there; saved files and the command line find it by its class name. Names that come
+from files are looked up among the discovered classes and never imported as paths.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self, cast
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """"; did you mean 'k'?" for a name close to a known one, otherwise the list of known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there are: {', '.join(known)}" if known else ""
+
+
+class Component:
+    """Base of everything that is chosen by name.
+
+    The constructor's parameters are the configuration: each is kept unchanged in an attribute of the same name.
+    """
+
+    home: ClassVar[str]
+    """The package that holds one file per variant, e.g. "saelab.sae.activations"."""
+
+    @classmethod
+    def variants(cls) -> dict[str, type[Self]]:
+        """Every variant of this kind by class name, importing the files of its package."""
+        package = importlib.import_module(cls.home)
+        for module in pkgutil.iter_modules(package.__path__, prefix=cls.home + "."):
+            importlib.import_module(module.name)
+        found, queue = {}, list(cls.__subclasses__())
+        while queue:
+            variant = queue.pop()
+            queue += variant.__subclasses__()
+            if not inspect.isabstract(variant):
+                found[variant.__name__] = variant
+        return dict(sorted(found.items()))
+
+    @classmethod
+    def named(cls, name: str) -> type[Self]:
+        """The variant of this kind with that class name; ValueError with the near miss if there is none."""
+        variants = cls.variants()
+        if name not in variants:
+            raise ValueError(f"unknown {cls.__name__.lower()} '{name}'{near_miss(name, variants)}")
+        return variants[name]
+
+    @classmethod
+    def parameters(cls) -> list[str]:
+        """Names of the constructor's parameters."""
+        return [name for name in inspect.signature(cls).parameters]
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON-able values, with the class name under "name"."""
+        return {"name": type(self).__name__} | {key: getattr(self, key) for key in self.parameters()}
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> Self:
+        """The component a `config()` describes; ValueError for an unknown name or key."""
+        if "name" not in config:
+            raise ValueError(f"a {cls.__name__.lower()} needs a 'name', got {dict(config)}")
+        variant = cls.named(config["name"])
+        arguments = {key: value for key, value in config.items() if key != "name"}
+        for key in arguments:
+            if key not in variant.parameters():
+                where = f"{cls.__name__.lower()} {variant.__name__}"
+                raise ValueError(f"unknown key '{key}' of {where}{near_miss(key, variant.parameters())}")
+        return cast(Self, variant(**arguments))

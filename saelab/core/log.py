@@ -1,0 +1,63 @@
+"""The record of a run: one JSON object a line, always; TensorBoard as well where it is wanted."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from saelab.core.files import write_text
+
+Record = dict[str, float | int]
+
+
+class Log:
+    """`log.jsonl`: records by step, appended as they come.
+
+    Args:
+        path: of the file.
+        after: on resuming, records of later steps than this are dropped: they will be written again.
+        tensorboard: a folder for TensorBoard's event files, if any.
+    """
+
+    def __init__(self, path: Path, after: int = 0, tensorboard: Path | None = None):
+        kept = [record for record in read_log(path) if record["step"] <= after] if path.exists() else []
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = _board(tensorboard, after) if tensorboard else None
+
+    def write(self, record: Record) -> None:
+        """Append a record; it must have a `step`. Numbers that are not finite become null."""
+        plain = {key: value if math.isfinite(value) else None for key, value in record.items()}
+        self._file.write(json.dumps(plain) + "\n")
+        self._file.flush()
+        if self._board:
+            for key, value in record.items():
+                if key != "step":
+                    self._board.add_scalar(key, value, record["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log. A last line cut short by a kill is left out; any other damage is a ValueError."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path} is damaged at line {number} ({error}); remove that line") from None
+    return records
+
+
+def _board(folder: Path, after: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("TensorBoard is not installed; `pip install tensorboard`, or leave --tensorboard out") from None
+    return SummaryWriter(str(folder), purge_step=after + 1)

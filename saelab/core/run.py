@@ -1,0 +1,85 @@
+"""The run folder: everything about one training run, and a README that says what is what."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from saelab.core.files import check_format, read_json, write_json, write_text
+
+FORMAT = 1
+
+README = """# A saelab run
+
+| file | what it is |
+|---|---|
+| `config.yaml` | every setting of this run; `saelab train --config config.yaml --out NEW` repeats it |
+| `log.jsonl` | one JSON object per logged step: loss terms, FVU, L0, dead latents, learning rate |
+| `checkpoints/` | model, optimizer and data position; `saelab train --resume {name}` goes on from the newest, bit for bit |
+| `sae/` | the trained SAE: `saelab.load("{name}")` |
+| `scores.json` | what was measured: `{{metric: {{value, low, high, n, unit}}}}`, low to high the 95 % bootstrap interval |
+| `latents.safetensors` | per-latent numbers of the last measurement: density, nearest cosine |
+
+`saelab show {name}` prints the config and the scores.
+"""
+
+
+class Run:
+    """A run's folder. `Run.create` starts one, `Run.open` finds one."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.config_file = self.folder / "config.yaml"
+        self.log_file = self.folder / "log.jsonl"
+        self.checkpoints = self.folder / "checkpoints"
+        self.sae = self.folder / "sae"
+        self.scores_file = self.folder / "scores.json"
+        self.latents_file = self.folder / "latents.safetensors"
+
+    @classmethod
+    def create(cls, folder: str | Path, config: dict[str, Any]) -> "Run":
+        """Start a run in a folder that is new or empty; ValueError otherwise."""
+        run = cls(folder)
+        if run.config_file.exists():
+            raise ValueError(
+                f"{folder} holds a run already: `saelab train --resume {folder}` goes on with it; "
+                "a new run needs another --out"
+            )
+        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+            raise ValueError(f"{folder} is not an empty folder; choose another --out")
+        write_text(run.folder / "README.md", README.format(name=run.folder.name))
+        write_text(run.config_file, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True))
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """An existing run; ValueError if the folder is none or its format is newer."""
+        run = cls(folder)
+        if not run.config_file.exists():
+            raise ValueError(f"{folder} is not a run: it has no config.yaml; `saelab train --out {folder}` makes one")
+        run.config()
+        return run
+
+    def config(self) -> dict[str, Any]:
+        """The run's settings; ValueError if the file is damaged or newer than this program."""
+        try:
+            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.config_file} is damaged: {error}") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{self.config_file} is damaged: not a table of settings")
+        check_format(self.config_file, config.pop("format", None), FORMAT)
+        return config
+
+    def scores(self) -> dict[str, Any]:
+        """What was measured; empty if nothing was."""
+        return read_json(self.scores_file) if self.scores_file.exists() else {}
+
+    def write_scores(self, scores: dict[str, Any]) -> None:
+        """Keep these scores beside those of other metrics."""
+        write_json(self.scores_file, self.scores() | scores)
+
+    def remove(self) -> None:
+        """Delete the run."""
+        shutil.rmtree(self.folder)

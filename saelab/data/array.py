@@ -1,0 +1,38 @@
+"""Rows from an array in memory."""
+
+import torch
+from torch import Tensor
+
+from saelab.data.source import WindowSource, generator_for
+
+
+class ArraySource(WindowSource):
+    """The rows of a tensor [n, D], in a new random order every pass.
+
+    Args:
+        rows: [n, D], floating point, finite.
+        seed: of the order.
+
+    Raises:
+        ValueError: if the rows are not a floating-point [n, D], empty, or not all finite.
+    """
+
+    def __init__(self, rows: Tensor, seed: int = 0):
+        if rows.ndim != 2 or not rows.is_floating_point() or not len(rows):
+            raise ValueError(f"expected floating-point rows [n, D] with n >= 1, got {rows.dtype} {list(rows.shape)}")
+        if not torch.isfinite(rows).all():
+            bad = int((~torch.isfinite(rows).all(1)).nonzero()[0])
+            raise ValueError(f"row {bad} holds NaN or infinity; leave such rows out")
+        super().__init__(rows.shape[1], seed, prefetch=0)
+        self.rows = rows
+
+    def window(self, number: int) -> Tensor:
+        return self.rows
+
+    def sample(self, rows: int) -> Tensor:
+        return self.rows[torch.randperm(len(self.rows), generator=generator_for(self.seed, 0, 1))[:rows]]
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        rows = self.rows.double()
+        mean = rows.mean(0)
+        return mean.float(), (rows - mean).square().mean().sqrt().float()

@@ -1,0 +1,257 @@
+"""Activations on disk: a folder of safetensors shards and a manifest.
+
+    manifest.json            what the rows are, where they come from, every complete shard with its checksum
+    shard-00000.safetensors  rows [n, D], token [n], document [n], position [n]
+
+Rows stand in text order, so that the context of any row can be read back; shuffling is the reader's work. The manifest
+names only shards that are complete, so a store is readable whenever its writer was killed, and the writer goes on from
+there. Opening checks sizes; each shard's checksum is checked before its first row is used.
+"""
+
+# Shape letters: n rows of a shard, D input width.
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from saelab.core.components import near_miss
+from saelab.core.files import check_format, read_json, read_tensors, sha256, write_json, write_tensors
+from saelab.data.source import WindowSource, generator_for
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One complete shard of a store."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    token_rows: int
+    """Packed rows of text it was made from: what a resumed harvest skips."""
+
+
+@dataclass
+class Manifest:
+    """What a store says about itself."""
+
+    d_in: int
+    dtype: str
+    origin: dict[str, Any]
+    """What the rows were made from (model, site, text, ...); a resumed harvest must agree with it."""
+    shards: list[Shard] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Token positions left out, by reason."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the writer needs to go on, e.g. the norm above which a row is an outlier."""
+    sums: list[float] = field(default_factory=list)
+    """Sum of all rows [D], in float64."""
+    sum_squares: float = 0.0
+    """Sum of all squared entries, in float64."""
+    complete: bool = False
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean [D] and scale, the root mean square of a centred entry."""
+        mean = torch.tensor(self.sums, dtype=torch.float64) / self.rows
+        variance = self.sum_squares / (self.rows * self.d_in) - mean.square().mean()
+        return mean.float(), variance.clamp_min(0).sqrt().float()
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / MANIFEST, {"format": FORMAT, "rows": self.rows, **asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        path = folder / MANIFEST
+        if not path.exists():
+            raise ValueError(f"{folder} is not a store: it has no {MANIFEST}; make one with `saelab harvest`")
+        data = read_json(path)
+        check_format(path, data.pop("format", None), FORMAT)
+        data.pop("rows", None)
+        try:
+            shards = [Shard(**shard) for shard in data.pop("shards")]
+            manifest = cls(shards=shards, **data)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: {error}; restore it or harvest again") from None
+        if manifest.dtype not in DTYPES:
+            raise ValueError(f"{path}: unknown dtype '{manifest.dtype}'{near_miss(manifest.dtype, DTYPES)}")
+        return manifest
+
+
+class StoreWriter:
+    """Appends shards to a store; killed at any moment, the store holds every shard that was complete.
+
+    Args:
+        folder: a new folder, or one that holds an unfinished store of the same origin, which is gone on with.
+        d_in: width of a row.
+        dtype: "bf16", "fp16" or "fp32".
+        origin: what the rows are made from.
+
+    Raises:
+        ValueError: if the folder holds something else; the message says what differs.
+    """
+
+    def __init__(self, folder: str | Path, d_in: int, dtype: str, origin: dict[str, Any]):
+        self.folder = Path(folder)
+        if dtype not in DTYPES:
+            raise ValueError(f"unknown dtype '{dtype}'{near_miss(dtype, DTYPES)}")
+        if (self.folder / MANIFEST).exists():
+            self.manifest = Manifest.read(self.folder)
+            self._check_same(Manifest(d_in, dtype, origin))
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} is not empty and is not a store; choose another folder")
+        else:
+            self.manifest = Manifest(d_in, dtype, origin, sums=[0.0] * d_in)
+
+    def _check_same(self, wanted: Manifest) -> None:
+        found, asked = {**self.manifest.origin}, {**wanted.origin}
+        found |= {"d_in": self.manifest.d_in, "dtype": self.manifest.dtype}
+        asked |= {"d_in": wanted.d_in, "dtype": wanted.dtype}
+        for key in [*asked, *found]:
+            if found.get(key) != asked.get(key):
+                raise ValueError(
+                    f"{self.folder} holds a store with {key} = {found.get(key)!r}, not {asked.get(key)!r}; "
+                    "choose another folder, or remove this one first"
+                )
+
+    def append(self, rows: Tensor, token_rows: int, dropped: dict[str, int], **columns: Tensor) -> None:
+        """Write one shard of rows [n, D] in text order with its columns [n], then name it in the manifest.
+
+        Raises:
+            ValueError: if a row is not finite in the store's precision; nothing is written.
+            OSError: if the disk is full; the store keeps every earlier shard.
+        """
+        manifest = self.manifest
+        stored = rows.to(DTYPES[manifest.dtype])
+        bad = (~torch.isfinite(stored).all(1)).nonzero().flatten()
+        if len(bad):
+            raise ValueError(_not_finite(rows[bad[0]], manifest.dtype, len(bad), {k: v[bad[0]] for k, v in columns.items()}))
+        file = f"shard-{len(manifest.shards):05d}.safetensors"
+        path = self.folder / file
+        write_tensors(path, {"rows": stored, **columns})
+        exact = stored.double()
+        sums = torch.tensor(manifest.sums, dtype=torch.float64) + exact.sum(0)
+        manifest.sums = sums.tolist()
+        manifest.sum_squares += exact.square().sum().item()
+        manifest.dropped = {key: manifest.dropped.get(key, 0) + count for key, count in dropped.items()}
+        manifest.shards.append(Shard(file, len(stored), path.stat().st_size, sha256(path), token_rows))
+        manifest.save(self.folder)
+
+    def finish(self) -> None:
+        """Mark the store complete."""
+        if not self.manifest.rows:
+            raise ValueError("nothing was harvested: every token was dropped or there was no text")
+        self.manifest.complete = True
+        self.manifest.save(self.folder)
+
+
+def _not_finite(row: Tensor, dtype: str, count: int, columns: dict[str, Tensor]) -> str:
+    where = ", ".join(f"{key} {int(value)}" for key, value in columns.items())
+    if torch.isfinite(row).all():
+        return f"{count} rows do not fit into {dtype} (largest entry {row.abs().max():.3g}, at {where}); use --dtype bf16"
+    return f"the activations hold NaN or infinity in {count} rows (first at {where}); the model is at fault, not the store"
+
+
+class Store:
+    """A store on disk, for reading.
+
+    Raises:
+        ValueError: naming the file and what is wrong, if the folder is not a store, a shard is missing, truncated or
+            damaged, or the format is newer than this program.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        self.d_in = self.manifest.d_in
+        if not self.manifest.rows:
+            raise ValueError(f"the store {self.folder} holds no rows yet; run the harvest again to go on with it")
+        for shard in self.manifest.shards:
+            path = self.folder / shard.file
+            size = path.stat().st_size if path.exists() else None
+            if size != shard.bytes:
+                problem = "is missing" if size is None else f"is truncated: {size} bytes of {shard.bytes}"
+                raise ValueError(f"the shard {path} {problem}; restore it from a copy or harvest again")
+        self._verified: set[int] = set()
+        self._rows: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def rows(self, shard: int) -> Tensor:
+        """The rows [n, D] of a shard, mapped from the disk: reading some of them reads only those pages."""
+        if shard not in self._rows:
+            path = self._checked(shard)
+            self._rows[shard] = _mapped(path, "rows")
+        return self._rows[shard]
+
+    def columns(self, shard: int) -> dict[str, Tensor]:
+        """What is kept beside the rows of a shard: token, document and position, each [n]."""
+        tensors, _ = read_tensors(self._checked(shard))
+        return {key: value for key, value in tensors.items() if key != "rows"}
+
+    def _checked(self, number: int) -> Path:
+        shard = self.manifest.shards[number]
+        path = self.folder / shard.file
+        if number not in self._verified:
+            if sha256(path) != shard.sha256:
+                raise ValueError(f"the shard {path} is damaged: wrong checksum; restore it from a copy or harvest again")
+            self._verified.add(number)
+        return path
+
+
+def _mapped(path: Path, name: str) -> Tensor:
+    # safe_open maps the file and the tensor keeps the mapping: no copy until rows are gathered.
+    with safetensors.safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
+
+
+class StoreSource(WindowSource):
+    """Rows of a store, shuffled block-wise.
+
+    Every pass cuts the store into blocks of consecutive rows, deals the blocks in random order into windows and
+    shuffles each window: the disk is read in blocks, and a batch mixes rows of window_rows / block_rows places.
+
+    Args:
+        store: the store, or its folder.
+        seed: of the order.
+        block_rows: consecutive rows read together.
+        window_rows: rows shuffled together in memory.
+    """
+
+    def __init__(self, store: Store | str | Path, seed: int = 0, block_rows: int = 64, window_rows: int = 1 << 17):
+        self.store = store if isinstance(store, Store) else Store(store)
+        super().__init__(self.store.d_in, seed)
+        if block_rows < 1 or window_rows < block_rows:
+            raise ValueError(f"need 1 <= block_rows <= window_rows, got {block_rows} and {window_rows}")
+        counts = torch.tensor([shard.rows for shard in self.store.manifest.shards])
+        blocks = (counts + block_rows - 1) // block_rows
+        self._shard_of = torch.arange(len(counts)).repeat_interleave(blocks)
+        first = (blocks.cumsum(0) - blocks).repeat_interleave(blocks)
+        self._start_of = (torch.arange(len(self._shard_of)) - first) * block_rows
+        self._block_rows = block_rows
+        self._blocks_a_window = window_rows // block_rows
+        self._windows = -(-len(self._shard_of) // self._blocks_a_window)
+
+    def window(self, number: int) -> Tensor:
+        epoch, place = divmod(number, self._windows)
+        order = torch.randperm(len(self._shard_of), generator=generator_for(self.seed, epoch, 0))
+        chosen = order[place * self._blocks_a_window :][: self._blocks_a_window].sort().values
+        parts = []
+        for shard, start in zip(self._shard_of[chosen].tolist(), self._start_of[chosen].tolist(), strict=True):
+            parts.append(self.store.rows(shard)[start : start + self._block_rows])
+        return torch.cat(parts)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        return self.store.manifest.statistics()

@@ -1,0 +1,96 @@
+"""The k largest pre-activations of every row, without keeping the [B, L] product.
+
+    pre = (x - centre) @ weight.T + bias        values, indices = the k largest of each row of pre
+
+Only the forward product is dense. Backwards, the gradient of `values` reaches just the chosen entries, so each weight
+gradient is a sum over a latent's own rows: O(B k D) work instead of O(B L D). The gradient of the centre needs no
+gradient of x: it is -(sum of the entries' gradients by latent) @ weight.
+
+`reference` is the same by plain autograd.
+"""
+
+# Shape letters: B rows, D input width, L latents, K kept per row.
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saelab.core.codes import Entries
+
+BLOCK_ENTRIES, BLOCK_ROWS = 1 << 21, 256
+"""Rows are taken in blocks of about this many pre-activations, so that a block is still in cache when its largest are
+picked, but of no fewer rows than this, below which the product itself slows down."""
+
+
+def topk_linear(x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Entries]:
+    """The k largest of each row of (x - centre) @ weight.T + bias, largest first; ties fall the same way every time.
+
+    Args:
+        x: [B, D]; centre: [D]; weight: [L, D]; bias: [L].
+        k: 1 <= k <= L.
+
+    Returns:
+        values [B, K], differentiable in all four tensors, and the entries [B, K].
+    """
+    assert 1 <= k <= len(weight), (k, len(weight))
+    entries = Entries(torch.empty(0), len(weight))
+    return _TopKLinear.apply(x, centre, weight, bias, k, entries), entries
+
+
+def reference(x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Entries]:
+    """`topk_linear` by plain autograd over the dense product."""
+    values, indices = F.linear(x - centre, weight, bias).topk(k, dim=1)
+    return values, Entries(indices, len(weight))
+
+
+class _TopKLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, entries: Entries
+    ) -> Tensor:
+        centred = x - centre
+        values, indices = _topk_in_blocks(centred, weight, bias, k)
+        entries.indices = indices  # the caller's object, so that the sort by latent is shared with the decoder
+        ctx.entries = entries
+        ctx.save_for_backward(centred, weight)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        centred, weight = ctx.saved_tensors
+        entries, needs = ctx.entries, ctx.needs_input_grad
+        grad_bias = torch.zeros_like(weight[:, 0]).index_add_(0, entries.indices.flatten(), grad.flatten())
+        grad_x = bag(entries.indices, weight, grad) if needs[0] else None
+        grad_centre = -(grad_bias @ weight) if needs[1] else None
+        grad_weight = sum_by_latent(entries, grad, centred) if needs[2] else None
+        return grad_x, grad_centre, grad_weight, grad_bias if needs[3] else None, None, None
+
+
+def _topk_in_blocks(centred: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    device = centred.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else centred.dtype
+    rows, transposed, shift = centred.to(dtype), weight.to(dtype).T, bias.to(dtype)
+    values = centred.new_empty(len(rows), k)
+    indices = torch.empty(len(rows), k, dtype=torch.int64, device=rows.device)
+    size = min(max(BLOCK_ROWS, BLOCK_ENTRIES // len(weight)), max(1, len(rows)))
+    # One buffer for all blocks: fresh memory costs more in page faults than the arithmetic done in it.
+    buffer = rows.new_empty(size, len(weight))
+    for start in range(0, len(rows), size):
+        block = rows[start : start + size]
+        pre = torch.addmm(shift, block, transposed, out=buffer[: len(block)])
+        found = pre.topk(k, dim=1)
+        values[start : start + size], indices[start : start + size] = found
+    return values, indices
+
+
+def bag(indices: Tensor, weight: Tensor, values: Tensor) -> Tensor:
+    """Row b is the sum over its entries of value * weight[index]; [B, D] from [B, K], [L, D], [B, K]."""
+    return F.embedding_bag(indices, weight, per_sample_weights=values.to(weight.dtype), mode="sum")
+
+
+def sum_by_latent(entries: Entries, values: Tensor, rows: Tensor) -> Tensor:
+    """Row l is the sum over latent l's entries of value * rows[row of the entry]; [L, D] from [B, K] and [B, D]."""
+    weights = values.flatten()[entries.order].to(rows.dtype)
+    return F.embedding_bag(entries.rows, rows, entries.offsets, per_sample_weights=weights, mode="sum")

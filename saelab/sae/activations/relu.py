@@ -1,0 +1,41 @@
+"""ReLU with an L1 penalty:  f = max(pre, 0),   penalty = l1 * mean over rows of  sum_i f_i ||d_i|| / ||x||_2.
+
+The normalised L1 of Gao et al. 2024's baseline (arXiv 2406.04093, loss.py of the authors' code), weighted by the norms
+of the directions d_i so that it cannot be escaped by shrinking codes and growing directions (Conerly et al. 2024).
+Rows x are the scaled input.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saelab.core.codes import Codes
+from saelab.sae.base import Activation, Forward, PreActivations
+
+TINY = 1e-12
+"""Keeps the quotient finite on an all-zero row."""
+
+
+class ReLU(Activation):
+    """Keep every positive pre-activation; the number active varies from row to row.
+
+    Args:
+        l1: weight of the L1 penalty, at least 0. Larger means sparser.
+    """
+
+    def __init__(self, l1: float = 1e-2):
+        Module.__init__(self)
+        self.l1 = l1
+
+    def setup(self, d_in: int, n_latents: int) -> None:
+        if self.l1 < 0:
+            raise ValueError(f"ReLU: l1 must not be negative, got {self.l1}")
+
+    def forward(self, pre: PreActivations) -> Codes:
+        codes = Codes.full(pre.dense().relu())
+        return codes if torch.is_grad_enabled() else codes.compact()
+
+    def penalty(self, step: Forward) -> Tensor:
+        norms = step.sae.dictionary.directions().norm(dim=1)[step.codes.indices]
+        size = (step.codes.values.abs() * norms).sum(1)
+        return self.l1 * (size / step.x.norm(dim=1).clamp_min(TINY)).mean()

@@ -1,0 +1,1 @@
+"""Dictionaries, one a file."""

@@ -1,0 +1,59 @@
+"""AuxK: dead latents learn to reconstruct what the others leave over.
+
+    e     = target - x_hat                                   (no gradient)
+    f_aux = ReLU(the k_aux largest pre-activations among dead latents)
+    e_hat = decode(f_aux)
+    loss  = weight * mean (e_hat - e)^2 / mean (e - e_bar)^2      e_bar: the batch mean of e
+
+Gao et al. 2024 (arXiv 2406.04093), train.py of the authors' code: weight 1/32, k_aux a power of two near D / 2. As
+there, both sides carry the decoder's bias and only e_hat's passes a gradient. A latent is dead when it was active on no
+row of the last `dead_after` rows, the current batch included. Zero, with no gradient, when nothing is dead.
+"""
+
+# Shape letters: B rows, D input width, N dead latents.
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saelab.core.codes import Codes
+from saelab.sae.base import Forward, Loss
+
+
+class AuxK(Loss):
+    """Revive dead latents by a second reconstruction, of the residual, with dead latents only.
+
+    Args:
+        k_aux: dead latents kept per row; by default the power of two nearest to D / 2.
+        weight: of the term in the objective.
+        dead_after: rows (tokens) without firing after which a latent counts as dead.
+    """
+
+    def __init__(self, k_aux: int | None = None, weight: float = 1 / 32, dead_after: int = 10_000_000):
+        Module.__init__(self)
+        self.k_aux = k_aux
+        self.weight = weight
+        self.dead_after = dead_after
+
+    def setup(self, d_in: int, n_latents: int) -> None:
+        if self.k_aux is not None and self.k_aux < 1:
+            raise ValueError(f"AuxK: k_aux must be at least 1, got {self.k_aux}")
+        if self.dead_after < 1:
+            raise ValueError(f"AuxK: dead_after must be at least 1 row, got {self.dead_after}")
+        self.width = self.k_aux or 2 ** round(torch.tensor(max(d_in / 2, 1)).log2().item())
+
+    def forward(self, step: Forward) -> Tensor:
+        dead = step.sae.firing.dead(self.dead_after).nonzero().squeeze(1)
+        if not len(dead):
+            return step.x_hat.new_zeros(())
+        error = (step.target - step.x_hat).detach()
+        values, slots = step.pre.of(dead).topk(min(self.width, len(dead)), dim=1)
+        codes = Codes(values.relu(), dead[slots], step.codes.n_latents)
+        target = error + step.sae.dictionary.bias().detach()
+        return self.weight * normalised_error(step.sae.dictionary.decode(codes), target)
+
+
+def normalised_error(x_hat: Tensor, target: Tensor) -> Tensor:
+    """Squared error over that of always predicting the batch mean; 0 where the target does not vary at all."""
+    variance = (target - target.mean(0)).square().mean()
+    return torch.where(variance > 0, (x_hat - target).square().mean() / variance.clamp_min(1e-30), 0.0)

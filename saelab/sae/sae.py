@@ -1,0 +1,229 @@
+"""The sparse autoencoder: a dictionary, an activation and losses, and the file it is saved to.
+
+    codes = activation(dictionary.pre(scale(x)))          x_hat = unscale(dictionary.decode(codes))
+
+Training belongs to `saelab.train`; this file knows only what one batch's objective is.
+"""
+
+# Shape letters: B rows, D input width, L latents.
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelab.core.codes import Codes
+from saelab.core.components import near_miss
+from saelab.core.files import check_format, read_json, read_tensors, write_json, write_tensors
+from saelab.sae.base import Activation, Dictionary, Forward, Loss
+from saelab.sae.dictionaries.dense import Dense
+from saelab.sae.firing import Firing
+from saelab.sae.scale import Scale
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder.
+
+    Args:
+        d_in: width D of the rows it reads.
+        n_latents: number L of latents.
+        activation: turns pre-activations into codes, e.g. `TopK(k=32)`.
+        losses: further terms of the objective, e.g. `[AuxK()]`.
+        dictionary: the two linear maps; `Dense()` by default.
+        seed: of the starting weights.
+
+    Raises:
+        ValueError: for sizes below 1 or a component that does not fit them.
+    """
+
+    variance: Tensor
+
+    def __init__(
+        self,
+        d_in: int,
+        n_latents: int,
+        activation: Activation,
+        losses: Sequence[Loss] = (),
+        dictionary: Dictionary | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if d_in < 1 or n_latents < 1:
+            raise ValueError(f"d_in and n_latents must be at least 1, got {d_in} and {n_latents}")
+        self.d_in, self.n_latents, self.seed = d_in, n_latents, seed
+        self.activation = activation
+        self.losses = nn.ModuleList(losses)
+        self.dictionary = Dense() if dictionary is None else dictionary
+        self._check_losses()
+        activation.setup(d_in, n_latents)
+        for loss in losses:
+            loss.setup(d_in, n_latents)
+        self.dictionary.setup(d_in, n_latents, torch.Generator().manual_seed(seed))
+        self.scale = Scale(d_in)
+        self.firing = Firing(n_latents)
+        # Mean squared deviation of a scaled entry from its mean, fixed once from a sample: the loss's unit.
+        self.register_buffer("variance", torch.ones(()))
+
+    def _check_losses(self) -> None:
+        names = [type(loss).__name__ for loss in self.losses]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the loss {name} is given {names.count(name)} times; give it once")
+
+    def encode(self, x: Tensor) -> Codes:
+        """Codes of rows x [B, D]; their values are in units of the scaled input (`scale`)."""
+        return self.activation(self.dictionary.pre(self.scale.apply_to(self._rows(x))))
+
+    def decode(self, codes: Codes) -> Tensor:
+        """Reconstructed rows [B, D], in the units of the input."""
+        return self.scale.undo(self.dictionary.decode(codes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction [B, D] of rows x [B, D]."""
+        return self.decode(self.encode(x))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.d_in:
+            raise ValueError(f"expected rows of shape [B, {self.d_in}], got {list(x.shape)}")
+        return x
+
+    @torch.no_grad()
+    def initialise(self, sample: Tensor, scale: tuple[Tensor, Tensor] | None = None) -> None:
+        """Fit scaling, starting weights and the loss's unit to a sample of rows [n, D].
+
+        Args:
+            sample: rows, at least 2; the authors of the method use 32,768.
+            scale: the data set's mean [D] and scale, where they are known from more rows than the sample.
+        """
+        sample = self._rows(sample).to(self.scale.mean)
+        if len(sample) < 2:
+            raise ValueError(f"initialising needs at least 2 rows, got {len(sample)}")
+        mean, size = scale if scale else (sample.mean(0), (sample - sample.mean(0)).square().mean().sqrt())
+        self.scale.set(mean, size)
+        rows = self.scale.apply_to(sample)
+        self.variance.copy_((rows - rows.mean(0)).square().mean())
+        self.dictionary.initialise(rows, self.activation, torch.Generator().manual_seed(self.seed))
+
+    def objective(self, x: Tensor, target: Tensor | None = None) -> tuple[dict[str, Tensor], Forward]:
+        """The terms of the training objective on rows x [B, D], whose sum is minimised, and the pass that led to them.
+
+        `reconstruction` is mean (x_hat - x)^2 over all entries, divided by the variance fixed at initialisation.
+        Counts firing, so it is called once per training batch.
+        """
+        x = self.scale.apply_to(self._rows(x))
+        target = x if target is None else self.scale.apply_to(self._rows(target))
+        pre = self.dictionary.pre(x)
+        codes = self.activation(pre)
+        self.firing.update(codes)
+        step = Forward(self, x, target, pre, codes, self.dictionary.decode(codes))
+        terms = {"reconstruction": (step.x_hat - target).square().mean() / self.variance}
+        penalty = self.activation.penalty(step)
+        if penalty is not None:
+            terms["sparsity"] = penalty
+        return terms | {type(loss).__name__: loss(step) for loss in self.losses}, step
+
+    def before_step(self) -> None:
+        """What components do between the backward pass and the optimizer's step."""
+        self.dictionary.before_step()
+
+    def after_step(self) -> None:
+        """What components do after the optimizer's step."""
+        self.dictionary.after_step()
+        self.activation.after_step()
+
+    @torch.no_grad()
+    def fold(self) -> "SAE":
+        """Absorb the input scaling into the weights: same reconstructions, `scale` is the identity.
+
+        Codes become larger by the factor `scale.scale`: they are then in the units of the input.
+        """
+        self.dictionary.fold(self.scale.mean, self.scale.scale)
+        self.activation.rescale(self.scale.scale)
+        self.variance *= self.scale.scale**2
+        self.scale.reset()
+        return self
+
+    def config(self) -> dict[str, Any]:
+        """What rebuilds this SAE, without its weights."""
+        return {
+            "format": FORMAT,
+            "d_in": self.d_in,
+            "n_latents": self.n_latents,
+            "activation": self.activation.config(),
+            "losses": [loss.config() for loss in self.losses],  # type: ignore[operator]
+            "dictionary": self.dictionary.config(),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "SAE":
+        """An SAE with fresh weights from `config()`; components are looked up by name among the known ones."""
+        known = ("d_in", "n_latents", "activation", "losses", "dictionary", "seed")
+        for key in config:
+            if key not in known and key != "format":
+                raise ValueError(f"unknown key '{key}' of an SAE{near_miss(key, known)}")
+        for key in known[:3]:
+            if key not in config:
+                raise ValueError(f"an SAE's config needs the key '{key}'")
+        return cls(
+            d_in=config["d_in"],
+            n_latents=config["n_latents"],
+            activation=Activation.build(config["activation"]),
+            losses=[Loss.build(loss) for loss in config.get("losses", [])],
+            dictionary=Dictionary.build(config.get("dictionary", {"name": "Dense"})),
+            seed=config.get("seed", 0),
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `weights.safetensors` into a folder, each whole or not at all."""
+        folder = Path(folder)
+        write_tensors(folder / WEIGHTS, self.state_dict(), {"config": json.dumps(self.config())})
+        write_json(folder / CONFIG, self.config())
+
+    def __repr__(self) -> str:
+        parts = [self.activation, *self.losses] + ([] if isinstance(self.dictionary, Dense) else [self.dictionary])
+        words = ", ".join(_sentence(part.config()) for part in parts)  # type: ignore[operator]
+        return f"SAE(d_in={self.d_in}, n_latents={self.n_latents}, {words})"
+
+
+def _sentence(config: dict[str, Any]) -> str:
+    arguments = ", ".join(f"{key}={value!r}" for key, value in config.items() if key != "name")
+    return f"{config['name']}({arguments})"
+
+
+def load(folder: str | Path) -> SAE:
+    """The SAE saved in a folder.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it: missing, damaged, a newer format, or weights that do
+            not fit the config.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).exists() and (folder / "sae" / CONFIG).exists():
+        folder /= "sae"  # a run folder
+    config = read_json(folder / CONFIG)
+    check_format(folder / CONFIG, config.get("format"), FORMAT)
+    try:
+        sae = SAE.from_config(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    fit(sae, tensors, folder / WEIGHTS)
+    return sae
+
+
+def fit(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load tensors from a file into a module; ValueError that names the file and the first tensor that does not fit."""
+    wanted = module.state_dict()
+    for name in wanted.keys() | tensors.keys():
+        found = list(tensors[name].shape) if name in tensors else "nothing"
+        needed = list(wanted[name].shape) if name in wanted else "nothing"
+        if found != needed:
+            raise ValueError(f"{path} does not fit its config: {name} should be {needed}, the file holds {found}")
+    module.load_state_dict(tensors)

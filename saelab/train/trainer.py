@@ -1,0 +1,250 @@
+"""The training loop. One trainer serves every architecture: what a component needs, it does in its own hooks.
+
+`step(batch)` is one update and can be called from a loop of your own; `fit(source)` is that loop with progress, log,
+checkpoints and exact resume.
+"""
+
+# Shape letters: B rows, D input width.
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelab.core.log import Log, Record
+from saelab.core.progress import Bar, progress
+from saelab.core.run import Run
+from saelab.data.source import Batch, Source
+from saelab.sae.base import Forward
+from saelab.sae.sae import SAE
+from saelab.train import checkpoint
+from saelab.train.average import WeightAverage
+from saelab.train.schedule import default_rate, rate_at
+
+EPSILON = 6.25e-10
+"""Adam's epsilon in Gao et al. 2024's code; gradients of wide SAEs are small."""
+SAMPLE_ROWS = 32_768
+
+
+class Trainer:
+    """Trains an SAE with Adam (betas 0.9 and 0.999, epsilon 6.25e-10).
+
+    Args:
+        sae: what is trained, in place, on the device where it is.
+        lr: learning rate; by default 2e-4 / sqrt(n_latents / 2^14).
+        batch: rows of a step.
+        warmup: steps over which the rate rises from 0.
+        decay: share of the run, at its end, over which the rate falls to 0.
+        clip: largest norm of the whole gradient, if it is to be clipped.
+        average: momentum of an exponential average of the weights, which then is what is saved; e.g. 0.999.
+        bf16: whether matrix products run in bfloat16 (autocast).
+
+    Raises:
+        ValueError: for a setting out of its range.
+    """
+
+    def __init__(
+        self,
+        sae: SAE,
+        lr: float | None = None,
+        batch: int = 4096,
+        warmup: int = 100,
+        decay: float = 0.2,
+        clip: float | None = None,
+        average: float | None = None,
+        bf16: bool = False,
+    ):
+        self.sae = sae
+        self.lr = default_rate(sae.n_latents) if lr is None else lr
+        self.batch, self.warmup, self.decay, self.clip, self.bf16 = batch, warmup, decay, clip, bf16
+        self._check()
+        parameters = list(sae.parameters())
+        self.device = parameters[0].device
+        self.optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=(0.9, 0.999), eps=EPSILON, fused=True)
+        self.average = WeightAverage(parameters, average) if average is not None else None
+        self.step_number = 0
+        self.rows_seen = 0
+        self.rows_planned: int | None = None
+
+    def _check(self) -> None:
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1 row, got {self.batch}")
+        if self.warmup < 0 or not 0 <= self.decay <= 1:
+            raise ValueError(f"need warmup >= 0 and 0 <= decay <= 1, got {self.warmup} and {self.decay}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip must be positive, got {self.clip}; leave it out for no clipping")
+
+    def step(self, batch: Batch) -> tuple[dict[str, Tensor], Forward]:
+        """One update on a batch: forward, backward, components' hooks, Adam.
+
+        Returns:
+            The terms of the objective (detached scalars, `loss` their sum) and the forward pass.
+
+        Raises:
+            ValueError: if the batch or the loss is not finite; the weights are then as they were before.
+        """
+        x = self._checked(batch.x)
+        target = None if batch.target is None else self._checked(batch.target)
+        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            terms, forward = self.sae.objective(x, target)
+            loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            words = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+            raise ValueError(f"the loss at step {self.step_number} is not finite ({words}); lower lr or set clip")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.sae.before_step()
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        self.optimizer.step()
+        self.sae.after_step()
+        if self.average:
+            self.average.update()
+        self.step_number += 1
+        self.rows_seen += len(x)
+        return {"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()}, forward
+
+    def _checked(self, x: Tensor) -> Tensor:
+        x = x.to(self.device, torch.float32, non_blocking=True)
+        if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
+            row = int((~torch.isfinite(x).all(1)).nonzero()[0])
+            raise ValueError(
+                f"row {row} of the batch at step {self.step_number} holds NaN or infinity; nothing was changed. "
+                "Check the source's rows"
+            )
+        return x
+
+    def rate(self) -> float:
+        """The learning rate of the coming step; without decay while the length of the run is unknown."""
+        if self.rows_planned is None:
+            return rate_at(self.step_number, 1, self.lr, self.warmup, 0)
+        return rate_at(self.step_number, -(-self.rows_planned // self.batch), self.lr, self.warmup, self.decay)
+
+    def fit(
+        self,
+        source: Source,
+        rows: int,
+        run: Run | None = None,
+        log_every: int = 50,
+        save_every: int = 1000,
+        tensorboard: bool = False,
+        show: bool = True,
+    ) -> SAE:
+        """Train on `rows` rows of a source, rounded up to whole batches.
+
+        A trainer that has done no step first fits the starting point to a sample of the source. With a run whose
+        folder holds a checkpoint, training goes on from there, bit for bit as if it had never stopped.
+
+        Args:
+            source: where rows come from.
+            rows: rows to see in all.
+            run: folder for log, checkpoints and the trained SAE.
+            log_every: steps between records.
+            save_every: steps between checkpoints.
+            tensorboard: whether to write TensorBoard's event files too, into the run's folder.
+            show: whether to show progress.
+
+        Raises:
+            ValueError: see `step`, and for a source of another width.
+            KeyboardInterrupt: on Ctrl-C, after the step under way and a checkpoint.
+        """
+        self._prepare(source, rows, run)
+        last = -(-rows // self.batch)
+        log = Log(run.log_file, self.step_number, run.folder if tensorboard else None) if run else None
+        bar = progress("train", last * self.batch, "rows", done=self.rows_seen, show=show)
+        batches = source.batches(self.batch)
+        try:
+            with bar as shown, interrupts() as stopped:
+                while self.step_number < last:
+                    batch = next(batches)
+                    begun = time.perf_counter()
+                    terms, forward = self.step(batch)
+                    done = self.step_number
+                    if done % log_every == 0 or done in (1, last):
+                        self._say(terms, forward, begun, shown, log)
+                    shown.advance(len(batch.x))
+                    interrupted = stopped.is_set() and done < last
+                    if run and (done % save_every == 0 or done == last or interrupted):
+                        checkpoint.save(run.checkpoints, self, batch.place or {})
+                    if interrupted:
+                        raise KeyboardInterrupt(self._farewell(run))
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+            if log:
+                log.close()
+        if run:
+            self.save(run.sae)
+        return self.sae
+
+    def save(self, folder: Path) -> None:
+        """Save the SAE, with the averaged weights where there is an average."""
+        with self.average.swapped_in() if self.average else nullcontext():
+            if self.average:
+                self.sae.after_step()  # an average of unit directions is shorter than one
+            self.sae.save(folder)
+
+    def _prepare(self, source: Source, rows: int, run: Run | None) -> None:
+        if source.d_in != self.sae.d_in:
+            raise ValueError(f"the source's rows are {source.d_in} wide, the SAE reads {self.sae.d_in}")
+        if rows < 1:
+            raise ValueError(f"rows must be at least 1, got {rows}")
+        path = checkpoint.newest(run.checkpoints) if run and not self.step_number else None
+        if path:
+            source.restore(checkpoint.restore(path, self))
+        elif not self.step_number:
+            statistics = source.statistics()
+            scale = tuple(part.to(self.device) for part in statistics) if statistics else None
+            self.sae.initialise(source.sample(SAMPLE_ROWS).to(self.device), scale)  # type: ignore[arg-type]
+        self.rows_planned = rows
+
+    @torch.no_grad()
+    def _say(self, terms: dict[str, Tensor], forward: Forward, begun: float, bar: Bar, log: Log | None) -> None:
+        spread = (forward.target - forward.target.mean(0)).square().sum()
+        record: Record = {"step": self.step_number, "rows": self.rows_seen}
+        record |= {name: value.item() for name, value in terms.items()}
+        record["fvu"] = ((forward.x_hat - forward.target).square().sum() / spread).item()
+        record["l0"] = forward.codes.l0().float().mean().item()
+        # Rows since a latent last fired are what AuxK goes by; here a fixed horizon makes runs comparable.
+        record["silent_100k"] = int(self.sae.firing.dead(100_000).sum())
+        record["lr"] = self.optimizer.param_groups[0]["lr"]
+        record["step_seconds"] = time.perf_counter() - begun
+        bar.advance(0, f"fvu {record['fvu']:.3f}  l0 {record['l0']:.1f}  silent {record['silent_100k']}")
+        if log:
+            log.write(record)
+
+    def _farewell(self, run: Run | None) -> str:
+        if run is None:
+            return f"stopped after step {self.step_number}"
+        return f"stopped after step {self.step_number}; `saelab train --resume {run.folder}` goes on from there"
+
+
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets instead of stopping the program at once; a second Ctrl-C stops it."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
