@@ -10,11 +10,11 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
-    """"; did you mean 'k'?" for a name close to a known one, otherwise the list of known names."""
+    """The words "; did you mean 'k'?" for a name close to a known one, otherwise the list of known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
@@ -54,13 +54,13 @@ class Component:
         return variants[name]
 
     @classmethod
-    def parameters(cls) -> list[str]:
+    def options(cls) -> list[str]:
         """Names of the constructor's parameters."""
-        return [name for name in inspect.signature(cls).parameters]
+        return list(inspect.signature(cls).parameters)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON-able values, with the class name under "name"."""
-        return {"name": type(self).__name__} | {key: getattr(self, key) for key in self.parameters()}
+        return {"name": type(self).__name__} | {key: getattr(self, key) for key in self.options()}
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> Self:
@@ -70,7 +70,7 @@ class Component:
         variant = cls.named(config["name"])
         arguments = {key: value for key, value in config.items() if key != "name"}
         for key in arguments:
-            if key not in variant.parameters():
+            if key not in variant.options():
                 where = f"{cls.__name__.lower()} {variant.__name__}"
-                raise ValueError(f"unknown key '{key}' of {where}{near_miss(key, variant.parameters())}")
-        return cast(Self, variant(**arguments))
+                raise ValueError(f"unknown key '{key}' of {where}{near_miss(key, variant.options())}")
+        return variant(**arguments)

@@ -59,5 +59,6 @@ def _board(folder: Path, after: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("TensorBoard is not installed; `pip install tensorboard`, or leave --tensorboard out") from None
+        message = "TensorBoard is not installed: `pip install tensorboard`, or leave --tensorboard out"
+        raise ValueError(message) from None
     return SummaryWriter(str(folder), purge_step=after + 1)

@@ -15,10 +15,11 @@ README = """# A saelab run
 | file | what it is |
 |---|---|
 | `config.yaml` | every setting of this run; `saelab train --config config.yaml --out NEW` repeats it |
+| `source.json` | what the rows were made from: model, site, text |
 | `log.jsonl` | one JSON object per logged step: loss terms, FVU, L0, dead latents, learning rate |
-| `checkpoints/` | model, optimizer and data position; `saelab train --resume {name}` goes on from the newest, bit for bit |
+| `checkpoints/` | model, optimizer and data position; `saelab train --resume {name}` goes on from the newest |
 | `sae/` | the trained SAE: `saelab.load("{name}")` |
-| `scores.json` | what was measured: `{{metric: {{value, low, high, n, unit}}}}`, low to high the 95 % bootstrap interval |
+| `scores.json` | what was measured: `{{metric: {{value, low, high, n, unit}}}}`; low to high: 95 % bootstrap interval |
 | `latents.safetensors` | per-latent numbers of the last measurement: density, nearest cosine |
 
 `saelab show {name}` prints the config and the scores.
@@ -34,6 +35,7 @@ class Run:
         self.log_file = self.folder / "log.jsonl"
         self.checkpoints = self.folder / "checkpoints"
         self.sae = self.folder / "sae"
+        self.source_file = self.folder / "source.json"
         self.scores_file = self.folder / "scores.json"
         self.latents_file = self.folder / "latents.safetensors"
 

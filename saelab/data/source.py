@@ -10,7 +10,7 @@ keeps its place as two numbers. So a restored source goes on bit for bit, whatev
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,7 @@ class WindowSource(Source):
 
     def restore(self, state: dict[str, Any]) -> None:
         if state.get("seed") != self.seed:
-            raise ValueError(f"the saved place belongs to shuffle seed {state.get('seed')}, this source has {self.seed}")
+            raise ValueError(f"the saved place belongs to seed {state.get('seed')}, this source has {self.seed}")
         self._window, self._offset = int(state["window"]), int(state["offset"])
 
     def sample(self, rows: int) -> Tensor:
@@ -127,7 +127,7 @@ class WindowSource(Source):
         return rows[torch.randperm(len(rows), generator=generator_for(self.seed, number, 1))]
 
 
-def _ahead(make: Any, start: int, depth: int) -> Iterator[Any]:
+def _ahead(make: Callable[[int], Tensor], start: int, depth: int) -> Generator[Tensor, None, None]:
     """make(start), make(start + 1), ..., up to `depth` of them prepared ahead on a thread."""
     if depth == 0:
         number = start

@@ -136,7 +136,8 @@ class StoreWriter:
         stored = rows.to(DTYPES[manifest.dtype])
         bad = (~torch.isfinite(stored).all(1)).nonzero().flatten()
         if len(bad):
-            raise ValueError(_not_finite(rows[bad[0]], manifest.dtype, len(bad), {k: v[bad[0]] for k, v in columns.items()}))
+            where = {key: int(value[bad[0]]) for key, value in columns.items()}
+            raise ValueError(_not_finite(rows[bad[0]], manifest.dtype, len(bad), where))
         file = f"shard-{len(manifest.shards):05d}.safetensors"
         path = self.folder / file
         write_tensors(path, {"rows": stored, **columns})
@@ -156,11 +157,11 @@ class StoreWriter:
         self.manifest.save(self.folder)
 
 
-def _not_finite(row: Tensor, dtype: str, count: int, columns: dict[str, Tensor]) -> str:
-    where = ", ".join(f"{key} {int(value)}" for key, value in columns.items())
+def _not_finite(row: Tensor, dtype: str, count: int, columns: dict[str, int]) -> str:
+    where = ", ".join(f"{key} {value}" for key, value in columns.items())
     if torch.isfinite(row).all():
-        return f"{count} rows do not fit into {dtype} (largest entry {row.abs().max():.3g}, at {where}); use --dtype bf16"
-    return f"the activations hold NaN or infinity in {count} rows (first at {where}); the model is at fault, not the store"
+        return f"{count} rows do not fit into {dtype} (entry {row.abs().max():.3g}, at {where}); use --dtype bf16"
+    return f"the activations hold NaN or infinity in {count} rows (first at {where}): look at the model's precision"
 
 
 class Store:
@@ -206,7 +207,7 @@ class Store:
         path = self.folder / shard.file
         if number not in self._verified:
             if sha256(path) != shard.sha256:
-                raise ValueError(f"the shard {path} is damaged: wrong checksum; restore it from a copy or harvest again")
+                raise ValueError(f"the shard {path} is damaged (checksum); restore it from a copy or harvest again")
             self._verified.add(number)
         return path
 

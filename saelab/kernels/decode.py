@@ -41,7 +41,7 @@ class _Decode(torch.autograd.Function):
         return bag(entries.indices, weight, values)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, weight = ctx.saved_tensors
         entries, needs = ctx.entries, ctx.needs_input_grad
         grad_values = dot_at(entries.indices, grad, weight).to(values.dtype) if needs[0] else None

@@ -47,9 +47,7 @@ def reference(x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int) -
 
 class _TopKLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, entries: Entries
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, entries: Entries) -> Tensor:
         centred = x - centre
         values, indices = _topk_in_blocks(centred, weight, bias, k)
         entries.indices = indices  # the caller's object, so that the sort by latent is shared with the decoder
@@ -58,7 +56,7 @@ class _TopKLinear(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         centred, weight = ctx.saved_tensors
         entries, needs = ctx.entries, ctx.needs_input_grad
         grad_bias = torch.zeros_like(weight[:, 0]).index_add_(0, entries.indices.flatten(), grad.flatten())

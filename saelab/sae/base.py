@@ -92,7 +92,7 @@ class Activation(Component, nn.Module, ABC):
 
     home = "saelab.sae.activations"
 
-    def setup(self, d_in: int, n_latents: int) -> None:  # noqa: B027 - most activations have nothing to size
+    def setup(self, d_in: int, n_latents: int) -> None:
         """Check the sizes and make parameters and buffers; ValueError for a setting that does not fit."""
 
     @abstractmethod
@@ -103,10 +103,10 @@ class Activation(Component, nn.Module, ABC):
         """The activation's own sparsity penalty, if it has one."""
         return None
 
-    def rescale(self, factor: Tensor) -> None:  # noqa: B027 - scale-equivariant activations have nothing to do
+    def rescale(self, factor: Tensor) -> None:
         """Adapt thresholds to pre-activations that became `factor` times larger (when a scaling is folded)."""
 
-    def after_step(self) -> None:  # noqa: B027 - optional
+    def after_step(self) -> None:
         """Called after the optimizer's step."""
 
 
@@ -130,7 +130,7 @@ class Loss(Component, nn.Module, ABC):
 
     home = "saelab.sae.losses"
 
-    def setup(self, d_in: int, n_latents: int) -> None:  # noqa: B027 - most losses have nothing to size
+    def setup(self, d_in: int, n_latents: int) -> None:
         """Check the sizes; ValueError for a setting that does not fit."""
 
     @abstractmethod

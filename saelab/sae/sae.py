@@ -10,13 +10,13 @@ Training belongs to `saelab.train`; this file knows only what one batch's object
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from saelab.core.codes import Codes
-from saelab.core.components import near_miss
+from saelab.core.components import Component, near_miss
 from saelab.core.files import check_format, read_json, read_tensors, write_json, write_tensors
 from saelab.sae.base import Activation, Dictionary, Forward, Loss
 from saelab.sae.dictionaries.dense import Dense
@@ -69,6 +69,9 @@ class SAE(nn.Module):
         self.firing = Firing(n_latents)
         # Mean squared deviation of a scaled entry from its mean, fixed once from a sample: the loss's unit.
         self.register_buffer("variance", torch.ones(()))
+
+    def _losses(self) -> list[Loss]:
+        return cast(list[Loss], list(self.losses))  # a ModuleList forgets what it holds
 
     def _check_losses(self) -> None:
         names = [type(loss).__name__ for loss in self.losses]
@@ -126,7 +129,7 @@ class SAE(nn.Module):
         penalty = self.activation.penalty(step)
         if penalty is not None:
             terms["sparsity"] = penalty
-        return terms | {type(loss).__name__: loss(step) for loss in self.losses}, step
+        return terms | {type(loss).__name__: loss(step) for loss in self._losses()}, step
 
     def before_step(self) -> None:
         """What components do between the backward pass and the optimizer's step."""
@@ -156,7 +159,7 @@ class SAE(nn.Module):
             "d_in": self.d_in,
             "n_latents": self.n_latents,
             "activation": self.activation.config(),
-            "losses": [loss.config() for loss in self.losses],  # type: ignore[operator]
+            "losses": [loss.config() for loss in self._losses()],
             "dictionary": self.dictionary.config(),
             "seed": self.seed,
         }
@@ -187,8 +190,10 @@ class SAE(nn.Module):
         write_json(folder / CONFIG, self.config())
 
     def __repr__(self) -> str:
-        parts = [self.activation, *self.losses] + ([] if isinstance(self.dictionary, Dense) else [self.dictionary])
-        words = ", ".join(_sentence(part.config()) for part in parts)  # type: ignore[operator]
+        parts: list[Component] = [self.activation, *self._losses()]
+        if self.dictionary.config() != Dense().config():
+            parts.append(self.dictionary)
+        words = ", ".join(_sentence(part.config()) for part in parts)
         return f"SAE(d_in={self.d_in}, n_latents={self.n_latents}, {words})"
 
 

@@ -71,7 +71,7 @@ def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
 
 
 def _adam(trainer: "Trainer") -> dict[int, dict[str, Tensor]]:
-    return trainer.optimizer.state_dict()["state"]  # type: ignore[no-any-return]
+    return trainer.optimizer.state_dict()["state"]
 
 
 def _restore_adam(trainer: "Trainer", tensors: dict[str, Tensor]) -> None:

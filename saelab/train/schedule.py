@@ -1,14 +1,14 @@
 """The learning rate over a run:  base * warm-up * decay.
 
-    warm-up: rises linearly from base / warmup to base over the first `warmup` steps
-    decay:   falls linearly from base to 0 over the last `decay` share of the steps
+warm-up: rises linearly from base / warmup to base over the first `warmup` steps
+decay:   falls linearly from base to 0 over the last `decay` share of the steps
 """
 
 import math
 
 
 def default_rate(n_latents: int) -> float:
-    """2e-4 / sqrt(L / 2^14): the best rate falls as 1 / sqrt(L) (Gao et al. 2024); the constant is dictionary_learning's."""
+    """2e-4 / sqrt(L / 2^14): the best rate falls as 1 / sqrt(L) (Gao et al. 2024); dictionary_learning's constant."""
     return 2e-4 / math.sqrt(n_latents / 2**14)
 
 

@@ -62,7 +62,7 @@ class Dense(Dictionary):
         codes = activation(self.pre(probes + self.b_dec))
         norm = (self.decode(codes) - self.b_dec).norm(dim=1).mean()
         if norm > 0:
-            self.W_enc /= norm
+            self.W_enc.div_(norm)
 
     def pre(self, x: Tensor) -> PreActivations:
         return PreActivations(x, self.b_dec, self.W_enc, self.b_enc)
@@ -79,7 +79,7 @@ class Dense(Dictionary):
     @torch.no_grad()
     def fold(self, mean: Tensor, scale: Tensor) -> None:
         # Codes grow by `scale` and directions keep unit norm: W_enc sees scale * x', so only the biases change.
-        self.b_enc *= scale
+        self.b_enc.mul_(scale)
         self.b_dec.copy_(self.b_dec * scale + mean)
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ class Dense(Dictionary):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
 
 
 def geometric_median(rows: Tensor, tolerance: float = 1e-6, max_rounds: int = 200) -> Tensor:

@@ -1,0 +1,79 @@
+# Everything runs in .venv, which holds exactly what requirements.lock names, plus this package in editable form.
+# Paths are relative throughout, so the checkout may lie in a folder whose name has spaces.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# -qq drops the progress bars and the chatter; errors still show. --no-compile halves the time: Python compiles on
+# first import, and most of what comes along is never imported.
+PIP   := -m pip --disable-pip-version-check install -qq --no-compile
+
+# Only `make lock` uses these. torch is pinned by hand, because it decides the versions of much else:
+# `make lock TORCH=x.y.z` moves it.
+TORCH   ?= $(shell sed -n 's/^torch==//p' requirements.lock)
+LOCKING := build/lock
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format lock clean
+
+help:  ## print this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name what; do \
+		printf 'make %-11s %s\n' "$$name" "$$what"; done
+
+quickstart: $(READY)  ## train and measure a small SAE, open the explorer (options: ARGS="--help")
+	@$(VENV)/bin/saelab quickstart $(ARGS)
+
+test: lint  ## lint, type-check and run the tests (options for pytest: ARGS="-k floors")
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff and mypy, changing nothing
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(PY) -m mypy
+
+format: $(READY)  ## let ruff fix and format the code
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean:  ## remove .venv, caches and build output (runs and stores stay)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find saelab tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp appears only after everything is installed: an interrupted first install starts over (--clear),
+# a changed lock updates in place.
+$(READY): requirements.lock pyproject.toml
+	$(check-python)
+	@"$(PYTHON)" -m venv $(if $(wildcard $(READY)),,--clear) $(VENV)
+	@echo "saelab: installing what requirements.lock names into $(VENV) (about a minute, plus the download) ..."
+	@$(PY) $(PIP) -r requirements.lock
+	@echo "saelab: installing the package itself ..."
+	@$(PY) $(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "saelab: $(VENV) is ready"
+
+# Run it with the oldest Python that saelab supports, so that every pin fits all of them. The GPU libraries are left
+# out of the lock: torch names its own exactly, and a machine without a GPU has none.
+lock:  ## resolve all dependencies anew and write requirements.lock
+	$(check-python)
+	@"$(PYTHON)" -m venv --clear $(LOCKING)
+	@echo "saelab: resolving with torch $(TORCH) (some minutes) ..."
+	@$(LOCKING)/bin/python $(PIP) setuptools wheel "torch==$(TORCH)"
+	@$(LOCKING)/bin/python $(PIP) --no-build-isolation -e '.[dev]'
+	@$(LOCKING)/bin/python -m pip freeze --all --exclude pip --exclude-editable > $(LOCKING)/frozen
+	@{ sed -n '/^#/p' requirements.lock; \
+	   sed -e '/^\(nvidia\|cuda\|triton\)/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' $(LOCKING)/frozen; } > $(LOCKING)/new
+	@mv $(LOCKING)/new requirements.lock
+	@rm -rf $(LOCKING)
+	@echo "saelab: wrote requirements.lock"
+
+define check-python
+	@command -v "$(PYTHON)" >/dev/null || { echo "saelab: there is no '$(PYTHON)' here; \
+	install Python 3.11 or newer, or say make PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "saelab: $(PYTHON) is \
+	$$("$(PYTHON)" --version 2>&1), but 3.11 or newer is needed; say make PYTHON=python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "saelab: $(PYTHON) cannot make virtual \
+	environments; install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+endef

@@ -1,0 +1,181 @@
+"""The command line: `saelab COMMAND [options]`.
+
+Options, their types and their help come from the signatures and docstrings of the functions and classes they belong
+to. A wrong setting is one line that names it and the nearest right one, and exit status 2.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from saelab.core.components import Component, near_miss
+
+Command = Callable[[list[str]], None]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ends the process with 0, 1 (failed), 2 (wrong input) or 130 (interrupted)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    if words[0] == "--version":
+        import saelab
+
+        print(f"saelab {saelab.__version__}")
+        return
+    try:
+        if words[0] not in COMMANDS:
+            raise ValueError(f"unknown command '{words[0]}'{near_miss(words[0], COMMANDS)}")
+        COMMANDS[words[0]][1](words[1:])
+    except (ValueError, OSError) as error:
+        print(f"saelab: {error.strerror or error if isinstance(error, OSError) else error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+    except KeyboardInterrupt as stop:
+        print(f"saelab: {stop or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _overview() -> str:
+    lines = [f"  {name:<12}{text}" for name, (text, _) in COMMANDS.items()]
+    return "\n".join(["usage: saelab COMMAND [options]", "", *lines, "", "saelab COMMAND --help lists its options."])
+
+
+def _quickstart(words: list[str]) -> None:
+    from saelab.recipes.quickstart import quickstart
+
+    parser = _parser("quickstart")
+    parser.add_function_arguments(quickstart)
+    quickstart(**vars(parse(parser, words)))
+
+
+def _harvest(words: list[str]) -> None:
+    from saelab.models.subject import Subject
+    from saelab.recipes.harvest import harvest_to
+
+    parser = _parser("harvest")
+    parser.add_function_arguments(harvest_to, skip={"subject"})
+    parser.add_class_arguments(Subject)
+    options = vars(parse(parser, words))
+    subject = Subject(**{key: options.pop(key) for key in Subject.__dataclass_fields__})
+    harvest_to(subject=subject, **options)
+
+
+def _train(words: list[str]) -> None:
+    from saelab.recipes.train import add_options, train_from_options
+
+    parser = _parser("train")
+    add_options(parser)
+    others = [word for word in words if word.startswith("-") and not word.startswith("--resume")]
+    if others and any(word.startswith("--resume") for word in words):
+        raise ValueError(f"--resume takes every setting from the run; leave out {', '.join(others)}")
+    train_from_options(parser, parse(parser, words))
+
+
+def _measure(words: list[str]) -> None:
+    from saelab.recipes.measure import measure_runs
+
+    parser = _parser("measure")
+    parser.add_argument("runs", nargs="+", type=str, help="folders of runs, or of saved SAEs")
+    parser.add_function_arguments(measure_runs, skip={"runs"})
+    made = parser.instantiate(parse(parser, words))
+    measure_runs(**vars(made))
+
+
+def _show(words: list[str]) -> None:
+    from saelab.recipes.show import show
+
+    parser = _parser("show")
+    parser.add_argument("runs", nargs="+", type=str, help="folders of runs")
+    show(**vars(parse(parser, words)))
+
+
+COMMANDS: dict[str, tuple[str, Command]] = {
+    "quickstart": ("the bundled model, the Python standard library: train, measure, show", _quickstart),
+    "harvest": ("write a model's activations into a store", _harvest),
+    "train": ("train an SAE on a store or a live model", _train),
+    "measure": ("every metric of any number of SAEs, in one table", _measure),
+    "show": ("print a run's config and scores", _show),
+}
+
+
+def _parser(command: str) -> ArgumentParser:
+    return ArgumentParser(
+        prog=f"saelab {command}", description=COMMANDS[command][0], exit_on_error=False, default_meta=False
+    )
+
+
+def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
+    """Parse options; ValueError of one line that names the wrong one, and the near miss if there is one."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word == "--config" or word.startswith("--config="):
+            _check_classes(Path(word.partition("=")[2] or following))
+    try:
+        options = parser.parse_args(words)
+    except Exception as error:  # jsonargparse raises its own and argparse's errors
+        raise ValueError(_explained(parser, str(error))) from error
+    options.pop("config", None)
+    return options
+
+
+def _check_classes(path: Path) -> None:
+    """ValueError if a config names a class that is not a known component: a file must not make us import things."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the config {path}: {error}") from None
+    known = {name: kind for kind in _kinds() for name, kind in kind.variants().items()}
+    paths = {f"{kind.__module__}.{name}" for name, kind in known.items()}
+    for name in _class_paths(config):
+        if name not in known and name not in paths:
+            raise ValueError(f"{path}: unknown component '{name}'{near_miss(name, known)}")
+
+
+def _kinds() -> list[type[Component]]:
+    from saelab.sae.base import Activation, Dictionary, Loss
+
+    return [Activation, Dictionary, Loss]
+
+
+def _class_paths(value: Any) -> list[str]:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    own = [str(value["class_path"])] if isinstance(value, dict) and "class_path" in value else []
+    return own + [path for part in parts for path in _class_paths(part)]
+
+
+def _explained(parser: ArgumentParser, message: str) -> str:
+    """A parser's complaint as one line, with the near miss."""
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        option = found[1].partition("=")[0]
+        known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+        return f"unknown option {option}{_near_option(option, known)}"
+    key = re.search(r'key "([^"]+)"', message)
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        name = found[1].rstrip(".,")
+        kind = next((kind for kind in _kinds() if key and kind.__name__.lower() in key[1]), None)
+        known_names = kind.variants() if kind else {name: kind for kind in _kinds() for name in kind.variants()}
+        return f"--{key[1] if key else ''}: unknown component '{name}'{near_miss(name, known_names)}"
+    if found := re.search(r"Option '([^']+)' is not accepted", message):
+        path = re.search(r"class_path '([^']+)'", message)
+        variants = {v.__name__: v for kind in _kinds() for v in kind.variants().values()}
+        variant = variants.get(path[1].rsplit(".", 1)[-1]) if path else None
+        hint = near_miss(found[1], variant.options()) if variant else ""
+        return f"--{key[1] if key else ''}: unknown option '{found[1]}'{hint}"
+    keys = re.findall(r'[Kk]ey "([^"]+)"', message)
+    if found := re.search(r"Expected an? (.+)", message):
+        wanted = re.sub(r"<class '([^']+)'>", r"\1", found[1])
+        return f"--{'.'.join(keys)}: expected {wanted}"
+    return " ".join(dict.fromkeys(line.strip() for line in message.splitlines() if line.strip()))
+
+
+def _near_option(option: str, known: list[str]) -> str:
+    # First the end of a dotted name: `--lr` is meant for `--trainer.lr`.
+    close = [name for name in known if name.rsplit(".", 1)[-1] == option.lstrip("-")][:1]
+    close = close or difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else "; --help lists the options"

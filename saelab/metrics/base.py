@@ -1,0 +1,164 @@
+"""What a metric is, what it sees, and where its error bars come from.
+
+A metric is fed one chunk of rows after another and gives named scores at the end. Error bars are 95 % bootstrap
+intervals over documents (tokens of one document are not independent): every total is kept per document, and the
+formula is applied to totals of documents drawn with replacement.
+"""
+
+# Shape letters: B rows of a chunk, D input width, L latents, G groups of documents, Q quantities, S resamples.
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from saelab.core.codes import Codes
+from saelab.core.components import Component
+from saelab.models.language_model import LanguageModel
+from saelab.models.tokens import TokenRows
+from saelab.sae.sae import SAE
+
+GROUPS = 1000
+"""Documents are dealt into at most this many groups, so that memory does not grow with their number."""
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number.
+
+    Attributes:
+        value: the number.
+        low, high: ends of its 95 % bootstrap interval; None where there is nothing to resample.
+        n: how many tokens (or latents) it stands on.
+        unit: what it is counted in.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """The text behind a chunk, for metrics that run the model."""
+
+    model: LanguageModel
+    tokens: TokenRows
+    activations: Tensor
+    """[R, T, D], at all positions."""
+    keep: Tensor
+    """[R, T] bool: the positions of the chunk's rows, in reading order."""
+    logits: Tensor
+    """[R, T, V] of the unchanged model."""
+    mean: Tensor
+    """[D], mean of the evaluation's rows."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a metric sees of one chunk."""
+
+    sae: SAE
+    x: Tensor
+    """Rows [B, D], float32, in the data's own units."""
+    x_hat: Tensor
+    """Their reconstructions [B, D]."""
+    codes: Codes
+    group: Tensor
+    """Group of each row's document, from 0 to GROUPS - 1; [B]."""
+    text: TextChunk | None
+    """None where only activations are at hand."""
+
+
+class Metric(Component, ABC):
+    """One metric of one SAE. A fresh object is made for every SAE."""
+
+    home = "saelab.metrics"
+    needs_model: ClassVar[bool] = False
+    """Whether it has to run the language model."""
+
+    @abstractmethod
+    def update(self, view: View) -> None:
+        """Take in a chunk."""
+
+    @abstractmethod
+    def scores(self, sae: SAE) -> dict[str, Score]:
+        """The scores, once every chunk was seen."""
+
+    def latents(self) -> dict[str, Tensor]:
+        """Numbers per latent, [L] each, kept beside the scores."""
+        return {}
+
+
+class Totals:
+    """Totals of named quantities by group of documents."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, group: Tensor, **values: Tensor) -> None:
+        """Add values [B] or [B, Q] of rows to their groups' totals."""
+        self.n += len(group)
+        for name, value in values.items():
+            shape = (GROUPS, *value.shape[1:])
+            total = self._sums.setdefault(name, torch.zeros(shape, dtype=torch.float64))
+            total.index_add_(0, group.cpu(), value.detach().double().cpu())
+
+    def total(self, name: str) -> Tensor:
+        """Total over all documents."""
+        return self._sums[name].sum(0)
+
+    def by_group(self, name: str) -> Tensor:
+        """Totals by group, [GROUPS] or [GROUPS, Q]."""
+        return self._sums[name]
+
+    def score(self, formula: Callable[..., Tensor], unit: str, **given: Tensor) -> Score:
+        """Score of a formula of totals.
+
+        Args:
+            formula: its parameters name quantities; it is called with totals over all documents, and with totals
+                [S] over resampled ones.
+            unit: of the result.
+            given: totals by group [GROUPS] that were worked out afterwards, by name.
+        """
+        names = formula.__code__.co_varnames[: formula.__code__.co_argcount]
+        sums = torch.stack([given[name] if name in given else self._sums[name] for name in names], 1)
+        sums = sums[sums.abs().sum(1) > 0]
+        value = formula(*sums.sum(0)).item()
+        low, high = interval(formula, sums)
+        return Score(value, low, high, self.n, unit)
+
+
+def interval(formula: Callable[..., Tensor], sums: Tensor) -> tuple[float | None, float | None]:
+    """95 % bootstrap interval of formula(*totals) over groups with totals [G, Q]; None for fewer than two groups."""
+    if len(sums) < 2:
+        return None, None
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
+    weights = torch.zeros(RESAMPLES, len(sums), dtype=sums.dtype)
+    weights.scatter_add_(1, drawn, torch.ones_like(weights))
+    values = formula(*(weights @ sums).T)
+    values = values[torch.isfinite(values)]
+    if not len(values):
+        return None, None
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
+def score_of_latents(values: Tensor, unit: str) -> Score:
+    """Mean of a number per latent [n], bootstrapped over latents."""
+    binned = torch.zeros(min(GROUPS, len(values)), 2, dtype=torch.float64)
+    pairs = torch.stack([values.double(), torch.ones(len(values), dtype=torch.float64)], 1)
+    binned.index_add_(0, torch.arange(len(values)) % len(binned), pairs)
+    low, high = interval(lambda total, count: total / count, binned)
+    return Score(values.double().mean().item(), low, high, len(values), unit)

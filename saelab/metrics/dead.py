@@ -1,0 +1,25 @@
+"""Dead latents: active in none of the last H rows of training, H = 10 million or a quarter of the run if that is less.
+
+Ten million tokens is Gao et al. 2024's horizon (arXiv 2406.04093). It is read from the counter the SAE keeps while it
+trains, because a latent that is silent on a small evaluation set may just be rare. An SAE without training history
+(a converted one) has no such score; see `silent` in the density spectrum.
+"""
+
+from saelab.metrics.base import Metric, Score, View, score_of_latents
+from saelab.sae.sae import SAE
+
+HORIZON = 10_000_000
+
+
+class DeadLatents(Metric):
+    """Share of latents that stopped firing in training."""
+
+    def update(self, view: View) -> None:
+        """Nothing: what counts happened in training."""
+
+    def scores(self, sae: SAE) -> dict[str, Score]:
+        horizon = min(HORIZON, int(sae.firing.rows) // 4)
+        if not horizon:
+            return {}
+        dead = sae.firing.dead(horizon).float().cpu()
+        return {"dead": score_of_latents(dead, f"share of latents, last {horizon} training rows")}

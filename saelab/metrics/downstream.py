@@ -1,0 +1,74 @@
+"""What the language model loses when its activations are replaced.
+
+At the positions that rows are kept of, the site's value is replaced by its reconstruction, by the mean row, or by zero;
+other positions (BOS, padding, outliers) stay as they are. Cross entropies are in nats per token, over the predictions
+made at those positions.
+
+    ce_delta          ce_sae - ce_clean
+    ce_recovered      (ce_zero - ce_sae) / (ce_zero - ce_clean)             SAEBench's ce_loss_score
+    ce_recovered_mean (ce_mean - ce_sae) / (ce_mean - ce_clean)             the same against mean ablation
+    kl                KL(clean || sae), mean over tokens
+    kl_recovered      (kl_zero - kl) / kl_zero
+"""
+
+# Shape letters: R packed rows of tokens, T tokens of each, V vocabulary, n predictions.
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saelab.metrics.base import GROUPS, Metric, Score, TextChunk, Totals, View
+from saelab.sae.sae import SAE
+
+
+class Downstream(Metric):
+    """Cross entropy and KL with original, reconstructed, mean- and zero-ablated activations."""
+
+    needs_model = True
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+
+    def update(self, view: View) -> None:
+        text = view.text
+        assert text is not None
+        predicts = text.keep[:, :-1] & (text.tokens.document[:, 1:] >= 0)
+        clean = _log_probabilities(text.logits, predicts)
+        target = text.tokens.ids[:, 1:][predicts].to(clean.device)
+        values = {"tokens": torch.ones(len(clean)), "clean": F.nll_loss(clean, target, reduction="none")}
+        replacements = {"sae": view.x_hat, "mean": text.mean.expand_as(view.x), "zero": torch.zeros_like(view.x)}
+        for name, rows in replacements.items():
+            logits = text.model.run_with(text.tokens.ids, _replaced(text, rows))
+            changed = _log_probabilities(logits, predicts)
+            values[name] = F.nll_loss(changed, target, reduction="none")
+            values[f"kl_{name}"] = F.kl_div(changed, clean, log_target=True, reduction="none").sum(1)
+        group = text.tokens.document[:, :-1][predicts].long() % GROUPS
+        self.totals.add(group, **values)
+
+    def scores(self, sae: SAE) -> dict[str, Score]:
+        score = self.totals.score
+        nats = "nats per token"
+        return {
+            "ce_clean": score(lambda clean, tokens: clean / tokens, nats),
+            "ce_sae": score(lambda sae, tokens: sae / tokens, nats),
+            "ce_mean": score(lambda mean, tokens: mean / tokens, nats),
+            "ce_zero": score(lambda zero, tokens: zero / tokens, nats),
+            "ce_delta": score(lambda sae, clean, tokens: (sae - clean) / tokens, nats),
+            "ce_recovered": score(lambda zero, sae, clean: (zero - sae) / (zero - clean), "share"),
+            "ce_recovered_mean": score(lambda mean, sae, clean: (mean - sae) / (mean - clean), "share"),
+            "kl": score(lambda kl_sae, tokens: kl_sae / tokens, nats),
+            "kl_mean": score(lambda kl_mean, tokens: kl_mean / tokens, nats),
+            "kl_zero": score(lambda kl_zero, tokens: kl_zero / tokens, nats),
+            "kl_recovered": score(lambda kl_zero, kl_sae: (kl_zero - kl_sae) / kl_zero, "share"),
+        }
+
+
+def _log_probabilities(logits: Tensor, predicts: Tensor) -> Tensor:
+    return F.log_softmax(logits[:, :-1][predicts.to(logits.device)].float(), dim=1)
+
+
+def _replaced(text: TextChunk, rows: Tensor) -> Tensor:
+    """The activations [R, T, D] with the kept positions' values replaced."""
+    activations = text.activations.clone()
+    activations[text.keep.to(activations.device)] = rows.to(activations)
+    return activations

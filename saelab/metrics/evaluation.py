@@ -1,0 +1,122 @@
+"""The data a sweep runs over: text through a language model, or a store of activations."""
+
+# Shape letters: R packed rows of tokens, T tokens of each, B rows of a chunk, D width.
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saelab.data.store import Store
+from saelab.metrics.base import GROUPS, TextChunk
+from saelab.models.harvest import keep_rows, norm_limit
+from saelab.models.language_model import LanguageModel
+from saelab.models.subject import Subject
+
+CHUNK_TOKENS, LOGITS_BYTES = 2048, 24 << 20
+"""Tokens of a chunk of rows, and the size of a chunk's logits: the C library keeps blocks below 32 MiB for reuse, and
+fresh memory costs more in page faults than the arithmetic done in it."""
+MEAN_TOKENS = 16_384
+"""Tokens that the mean for mean ablation is taken over."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows to measure on."""
+
+    x: Tensor
+    """[B, D], float32."""
+    group: Tensor
+    """[B] int64."""
+    text: TextChunk | None
+
+
+class Evaluation(ABC):
+    """Chunks of rows, the same every time it is gone through."""
+
+    d_in: int
+    tokens: int
+    """How many rows there are at most."""
+
+    @abstractmethod
+    def chunks(self, need_logits: bool) -> Iterator[Chunk]:
+        """The chunks; without the model's logits, and without running its upper layers, where nobody needs them."""
+
+
+class TextEvaluation(Evaluation):
+    """Text run through a subject's model.
+
+    Args:
+        subject: model, site and text.
+        tokens: rows to measure on, at most.
+        split: which part of the text; by default documents no SAE was trained on.
+        model: the subject's model, if it is already loaded.
+    """
+
+    def __init__(self, subject: Subject, tokens: int, split: str = "held-out", model: LanguageModel | None = None):
+        if tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {tokens}")
+        self.subject, self.tokens, self.split = subject, tokens, split
+        self.model = model or subject.language_model()
+        self.d_in = self.model.d_in
+        tokens_at_once = min(CHUNK_TOKENS, LOGITS_BYTES // (4 * len(self.model.tokenizer)))
+        self._at_once = max(1, tokens_at_once // subject.seq_len)
+        self._limit, self._mean = self._survey()
+
+    def _survey(self) -> tuple[float, Tensor]:
+        """The outlier limit and the mean, from the beginning of the text."""
+        limit, total, count = float("inf"), torch.zeros(self.d_in, dtype=torch.float64), 0
+        for block in self.subject.token_rows(self.model, self.split, self._at_once):
+            activations = self.model.activations(block.ids)
+            if not count:
+                limit = norm_limit(activations, block)
+            rows = keep_rows(activations, block, limit).rows
+            total, count = total + rows.double().sum(0), count + len(rows)
+            if count >= min(MEAN_TOKENS, self.tokens):
+                break
+        return limit, (total / max(count, 1)).float()
+
+    def chunks(self, need_logits: bool) -> Iterator[Chunk]:
+        seen = 0
+        for block in self.subject.token_rows(self.model, self.split, self._at_once):
+            if need_logits:
+                logits, activations = self.model.run(block.ids)
+            else:
+                logits, activations = None, self.model.activations(block.ids)
+            kept = keep_rows(activations, block, self._limit)
+            text = None
+            if logits is not None:
+                text = TextChunk(self.model, block, activations, kept.keep, logits, self._mean)
+            yield Chunk(kept.rows.float(), kept.columns["document"].long() % GROUPS, text)
+            seen += len(kept.rows)
+            if seen >= self.tokens:
+                return
+
+
+class StoreEvaluation(Evaluation):
+    """Rows of a store, in text order. Nothing that needs the model can be measured on it.
+
+    Args:
+        store: the store or its folder.
+        tokens: rows to measure on, at most; by default all.
+    """
+
+    def __init__(self, store: Store | str | Path, tokens: int | None = None):
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.d_in = self.store.d_in
+        self.tokens = min(len(self.store), tokens or len(self.store))
+
+    def chunks(self, need_logits: bool) -> Iterator[Chunk]:
+        left = self.tokens
+        for number in range(len(self.store.manifest.shards)):
+            documents = self.store.columns(number)["document"].long() % GROUPS
+            for x, group in zip(
+                self.store.rows(number).split(CHUNK_TOKENS), documents.split(CHUNK_TOKENS), strict=True
+            ):
+                yield Chunk(x[:left].float(), group[:left], None)
+                left -= len(x)
+                if left <= 0:
+                    return

@@ -1,0 +1,62 @@
+"""What is looked at: a language model, one site in it, and text to run it on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from saelab.models.language_model import LanguageModel
+from saelab.models.text import read_text
+from saelab.models.tokens import TokenRows, pack
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, a site and text.
+
+    Args:
+        model: folder or hub name of a transformers causal language model; `pycode-7m` is bundled.
+        site: module path in the model, e.g. `model.layers.3` or `transformer.h.8`; `:in` after it means the module's
+            input instead of its output.
+        text: `stdlib` (the Python standard library of this machine), a .txt, .jsonl, .jsonl.gz or .parquet file, a
+            folder or glob of them, or `hf:NAME[:CONFIG][@SPLIT]` for a data set of the hub, streamed.
+        field: which field of a .jsonl, .parquet or hub row holds the text.
+        seq_len: tokens of a row that the model reads at once.
+        seed: of the order in which documents are read.
+        device: where the model runs; `auto` is the GPU if there is one.
+        precision: of the model's weights: float32, bfloat16 or float16.
+    """
+
+    model: str = "pycode-7m"
+    site: str = "model.layers.3"
+    text: str = "stdlib"
+    field: str = "text"
+    seq_len: int = 256
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+
+    def language_model(self) -> LanguageModel:
+        """Load the model."""
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return LanguageModel(self.model, self.site, device=device, dtype=self.precision)
+
+    def token_rows(self, model: LanguageModel, split: str, rows: int, start: int = 0) -> Iterator[TokenRows]:
+        """The text as packed rows of tokens, `rows` at a time, without the first `start`."""
+        documents = read_text(self.text, split=split, field=self.field, seed=self.seed)
+        return pack(documents, model.tokenizer, self.seq_len, rows, start)
+
+    def origin(self, model: LanguageModel, split: str) -> dict[str, Any]:
+        """What activations of this subject depend on."""
+        return {
+            "model": self.model,
+            "fingerprint": model.fingerprint,
+            "site": self.site,
+            "text": self.text,
+            "field": self.field,
+            "split": split,
+            "seq_len": self.seq_len,
+            "seed": self.seed,
+            "precision": self.precision,
+        }

@@ -1,0 +1,277 @@
+"""Where text comes from: documents of the standard library, of local files or of a hub data set, in a fixed order.
+
+What is held out is decided by a document's content, so every source, order and machine agrees about it. Tokens belong
+to `saelab.models.tokens`; nothing is downloaded to the disk here, hub data sets are streamed.
+"""
+
+import difflib
+import glob
+import gzip
+import hashlib
+import json
+import os
+import random
+import sysconfig
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saelab.core.components import near_miss
+
+SPLITS = ("all", "train", "held-out")
+HELD_OUT_BELOW = 13  # of 256: about 5 %
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with a name that says where it is from, e.g. `json/decoder.py` or `data.jsonl:12`."""
+
+    name: str
+    text: str
+
+
+def read_text(source: str, split: str = "all", field: str = "text", seed: int = 0) -> Iterator[Document]:
+    """Documents of a source, the same ones in the same order for the same arguments.
+
+    Documents without any visible character are left out. Files are read in an order shuffled by `seed`, so that the
+    first N tokens of the standard library or of a folder are a fair sample; the lines of a .jsonl, the rows of a
+    .parquet and of a hub data set come in their own order.
+
+    Args:
+        source: `stdlib` (the Python files of this interpreter's library); a .txt, .md, .py, .jsonl, .jsonl.gz or
+            .parquet file; a folder (all such files in it and below, hidden ones left out); a glob; or
+            `hf:NAME[:CONFIG][@SPLIT]`, streamed from the hub (SPLIT is `train` unless given).
+        split: `all`, `train`, or `held-out`: the about 5 % of documents whose sha256 begins with a byte below 13.
+        field: which field of a JSON line, Parquet row or hub row is the text.
+        seed: of the order of files.
+
+    Raises:
+        ValueError: for a source that does not exist or cannot be read, naming the file and what to do; some only
+            when the document is reached.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split '{split}'{near_miss(split, SPLITS)}")
+    if source == "stdlib":
+        documents = _stdlib(seed)
+    elif source.startswith("hf:"):
+        documents = _hub(source, field)
+    else:
+        documents = _local(_found(source), field, seed)
+    return _chosen(documents, source, split)
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a document with this text belongs to the held-out split."""
+    return hashlib.sha256(text.encode()).digest()[0] < HELD_OUT_BELOW
+
+
+def _chosen(documents: Iterable[Document], source: str, split: str) -> Iterator[Document]:
+    seen = kept = 0
+    for document in documents:
+        if not document.text.strip():
+            continue
+        seen += 1
+        if split == "all" or is_held_out(document.text) == (split == "held-out"):
+            kept += 1
+            yield document
+    if not seen:
+        raise ValueError(f"'{source}' has no document with text in it: give another source")
+    if not kept:
+        raise ValueError(
+            f"'{source}' has no document in the split '{split}' (it has {seen} in all; about 5 % are held out, by "
+            "content): give more text or use the split 'all'"
+        )
+
+
+# ---- the standard library ----
+
+
+def _stdlib(seed: int) -> Iterator[Document]:
+    # The filter is the one that made the bundled model's corpus: change it and its hold-out no longer matches.
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [(path, path.relative_to(root)) for path in sorted(root.rglob("*.py"))]
+    files = [file for file in files if not {"site-packages", "__pycache__"} & set(file[1].parts)]
+    if not files:
+        raise ValueError(f"{root} holds no .py files (a zipped library?): give a folder or a file of text instead")
+    random.Random(seed).shuffle(files)
+    seen: set[bytes] = set()
+    for path, name in files:
+        text = _library_text(path)
+        if text is None or (digest := hashlib.sha256(text.encode()).digest()) in seen:
+            continue
+        seen.add(digest)
+        yield Document(name.as_posix(), text)
+
+
+def _library_text(path: Path) -> str | None:
+    """The text of a library file, or None if it is not worth reading: not UTF-8, too short or long, tables of data."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError):
+        return None
+    if not 200 <= len(text) <= 300_000 or max(map(len, text.splitlines()), default=0) > 1000:
+        return None
+    return text if sum(letter.isalpha() for letter in text) >= 0.35 * len(text) else None
+
+
+# ---- local files ----
+
+
+def _found(source: str) -> list[tuple[Path, str]]:
+    """Files of a path, folder or glob with the names of their documents, sorted."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        names = {file: file.relative_to(path) for file in path.rglob("*") if file.is_file() and _ending(file)}
+        files = [(file, name.as_posix()) for file, name in sorted(names.items()) if not _is_hidden(name)]
+        if not files:
+            raise ValueError(f"the folder {path} holds no file that can be read; known are {', '.join(READERS)}")
+        return files
+    if path.exists():
+        files = [(path, path.name)]
+    elif glob.has_magic(source):
+        found = [Path(file) for file in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(file)]
+        if not found:
+            raise ValueError(f"no file matches '{source}': check the pattern (** goes into folders)")
+        root = os.path.commonpath([file.parent for file in found])
+        files = [(file, file.relative_to(root).as_posix()) for file in found]
+    else:
+        raise ValueError(
+            f"there is no file or folder '{source}'{_neighbour(path)}; a text source is stdlib, a file "
+            f"({', '.join(READERS)}), a folder, a glob or hf:NAME"
+        )
+    for file, _ in files:
+        if not _ending(file):
+            raise ValueError(f"cannot read {file}: its ending is none of {', '.join(READERS)}")
+    return files
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
+def _neighbour(path: Path) -> str:
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, [*names, "stdlib"], n=1)
+    return near_miss(path.name, close) if close else ""
+
+
+def _ending(path: Path) -> str | None:
+    return next((ending for ending in READERS if path.name.lower().endswith(ending)), None)
+
+
+def _local(files: list[tuple[Path, str]], field: str, seed: int) -> Iterator[Document]:
+    files = list(files)
+    random.Random(seed).shuffle(files)
+    for path, name in files:
+        for place, text in READERS[_ending(path) or ""](path, field):
+            yield Document(name + place, text)
+
+
+def _plain(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    try:
+        yield "", path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): convert it or move it away") from None
+
+
+def _json_lines(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f":{number}", _field(_json_object(line, path, number), field, f"{path}, line {number},")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}): restore it from a copy") from None
+
+
+def _json_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}, line {number}, is not JSON ({error}): mend the line or take it out") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}, is a JSON {type(row).__name__}, expected an object with the text")
+    return row
+
+
+def _parquet(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _check_field(field, file.schema_arrow.names, str(path))
+            for batch in file.iter_batches(batch_size=1024, columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    yield f":{number}", _as_text(value, field, f"{path}, row {number},")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged or not Parquet ({_first_line(error)}): restore it from a copy") from None
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, str]]]] = {
+    ".txt": _plain,
+    ".md": _plain,
+    ".py": _plain,
+    ".jsonl": _json_lines,
+    ".jsonl.gz": _json_lines,
+    ".parquet": _parquet,
+}
+
+
+# ---- the hub ----
+
+
+def _hub(source: str, field: str) -> Iterator[Document]:
+    path, _, hub_split = source.removeprefix("hf:").partition("@")
+    name, _, config = path.partition(":")
+    if not name:
+        raise ValueError(f"'{source}' names no data set: write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG@SPLIT")
+    for number, row in enumerate(_hub_rows(source, name, config or None, hub_split or "train"), 1):
+        yield Document(f"{name}:{number}", _field(row, field, f"row {number} of '{source}'"))
+
+
+def _hub_rows(source: str, name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    number = 0
+    try:
+        for number, row in enumerate(datasets.load_dataset(name, config, split=split, streaming=True), 1):  # noqa: B007
+            yield row
+    except Exception as error:  # anything can go wrong on the way to a hub; all of it means the same to the user
+        why = f"'{source}' broke off after {number} rows" if number else f"cannot stream '{source}' from the hub"
+        advice = "check the name and the network, or give local text such as stdlib or a folder"
+        raise ValueError(f"{why} ({type(error).__name__}: {_first_line(error)}): {advice}") from error
+
+
+# ---- fields ----
+
+
+def _field(row: dict[str, Any], field: str, where: str) -> str:
+    _check_field(field, row, where)
+    return _as_text(row[field], field, where)
+
+
+def _check_field(field: str, fields: Iterable[str], where: str) -> None:
+    fields = list(fields)
+    if field not in fields:
+        close = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
+        hint = near_miss(field, close) if close else ""
+        raise ValueError(f"{where} has no field '{field}'{hint}; its fields are: {', '.join(sorted(fields))}")
+
+
+def _as_text(value: Any, field: str, where: str) -> str:
+    if value is None:
+        return ""  # an empty document, left out like any other
+    if not isinstance(value, str):
+        raise ValueError(f"{where} holds a {type(value).__name__} in the field '{field}', expected text")
+    # JSON can spell half a surrogate pair, which is no text to a tokenizer.
+    return value.encode("utf-8", "replace").decode()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no reason given"

@@ -1,0 +1,172 @@
+"""From documents to packed rows of tokens: each row full, beginning with BOS, its documents joined by BOS.
+
+A row may hold the end of one document, some whole ones and the beginning of another; which token belongs to which
+document, and where in it, is kept. What becomes of the rows (dropping tokens, running a model) is not decided here.
+"""
+
+# Shape letters: R rows of tokens, T tokens a row.
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelab.models.text import Document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_DOCUMENTS = 64
+BATCH_CHARACTERS = 4_000_000  # a tokenizer's output takes some hundred bytes a token until it is packed
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """A block of packed rows.
+
+    BOS and joining tokens count as part of the document that follows them, but are not kept.
+    """
+
+    ids: Tensor
+    """Token ids [R, T] int64."""
+    document: Tensor
+    """[R, T] int32: number of the document in reading order from 0; -1 at padding."""
+    position: Tensor
+    """[R, T] int32: place in the document, 0 at the first token of its text; -1 at BOS, joins and padding."""
+    keep: Tensor
+    """[R, T] bool: False at BOS, joins and padding."""
+    names: list[tuple[int, str]]
+    """Number and name of each document that occurs here for the first time in the text."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def pack(
+    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", seq_len: int, rows: int, start: int = 0
+) -> Iterator[TokenRows]:
+    """Blocks of `rows` rows of `seq_len` tokens; the last block may have fewer rows, the last row is padded.
+
+    Rows and documents are joined by the tokenizer's BOS token, else by EOS; a tokenizer without both joins nothing.
+
+    Args:
+        documents: the text, see `read_text`.
+        tokenizer: of the model that will read the rows.
+        seq_len: T, at least 2.
+        rows: R.
+        start: skip that many rows; what follows is what an uninterrupted run gives from there on.
+
+    Raises:
+        ValueError: for a bad setting, or text that does not fill one row.
+    """
+    if seq_len < 2:
+        raise ValueError(f"seq_len must be at least 2, got {seq_len}")
+    if rows < 1 or start < 0:
+        raise ValueError(f"rows must be at least 1 and start at least 0, got {rows} and {start}")
+    return _blocks(islice(_rows(documents, tokenizer, seq_len), start, None), rows)
+
+
+class _Row:
+    """One row while it is filled."""
+
+    def __init__(self, seq_len: int, join: int | None, pad: int):
+        self.join = join
+        self.length = 0
+        self.ids = np.full(seq_len, pad, np.int64)
+        self.document = np.full(seq_len, -1, np.int32)
+        self.position = np.full(seq_len, -1, np.int32)
+        self.names: list[tuple[int, str]] = []
+
+    @property
+    def room(self) -> int:
+        return len(self.ids) - self.length
+
+    def begin(self, number: int) -> None:
+        """Put BOS before a document or what is left of it."""
+        if self.join is not None and self.room:
+            self.ids[self.length], self.document[self.length] = self.join, number
+            self.length += 1
+
+    def add(self, number: int, ids: np.ndarray, done: int) -> int:
+        """Put tokens of a document from `done` on as far as there is room; how many fitted."""
+        count = min(self.room, len(ids) - done)
+        place = slice(self.length, self.length + count)
+        self.ids[place] = ids[done : done + count]
+        self.document[place] = number
+        self.position[place] = np.arange(done, done + count)
+        self.length += count
+        return count
+
+
+def _rows(documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", seq_len: int) -> Iterator[_Row]:
+    join, pad = _special(tokenizer)
+    row, n_rows, n_tokens = _Row(seq_len, join, pad), 0, 0
+    for number, name, ids in _tokenized(documents, tokenizer):
+        n_tokens += len(ids)
+        done, is_new = 0, True
+        while done < len(ids):
+            if not row.room:
+                yield row
+                row, n_rows = _Row(seq_len, join, pad), n_rows + 1
+            if is_new or row.length == 0:
+                row.begin(number)
+            if is_new:
+                row.names.append((number, name))
+                is_new = False
+            done += row.add(number, ids, done)
+    if not n_rows and row.room:
+        raise ValueError(
+            f"the text has only {n_tokens} tokens, shorter than one row of {seq_len}: give more text or a smaller "
+            "--seq_len"
+        )
+    yield row
+
+
+def _special(tokenizer: "PreTrainedTokenizerBase") -> tuple[int | None, int]:
+    """The token that begins rows and joins documents, if there is one, and the one that pads."""
+    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    join = bos if bos is not None else eos
+    return join, next((token for token in (eos, pad) if token is not None), 0)
+
+
+def _tokenized(
+    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Number, name and token ids [n] of each document that has tokens."""
+    number = 0
+    for batch in _batches(documents):
+        texts = [document.text for document in batch]
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for document, ids in zip(batch, encoded["input_ids"], strict=True):
+            if len(ids):
+                yield number, document.name, np.asarray(ids, np.int64)
+            number += 1
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _blocks(rows: Iterator[_Row], n_rows: int) -> Iterator[TokenRows]:
+    while block := list(islice(rows, n_rows)):
+        document = _stacked([row.document for row in block])
+        position = _stacked([row.position for row in block])
+        ids = _stacked([row.ids for row in block])
+        yield TokenRows(ids, document, position, position >= 0, [name for row in block for name in row.names])
+
+
+def _stacked(rows: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))

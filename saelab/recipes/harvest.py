@@ -1,0 +1,22 @@
+"""`saelab harvest`: activations of a language model into a store."""
+
+from saelab.models.harvest import harvest
+from saelab.models.subject import Subject
+
+
+def harvest_to(out: str, subject: Subject, tokens: int = 1_000_000, split: str = "train", dtype: str = "bf16") -> None:
+    """Write activations of a language model into a store; run again, an interrupted harvest goes on.
+
+    Args:
+        out: the store's folder.
+        subject: the model, the site and the text.
+        tokens: rows to keep, at least.
+        split: `train`, `held-out` (about 5 % of the documents, by a hash of their content) or `all`.
+        dtype: of the rows on disk: bf16, fp16 or fp32.
+    """
+    store = harvest(subject, out, tokens, split, dtype)
+    manifest = store.manifest
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
+    print(f"{out}: {manifest.rows:,} rows of width {manifest.d_in} in {len(manifest.shards)} shards; dropped {dropped}")
+    if manifest.rows < tokens:
+        print(f"the text ended before {tokens:,} tokens were kept")

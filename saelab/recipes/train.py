@@ -1,0 +1,122 @@
+"""`saelab train`: train an SAE on a store or on a live model, into a run folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from saelab.core.files import read_json, write_json
+from saelab.core.run import FORMAT, Run
+from saelab.data.source import Source
+from saelab.data.store import Store, StoreSource
+from saelab.models.harvest import LiveSource
+from saelab.models.subject import Subject
+from saelab.sae.base import Activation, Dictionary, Loss
+from saelab.sae.sae import SAE
+from saelab.train.trainer import Trainer
+
+DEFAULTS = {
+    "sae.n_latents": 4096,
+    "sae.activation": {"class_path": "TopK", "init_args": {"k": 32}},
+    "sae.losses": [{"class_path": "AuxK"}],
+}
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options of `saelab train`."""
+    for kind in (Activation, Loss, Dictionary):
+        kind.variants()  # imports every variant, so that each is an option by its name
+    add = parser.add_argument
+    add("--config", action="config", help="a YAML file of these options, such as a run's config.yaml")
+    add("--out", type=str | None, help="the run's folder, new or empty")
+    add("--resume", type=str | None, help="go on with this run, with its own settings, from its newest checkpoint")
+    add("--store", type=str | None, help="train on this store of activations")
+    add("--live", type=Subject | None, help="train on activations computed on the fly")
+    add("--rows", type=int, default=2_000_000, help="rows (tokens) to train on in all")
+    add("--seed", type=int, default=0, help="of the order in which a store's rows are seen")
+    add("--device", type=str, default="auto", help="where to train; auto is the GPU if there is one")
+    add("--log_every", type=int, default=50, help="steps between records in log.jsonl")
+    add("--save_every", type=int, default=1000, help="steps between checkpoints")
+    add("--tensorboard", type=bool, default=False, help="write TensorBoard's event files into the run's folder too")
+    add("--format", type=int, default=FORMAT, help="of the config file; written by saelab")
+    parser.add_class_arguments(SAE, "sae", skip={"d_in"}, instantiate=False)
+    parser.add_class_arguments(Trainer, "trainer", skip={"sae"}, instantiate=False)
+    parser.set_defaults(DEFAULTS)
+
+
+def train_from_options(parser: ArgumentParser, options: Namespace) -> None:
+    """What `saelab train` does with its options."""
+    if options.format > FORMAT:
+        raise ValueError(f"the config has format {options.format}, newer than {FORMAT}; update saelab")
+    if options.resume:
+        run = Run.open(options.resume)
+        options = parser.parse_object(run.config() | {"out": options.resume})
+    else:
+        run = None
+    if not options.out:
+        raise ValueError("--out is missing: the folder for the new run (or --resume RUN to go on with one)")
+    if bool(options.store) == bool(options.live):
+        raise ValueError("give --store DIR (from `saelab harvest`), or --live.model, --live.site and --live.text")
+    settings = yaml.safe_load(parser.dump(options, skip_none=True))
+    made = parser.instantiate(options)
+    source, origin = _source(made)
+    sae = SAE(source.d_in, **vars(made.sae)).to(_device(made.device))
+    trainer = Trainer(sae, **vars(made.trainer))
+    if run is None:
+        run = Run.create(options.out, saved(settings))
+        write_json(run.source_file, origin)
+    elif (found := read_json(run.source_file)) != origin:
+        changed = next(key for key in {**found, **origin} if found.get(key) != origin.get(key))
+        raise ValueError(f"the data of {run.folder} changed: {changed} was {found.get(changed)!r}")
+    trainer.fit(source, made.rows, run, made.log_every, made.save_every, made.tensorboard)
+    print(f"{run.folder}: trained on {trainer.rows_seen:,} rows; `saelab measure {run.folder}` tells how well")
+
+
+def _source(made: Namespace) -> tuple[Source, dict[str, Any]]:
+    """The rows to train on, and what they were made from."""
+    if made.store:
+        store = Store(made.store)
+        if not store.manifest.complete:
+            print(f"note: the harvest of {made.store} was not finished; training on its {len(store):,} rows")
+        return StoreSource(store, made.seed), store.manifest.origin
+    source = LiveSource(made.live)
+    return source, made.live.origin(source.model, source.split)
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def saved(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as a run keeps them: without the place of the run, classes by their names."""
+    kept = {key: value for key, value in settings.items() if key not in ("out", "resume", "config", "format")}
+    return _short(kept)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        value = {key: _short(part) for key, part in value.items()}
+        if "class_path" in value:
+            value["class_path"] = value["class_path"].rsplit(".", 1)[-1]
+    return [_short(part) for part in value] if isinstance(value, list) else value
+
+
+def subject_of(run: Run) -> Subject:
+    """The model, site and text a run was trained on."""
+    if not run.source_file.exists():
+        raise ValueError(f"{run.folder} does not say which model and text it was trained on: give --subject.model, ...")
+    origin = read_json(run.source_file)
+    return Subject(**{key: origin[key] for key in asdict(Subject()) if key in origin})
+
+
+def fingerprint_of(run: Run) -> str | None:
+    """The fingerprint of the model a run was trained on, if it says."""
+    return read_json(run.source_file).get("fingerprint") if run.source_file.exists() else None
+
+
+def is_run(folder: str) -> bool:
+    """Whether a folder is a run (and not a bare SAE)."""
+    return (Path(folder) / "config.yaml").exists()

@@ -1,0 +1,21 @@
+"""What every test shares: no network, the bundled model, and the skip of GPU tests where there is no GPU."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU, and torch sees none here")
+
+
+@pytest.fixture(scope="session")
+def pycode_dir() -> Path:
+    """Folder of the bundled language model, pycode-7m."""
+    return Path(__file__).resolve().parents[1] / "saelab" / "assets" / "pycode-7m"

@@ -1,0 +1,157 @@
+"""Files appear whole or not at all; a damaged, foreign or newer one is named with what is wrong."""
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+
+from saelab.core import files
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    return fail
+
+
+def half_written(error: BaseException) -> Callable[[BinaryIO], None]:
+    def write(file: BinaryIO) -> None:
+        file.write(b"half of it")
+        raise error
+
+    return write
+
+
+def test_a_file_is_written_with_its_folders(tmp_path):
+    path = tmp_path / "new" / "folder" / "text"
+    files.write_text(path, "grüße\n")
+    assert path.read_bytes() == "grüße\n".encode()
+    assert os.listdir(path.parent) == ["text"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda handle, real=os.fsync: (calls.append("fsync"), real(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b, real=os.replace: (calls.append("replace"), real(a, b)))
+    files.write_text(tmp_path / "text", "new")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_failing_leaves_the_older_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "text"
+    files.write_text(path, "older")
+    with pytest.raises(type(error)):
+        files.write_whole(path, half_written(error))
+    assert path.read_text() == "older"
+    assert os.listdir(tmp_path) == ["text"]
+
+
+@pytest.mark.parametrize(("module", "call"), [(os, "fsync"), (os, "replace"), (tempfile, "mkstemp")])
+def test_full_disk_is_said_with_the_path_and_the_remedy(tmp_path, monkeypatch, module, call):
+    monkeypatch.setattr(module, call, failing(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match=r"disk is full: could not write .*/text\. Nothing was lost: free") as caught:
+        files.write_text(tmp_path / "text", "new")
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_error_of_the_system_is_passed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", failing(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        files.write_text(tmp_path / "text", "new")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_permissions_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        files.write_text(tmp_path / "text", "new")
+        assert (tmp_path / "text").stat().st_mode & 0o777 == mode
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+
+
+def test_json_round_trip(tmp_path):
+    value = {"a": [1, 2.5, None], "b": {"c": "ü"}}
+    files.write_json(tmp_path / "file.json", value)
+    assert files.read_json(tmp_path / "file.json") == value
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_json_has_no_nan(tmp_path, number):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "file.json", {"a": number})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file .*file.json"),
+        (b'{"a": ', "file.json is damaged: not JSON.*restore it from a copy or make it again"),
+        (b"\xff\xfe", "file.json is damaged: not JSON"),
+        (b"[1]", "file.json holds a list, expected a JSON object"),
+    ],
+)
+def test_bad_json_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.read_json(tmp_path / "file.json")
+
+
+def test_format_number():
+    files.check_format(Path("file"), 1, 2)
+    files.check_format(Path("file"), 2, 2)
+    with pytest.raises(ValueError, match="file has format 3, newer than 2, the newest.*; update saelab"):
+        files.check_format(Path("file"), 3, 2)
+    for found in (None, "1", 1.0):
+        with pytest.raises(ValueError, match="file has no format number: it was not written by saelab"):
+            files.check_format(Path("file"), found, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_tensors_round_trip(tmp_path, dtype):
+    tensor = (torch.arange(6).reshape(2, 3) % 3).to(dtype).T  # not contiguous
+    files.write_tensors(tmp_path / "file", {"a": tensor, "empty": tensor[:0]}, {"about": json.dumps([1])})
+    tensors, metadata = files.read_tensors(tmp_path / "file")
+    assert torch.equal(tensors["a"], tensor)
+    assert tensors["a"].dtype == dtype
+    assert tensors["empty"].shape == (0, 2)
+    assert metadata == {"about": "[1]"}
+
+
+def test_a_parameter_is_stored_as_its_values(tmp_path):
+    files.write_tensors(tmp_path / "file", {"a": torch.ones(2, requires_grad=True)})
+    tensors, metadata = files.read_tensors(tmp_path / "file")
+    assert not tensors["a"].requires_grad
+    assert metadata == {}
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: b"PK\3\4" + data])
+def test_damaged_tensors_are_named(tmp_path, damage):
+    path = tmp_path / "file.safetensors"
+    files.write_tensors(path, {"a": torch.ones(3)})
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"file\.safetensors is damaged.*restore it from a copy or make it again"):
+        files.read_tensors(path)
+
+
+def test_missing_tensors_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no file .*file\.safetensors"):
+        files.read_tensors(tmp_path / "file.safetensors")
+
+
+def test_checksum(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(b"content").hexdigest()
