@@ -23,7 +23,8 @@ DENSE_SHARE = 16
 
 def decode(codes: Codes, weight: Tensor) -> Tensor:
     """Sum of each row's directions, weighted by its codes: [B, D] from codes [B, K] and weight [L, D]."""
-    if codes.is_full or codes.values.shape[1] * DENSE_SHARE > codes.n_latents:
+    kept = codes.values.shape[1]
+    if codes.is_full or not kept or kept * DENSE_SHARE > codes.n_latents:
         return reference(codes, weight)
     return _Decode.apply(codes.values, weight, codes.entries)
 

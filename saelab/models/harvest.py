@@ -88,7 +88,7 @@ def harvest(
     Args:
         subject: model, site and text.
         out: the store's folder: new, or an unfinished store of the same subject.
-        tokens: rows to keep, at least; a store that has them already is left as it is.
+        tokens: rows to keep, at least; a store that has fewer, finished or not, is gone on with.
         split: `train`, `held-out` (about 5 % of the documents, by a hash of their content) or `all`.
         dtype: of the rows on disk: bf16, fp16 or fp32.
         model: the subject's model, if it is already loaded.
@@ -103,7 +103,8 @@ def harvest(
     model = model or subject.language_model()
     writer = StoreWriter(out, model.d_in, dtype, subject.origin(model, split))
     manifest = writer.manifest
-    if manifest.complete or manifest.rows >= tokens:
+    if manifest.rows >= tokens or manifest.notes.get("text_ended"):
+        writer.finish()
         return Store(out)
     shard_rows = max(1, SHARD_BYTES // (model.d_in * 4))
     done = sum(shard.token_rows for shard in manifest.shards)
@@ -124,6 +125,8 @@ def harvest(
                 pending, token_rows = [], 0
             if enough:
                 break
+        else:
+            manifest.notes["text_ended"] = True
         if pending:
             _append(writer, pending, token_rows)
     writer.finish()
@@ -159,9 +162,12 @@ class LiveSource(WindowSource):
         self._rows_a_window = max(1, window_rows // subject.seq_len)
         self._text: Iterator[TokenRows] = iter(())
         self._next = -1
+        self._latest = torch.empty(0)
         self._limit: float | None = None
 
     def window(self, number: int) -> Tensor:
+        if number == self._next - 1:  # drawn for the sample that training starts from, and now to train on
+            return self._latest
         if number != self._next:
             self._text = self._endless(number * self._rows_a_window)
         self._next = number + 1
@@ -175,6 +181,7 @@ class LiveSource(WindowSource):
             raise ValueError(
                 f"{self.subject.model} gives NaN or infinity at {self.subject.site}; try --precision float32"
             )
+        self._latest = rows
         return rows
 
     def _norm_limit(self) -> float:

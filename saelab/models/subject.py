@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from saelab.models.language_model import LanguageModel
-from saelab.models.text import read_text
+from saelab.models.text import in_pieces, read_text
 from saelab.models.tokens import TokenRows, pack
 
 
@@ -22,6 +22,8 @@ class Subject:
         text: `stdlib` (the Python standard library of this machine), a .txt, .jsonl, .jsonl.gz or .parquet file, a
             folder or glob of them, or `hf:NAME[:CONFIG][@SPLIT]` for a data set of the hub, streamed.
         field: which field of a .jsonl, .parquet or hub row holds the text.
+        piece: cut documents into pieces of about this many characters and read them in random order, so that a few
+            tokens are a sample of all the text; by default documents are read whole.
         seq_len: tokens of a row that the model reads at once.
         seed: of the order in which documents are read.
         device: where the model runs; `auto` is the GPU if there is one.
@@ -32,6 +34,7 @@ class Subject:
     site: str = "model.layers.3"
     text: str = "stdlib"
     field: str = "text"
+    piece: int | None = None
     seq_len: int = 256
     seed: int = 0
     device: str = "auto"
@@ -45,6 +48,8 @@ class Subject:
     def token_rows(self, model: LanguageModel, split: str, rows: int, start: int = 0) -> Iterator[TokenRows]:
         """The text as packed rows of tokens, `rows` at a time, without the first `start`."""
         documents = read_text(self.text, split=split, field=self.field, seed=self.seed)
+        if self.piece is not None:
+            documents = in_pieces(documents, self.piece, self.seed)
         return pack(documents, model.tokenizer, self.seq_len, rows, start)
 
     def origin(self, model: LanguageModel, split: str) -> dict[str, Any]:
@@ -55,6 +60,7 @@ class Subject:
             "site": self.site,
             "text": self.text,
             "field": self.field,
+            "piece": self.piece,
             "split": split,
             "seq_len": self.seq_len,
             "seed": self.seed,

@@ -22,6 +22,7 @@ from saelab.core.components import near_miss
 
 SPLITS = ("all", "train", "held-out")
 HELD_OUT_BELOW = 13  # of 256: about 5 %
+PIECES_HELD = 50_000
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,41 @@ def _chosen(documents: Iterable[Document], source: str, split: str) -> Iterator[
             f"'{source}' has no document in the split '{split}' (it has {seen} in all; about 5 % are held out, by "
             "content): give more text or use the split 'all'"
         )
+
+
+def in_pieces(documents: Iterable[Document], size: int, seed: int = 0) -> Iterator[Document]:
+    """Documents cut into pieces of at least `size` characters that end with a line, in random order.
+
+    However few pieces are read, they are a sample of all the text; whole documents would be a few topics only. The
+    order is random over PIECES_HELD pieces, which are held in memory. A piece is named after the line it begins with.
+
+    Raises:
+        ValueError: for a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"a piece needs at least 1 character, got {size}")
+    draw = random.Random(seed)
+    held: list[Document] = []
+    for document in documents:
+        for piece in _cut(document, size):
+            if len(held) < PIECES_HELD:
+                held.append(piece)
+            else:
+                place = draw.randrange(len(held))
+                yield held[place]
+                held[place] = piece
+    draw.shuffle(held)
+    yield from held
+
+
+def _cut(document: Document, size: int) -> Iterator[Document]:
+    lines = document.text.splitlines(keepends=True)
+    start = length = 0
+    for number, line in enumerate(lines, 1):
+        length += len(line)
+        if length >= size or number == len(lines):
+            yield Document(f"{document.name}:{start + 1}", "".join(lines[start:number]))
+            start, length = number, 0
 
 
 # ---- the standard library ----

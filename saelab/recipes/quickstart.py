@@ -27,7 +27,7 @@ from saelab.sae.losses.auxk import AuxK
 from saelab.sae.sae import SAE
 from saelab.train.trainer import Trainer
 
-SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", seq_len=256)
+SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
 READ_TOKENS = 60_000
 """Tokens that the latents shown are chosen on."""
 

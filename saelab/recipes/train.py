@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from saelab.core.files import read_json, write_json
+from saelab.core.mesh import Mesh, world_size
 from saelab.core.run import FORMAT, Run
 from saelab.data.source import Source
 from saelab.data.store import Store, StoreSource
@@ -42,8 +43,9 @@ def add_options(parser: ArgumentParser) -> None:
     add("--save_every", type=int, default=1000, help="steps between checkpoints")
     add("--tensorboard", type=bool, default=False, help="write TensorBoard's event files into the run's folder too")
     add("--format", type=int, default=FORMAT, help="of the config file; written by saelab")
-    parser.add_class_arguments(SAE, "sae", skip={"d_in"}, instantiate=False)
+    parser.add_class_arguments(SAE, "sae", skip={"d_in", "mesh"}, instantiate=False)
     parser.add_class_arguments(Trainer, "trainer", skip={"sae"}, instantiate=False)
+    parser.add_class_arguments(Mesh, "mesh", instantiate=False)
     parser.set_defaults(DEFAULTS)
 
 
@@ -62,17 +64,33 @@ def train_from_options(parser: ArgumentParser, options: Namespace) -> None:
         raise ValueError("give --store DIR (from `saelab harvest`), or --live.model, --live.site and --live.text")
     settings = yaml.safe_load(parser.dump(options, skip_none=True))
     made = parser.instantiate(options)
+    mesh = _mesh(made)
     source, origin = _source(made)
-    sae = SAE(source.d_in, **vars(made.sae)).to(_device(made.device))
+    sae = SAE(source.d_in, **vars(made.sae), mesh=mesh).to(_device(made.device, mesh))
     trainer = Trainer(sae, **vars(made.trainer))
     if run is None:
-        run = Run.create(options.out, saved(settings))
-        write_json(run.source_file, origin)
+        run = _created(options.out, saved(settings), origin, mesh)
     elif (found := read_json(run.source_file)) != origin:
         changed = next(key for key in {**found, **origin} if found.get(key) != origin.get(key))
         raise ValueError(f"the data of {run.folder} changed: {changed} was {found.get(changed)!r}")
     trainer.fit(source, made.rows, run, made.log_every, made.save_every, made.tensorboard)
-    print(f"{run.folder}: trained on {trainer.rows_seen:,} rows; `saelab measure {run.folder}` tells how well")
+    if mesh.is_first:
+        print(f"{run.folder}: trained on {trainer.rows_seen:,} rows; `saelab measure {run.folder}` tells how well")
+
+
+def _mesh(made: Namespace) -> Mesh:
+    mesh = Mesh(**vars(made.mesh))
+    if world_size() != mesh.replicas * mesh.shards:
+        raise ValueError(f"there are {world_size()} processes: give --mesh.replicas or --mesh.shards to share the work")
+    return mesh
+
+
+def _created(out: str, settings: dict[str, Any], origin: dict[str, Any], mesh: Mesh) -> Run:
+    """A new run's folder, made by the first process only."""
+    if mesh.is_first:
+        write_json(Run.create(out, settings).source_file, origin)
+    mesh.wait()
+    return Run.open(out)
 
 
 def _source(made: Namespace) -> tuple[Source, dict[str, Any]]:
@@ -86,8 +104,10 @@ def _source(made: Namespace) -> tuple[Source, dict[str, Any]]:
     return source, made.live.origin(source.model, source.split)
 
 
-def _device(name: str) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+def _device(name: str, mesh: Mesh) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device(f"cuda:{mesh.rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
 
 
 def saved(settings: dict[str, Any]) -> dict[str, Any]:

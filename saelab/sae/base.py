@@ -9,7 +9,7 @@ loss is one more term of the training objective.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from saelab.core.codes import Codes
 from saelab.core.components import Component
+from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.select import topk_linear
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 class PreActivations:
     """Pre-activations of B rows, (x - centre) @ weight.T + bias, computed only as far as they are asked for."""
 
-    def __init__(self, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor):
+    def __init__(self, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, mesh: Mesh = ALONE):
         self.x, self.centre, self.weight, self.bias = x, centre, weight, bias
+        self.mesh = mesh
 
     @property
     def n_latents(self) -> int:
+        """How many there are on this shard."""
         return len(self.weight)
 
     def dense(self) -> Tensor:
@@ -38,8 +41,11 @@ class PreActivations:
         return F.linear(self.x - self.centre, self.weight, self.bias)
 
     def topk(self, k: int) -> Codes:
-        """The k largest of each row, signed, without a [B, L] tensor."""
-        values, entries = topk_linear(self.x, self.centre, self.weight, self.bias, k)
+        """The k largest of each row over all shards, signed, without a [B, L] tensor; others are zero."""
+        width = min(k, self.n_latents)
+        values, entries = topk_linear(self.x, self.centre, self.weight, self.bias, width)
+        if self.mesh.shards > 1:
+            values = values.where(self.mesh.largest(values, k), 0)
         return Codes(values, entries, self.n_latents)
 
     def of(self, latents: Tensor) -> Tensor:
@@ -52,9 +58,12 @@ class Dictionary(Component, nn.Module, ABC):
 
     home = "saelab.sae.dictionaries"
 
+    sharded: ClassVar[tuple[str, ...]] = ()
+    """Parameters and buffers whose first axis is latents; a shard holds its own latents' part."""
+
     @abstractmethod
-    def setup(self, d_in: int, n_latents: int, generator: torch.Generator) -> None:
-        """Make the parameters."""
+    def setup(self, d_in: int, n_latents: int, generator: torch.Generator, mesh: Mesh = ALONE) -> None:
+        """Make the parameters, this shard's part of the latents."""
 
     @abstractmethod
     def initialise(self, sample: Tensor, activation: "Activation", generator: torch.Generator) -> None:
@@ -91,6 +100,8 @@ class Activation(Component, nn.Module, ABC):
     """Pre-activations to sparse codes. May own a sparsity penalty and buffers."""
 
     home = "saelab.sae.activations"
+    sharded: ClassVar[tuple[str, ...]] = ()
+    """Parameters and buffers whose first axis is latents."""
 
     def setup(self, d_in: int, n_latents: int) -> None:
         """Check the sizes and make parameters and buffers; ValueError for a setting that does not fit."""

@@ -8,7 +8,7 @@ Training belongs to `saelab.train`; this file knows only what one batch's object
 # Shape letters: B rows, D input width, L latents.
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from saelab.core.codes import Codes
 from saelab.core.components import Component, near_miss
 from saelab.core.files import check_format, read_json, read_tensors, write_json, write_tensors
+from saelab.core.mesh import ALONE, Mesh
 from saelab.sae.base import Activation, Dictionary, Forward, Loss
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.firing import Firing
@@ -37,9 +38,11 @@ class SAE(nn.Module):
         losses: further terms of the objective, e.g. `[AuxK()]`.
         dictionary: the two linear maps; `Dense()` by default.
         seed: of the starting weights.
+        mesh: the processes that train it together; by default this one alone.
 
     Raises:
-        ValueError: for sizes below 1 or a component that does not fit them.
+        ValueError: for sizes below 1, a component that does not fit them, or latents that cannot be dealt to the
+            mesh's shards evenly.
     """
 
     variance: Tensor
@@ -52,11 +55,14 @@ class SAE(nn.Module):
         losses: Sequence[Loss] = (),
         dictionary: Dictionary | None = None,
         seed: int = 0,
+        mesh: Mesh = ALONE,
     ):
         super().__init__()
         if d_in < 1 or n_latents < 1:
             raise ValueError(f"d_in and n_latents must be at least 1, got {d_in} and {n_latents}")
-        self.d_in, self.n_latents, self.seed = d_in, n_latents, seed
+        if n_latents % mesh.shards:
+            raise ValueError(f"{n_latents} latents cannot be dealt to {mesh.shards} shards evenly")
+        self.d_in, self.n_latents, self.seed, self.mesh = d_in, n_latents, seed, mesh
         self.activation = activation
         self.losses = nn.ModuleList(losses)
         self.dictionary = Dense() if dictionary is None else dictionary
@@ -64,9 +70,9 @@ class SAE(nn.Module):
         activation.setup(d_in, n_latents)
         for loss in losses:
             loss.setup(d_in, n_latents)
-        self.dictionary.setup(d_in, n_latents, torch.Generator().manual_seed(seed))
+        self.dictionary.setup(d_in, n_latents, torch.Generator().manual_seed(seed), mesh)
         self.scale = Scale(d_in)
-        self.firing = Firing(n_latents)
+        self.firing = Firing(n_latents // mesh.shards, mesh)
         # Mean squared deviation of a scaled entry from its mean, fixed once from a sample: the loss's unit.
         self.register_buffer("variance", torch.ones(()))
 
@@ -183,11 +189,34 @@ class SAE(nn.Module):
             seed=config.get("seed", 0),
         )
 
+    def sharded_names(self) -> set[str]:
+        """Names of the parameters and buffers of which a shard holds its own latents' part."""
+        found = set()
+        for prefix, module in self.named_modules():
+            found |= {f"{prefix}.{name}" for name in getattr(module, "sharded", ())}
+        return found
+
+    def whole(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by parameter or buffer name with the latents of all shards; every process has to call it."""
+        sharded = self.sharded_names()
+        return {
+            name: self.mesh.all_latents(part) if name in sharded and part.ndim else part for name, part in named.items()
+        }
+
+    def own(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The other way round: this shard's part of whole tensors."""
+        sharded = self.sharded_names()
+        return {
+            name: self.mesh.own_latents(full) if name in sharded and full.ndim else full for name, full in named.items()
+        }
+
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `weights.safetensors` into a folder, each whole or not at all."""
-        folder = Path(folder)
-        write_tensors(folder / WEIGHTS, self.state_dict(), {"config": json.dumps(self.config())})
-        write_json(folder / CONFIG, self.config())
+        folder, tensors = Path(folder), self.whole(self.state_dict())
+        if self.mesh.is_first:
+            write_tensors(folder / WEIGHTS, tensors, {"config": json.dumps(self.config())})
+            write_json(folder / CONFIG, self.config())
+        self.mesh.wait()
 
     def __repr__(self) -> str:
         parts: list[Component] = [self.activation, *self._losses()]
@@ -226,7 +255,7 @@ def load(folder: str | Path) -> SAE:
 def fit(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load tensors from a file into a module; ValueError that names the file and the first tensor that does not fit."""
     wanted = module.state_dict()
-    for name in wanted.keys() | tensors.keys():
+    for name in sorted(wanted.keys() | tensors.keys()):
         found = list(tensors[name].shape) if name in tensors else "nothing"
         needed = list(wanted[name].shape) if name in wanted else "nothing"
         if found != needed:

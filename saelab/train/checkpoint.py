@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 FORMAT = 1
 KEPT = 2
 """Newest checkpoints that are kept."""
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of each parameter."""
 
 
 def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
     """Write a checkpoint of a trainer whose source stands at `place`; older ones than the newest two are removed."""
-    tensors = {f"sae.{key}": value for key, value in trainer.sae.state_dict().items()}
-    for number, state in _adam(trainer).items():
-        tensors |= {f"adam.{number}.{key}": value for key, value in state.items()}
-    if trainer.average:
-        tensors |= {f"average.{number}": value for number, value in enumerate(trainer.average.sums)}
+    sae = trainer.sae
+    tensors = {f"sae.{name}": value for name, value in sae.whole(sae.state_dict()).items()}
+    for part, values in _by_parameter(trainer).items():
+        tensors |= {f"{part}.{name}": value for name, value in sae.whole(values).items()}
     about = {
         "format": FORMAT,
         "step": trainer.step_number,
@@ -33,9 +34,11 @@ def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
         "sae": trainer.sae.config(),
     }
     path = folder / f"step-{trainer.step_number:08d}.safetensors"
-    write_tensors(path, tensors, {"about": json.dumps(about)})
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
-        old.unlink()
+    if sae.mesh.is_first:
+        write_tensors(path, tensors, {"about": json.dumps(about)})
+        for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
+            old.unlink()
+    sae.mesh.wait()
     return path
 
 
@@ -56,13 +59,10 @@ def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
     for key, value in trainer.sae.config().items():
         if about["sae"].get(key) != value:
             raise ValueError(f"{path} was taken with {key} = {about['sae'].get(key)!r}, this run has {value!r}")
-    fit(trainer.sae, _group(tensors, "sae."), path)
-    _restore_adam(trainer, tensors)
+    fit(trainer.sae, trainer.sae.own(_group(tensors, "sae.")), path)
+    _restore_optimizer(trainer, tensors, path)
     if trainer.average:
-        sums = _group(tensors, "average.")
-        if len(sums) != len(trainer.average.sums):
-            raise ValueError(f"{path} holds no weight average: it was taken without the setting `average`")
-        trainer.average.sums = [sums[str(number)].to(total.device) for number, total in enumerate(trainer.average.sums)]
+        _restore_average(trainer, tensors, path)
         trainer.average.steps = about["step"]
     trainer.step_number, trainer.rows_seen = about["step"], about["rows"]
     trainer.rows_planned = about["rows_planned"]
@@ -70,17 +70,41 @@ def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
     return place
 
 
-def _adam(trainer: "Trainer") -> dict[int, dict[str, Tensor]]:
-    return trainer.optimizer.state_dict()["state"]
+def _names(trainer: "Trainer") -> list[str]:
+    return [name for name, _ in trainer.sae.named_parameters()]
 
 
-def _restore_adam(trainer: "Trainer", tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _group(tensors, "adam.").items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
+def _by_parameter(trainer: "Trainer") -> dict[str, dict[str, Tensor]]:
+    """What the optimizer and the average hold, as {part: {parameter's name: tensor}}."""
+    names = _names(trainer)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for number, state in trainer.optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            parts.setdefault(f"adam.{key}", {})[names[number]] = value
+    if trainer.average:
+        parts["average"] = dict(zip(names, trainer.average.sums, strict=True))
+    return parts
+
+
+def _restore_optimizer(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:
+    names = _names(trainer)
+    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(names))}
+    for key in ADAM:
+        own = trainer.sae.own(_group(tensors, f"adam.{key}."))
+        for number, name in enumerate(names):
+            if name not in own:
+                raise ValueError(f"{path} holds no {key} of {name}: it was written for another optimizer")
+            state[number][key] = own[name]
     groups = trainer.optimizer.state_dict()["param_groups"]
     trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _restore_average(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:
+    assert trainer.average
+    sums = trainer.sae.own(_group(tensors, "average."))
+    if set(sums) != set(_names(trainer)):
+        raise ValueError(f"{path} holds no weight average: it was taken without the setting `average`")
+    trainer.average.sums = [sums[name].to(trainer.device) for name in _names(trainer)]
 
 
 def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ class Trainer:
             raise ValueError(f"clip must be positive, got {self.clip}; leave it out for no clipping")
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], Forward]:
-        """One update on a batch: forward, backward, components' hooks, Adam.
+        """One update on a batch (this process's rows of it): forward, backward, components' hooks, Adam.
 
         Returns:
             The terms of the objective (detached scalars, `loss` their sum) and the forward pass.
@@ -92,8 +92,9 @@ class Trainer:
         Raises:
             ValueError: if the batch or the loss is not finite; the weights are then as they were before.
         """
-        x = self._checked(batch.x)
-        target = None if batch.target is None else self._checked(batch.target)
+        mesh = self.sae.mesh
+        x = self._checked(mesh.own_rows(batch.x))
+        target = None if batch.target is None else self._checked(mesh.own_rows(batch.target))
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             terms, forward = self.sae.objective(x, target)
             loss = torch.stack(list(terms.values())).sum()
@@ -102,9 +103,10 @@ class Trainer:
             raise ValueError(f"the loss at step {self.step_number} is not finite ({words}); lower lr or set clip")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        mesh.average_gradients(self.sae.parameters())
         self.sae.before_step()
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip)
+            self._clip_gradient(self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.step()
@@ -112,8 +114,20 @@ class Trainer:
         if self.average:
             self.average.update()
         self.step_number += 1
-        self.rows_seen += len(x)
+        self.rows_seen += len(batch.x)
         return {"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()}, forward
+
+    @torch.no_grad()
+    def _clip_gradient(self, largest: float) -> None:
+        """Scale the gradient down to a norm of `largest`, counted over the latents of all shards."""
+        sharded = self.sae.sharded_names()
+        gradients = {name: p.grad for name, p in self.sae.named_parameters() if p.grad is not None}
+        own = [grad.square().sum() for name, grad in gradients.items() if name in sharded]
+        common = [grad.square().sum() for name, grad in gradients.items() if name not in sharded]
+        zero = torch.zeros((), device=self.device)
+        norm = (self.sae.mesh.total(sum(own, zero)) + sum(common, zero)).sqrt()
+        for grad in gradients.values():
+            grad *= (largest / norm).clamp(max=1)
 
     def _checked(self, x: Tensor) -> Tensor:
         x = x.to(self.device, torch.float32, non_blocking=True)
@@ -160,9 +174,11 @@ class Trainer:
             KeyboardInterrupt: on Ctrl-C, after the step under way and a checkpoint.
         """
         self._prepare(source, rows, run)
-        last = -(-rows // self.batch)
-        log = Log(run.log_file, self.step_number, run.folder if tensorboard else None) if run else None
-        bar = progress("train", last * self.batch, "rows", done=self.rows_seen, show=show)
+        mesh, last = self.sae.mesh, -(-rows // self.batch)
+        log = None
+        if run and mesh.is_first:
+            log = Log(run.log_file, self.step_number, run.folder if tensorboard else None)
+        bar = progress("train", last * self.batch, "rows", done=self.rows_seen, show=show and mesh.is_first)
         batches = source.batches(self.batch)
         try:
             with bar as shown, interrupts() as stopped:
@@ -174,7 +190,7 @@ class Trainer:
                     if done % log_every == 0 or done in (1, last):
                         self._say(terms, forward, begun, shown, log)
                     shown.advance(len(batch.x))
-                    interrupted = stopped.is_set() and done < last
+                    interrupted = mesh.any(stopped.is_set()) and done < last
                     if run and (done % save_every == 0 or done == last or interrupted):
                         checkpoint.save(run.checkpoints, self, batch.place or {})
                     if interrupted:
@@ -191,7 +207,7 @@ class Trainer:
         """Save the SAE, with the averaged weights where there is an average."""
         with self.average.swapped_in() if self.average else nullcontext():
             if self.average:
-                self.sae.after_step()  # an average of unit directions is shorter than one
+                self.sae.dictionary.after_step()  # an average of unit directions is shorter than one
             self.sae.save(folder)
 
     def _prepare(self, source: Source, rows: int, run: Run | None) -> None:
@@ -214,9 +230,10 @@ class Trainer:
         record: Record = {"step": self.step_number, "rows": self.rows_seen}
         record |= {name: value.item() for name, value in terms.items()}
         record["fvu"] = ((forward.x_hat - forward.target).square().sum() / spread).item()
-        record["l0"] = forward.codes.l0().float().mean().item()
+        mesh = self.sae.mesh
+        record["l0"] = mesh.total(forward.codes.l0().float().mean()).item()
         # Rows since a latent last fired are what AuxK goes by; here a fixed horizon makes runs comparable.
-        record["silent_100k"] = int(self.sae.firing.dead(100_000).sum())
+        record["silent_100k"] = int(mesh.total(self.sae.firing.dead(100_000).sum()))
         record["lr"] = self.optimizer.param_groups[0]["lr"]
         record["step_seconds"] = time.perf_counter() - begun
         bar.advance(0, f"fvu {record['fvu']:.3f}  l0 {record['l0']:.1f}  silent {record['silent_100k']}")

@@ -37,5 +37,5 @@ class ReLU(Activation):
 
     def penalty(self, step: Forward) -> Tensor:
         norms = step.sae.dictionary.directions().norm(dim=1)[step.codes.indices]
-        size = (step.codes.values.abs() * norms).sum(1)
+        size = step.sae.mesh.sum_over_shards((step.codes.values.abs() * norms).sum(1))
         return self.l1 * (size / step.x.norm(dim=1).clamp_min(TINY)).mean()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from saelab.core.codes import Codes
+from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.decode import decode
 from saelab.sae.base import Activation, Dictionary, PreActivations
 
@@ -32,6 +33,7 @@ class Dense(Dictionary):
         decoder_bias: whether a bias is subtracted before encoding and added after decoding.
     """
 
+    sharded = ("W_enc", "b_enc", "W_dec")
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
@@ -41,12 +43,13 @@ class Dense(Dictionary):
         nn.Module.__init__(self)
         self.decoder_bias = decoder_bias
 
-    def setup(self, d_in: int, n_latents: int, generator: torch.Generator) -> None:
+    def setup(self, d_in: int, n_latents: int, generator: torch.Generator, mesh: Mesh = ALONE) -> None:
+        self.mesh = mesh
         bound = 1 / math.sqrt(d_in)
-        weight = torch.empty(n_latents, d_in).uniform_(-bound, bound, generator=generator)
+        weight = mesh.own_latents(torch.empty(n_latents, d_in).uniform_(-bound, bound, generator=generator))
         self.W_enc = nn.Parameter(weight)
         self.W_dec = nn.Parameter(weight.clone())
-        self.b_enc = nn.Parameter(torch.zeros(n_latents))
+        self.b_enc = nn.Parameter(torch.zeros(len(weight)))
         if self.decoder_bias:
             self.b_dec = nn.Parameter(torch.zeros(d_in))
         else:
@@ -65,10 +68,10 @@ class Dense(Dictionary):
             self.W_enc.div_(norm)
 
     def pre(self, x: Tensor) -> PreActivations:
-        return PreActivations(x, self.b_dec, self.W_enc, self.b_enc)
+        return PreActivations(x, self.mesh.shared(self.b_dec), self.W_enc, self.b_enc, self.mesh)
 
     def decode(self, codes: Codes) -> Tensor:
-        return decode(codes, self.W_dec) + self.b_dec
+        return self.mesh.sum_over_shards(decode(codes, self.W_dec)) + self.b_dec
 
     def bias(self) -> Tensor:
         return self.b_dec

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from saelab.core.codes import Codes
+from saelab.core.mesh import ALONE, Mesh
 from saelab.sae.base import Forward, Loss
 
 
@@ -43,17 +44,19 @@ class AuxK(Loss):
         self.width = self.k_aux or 2 ** round(torch.tensor(max(d_in / 2, 1)).log2().item())
 
     def forward(self, step: Forward) -> Tensor:
-        dead = step.sae.firing.dead(self.dead_after).nonzero().squeeze(1)
-        if not len(dead):
+        sae = step.sae
+        dead = sae.firing.dead(self.dead_after).nonzero().squeeze(1)
+        if not sae.mesh.total(dead.new_tensor(len(dead))):
             return step.x_hat.new_zeros(())
         error = (step.target - step.x_hat).detach()
         values, slots = step.pre.of(dead).topk(min(self.width, len(dead)), dim=1)
-        codes = Codes(values.relu(), dead[slots], step.codes.n_latents)
-        target = error + step.sae.dictionary.bias().detach()
-        return self.weight * normalised_error(step.sae.dictionary.decode(codes), target)
+        values = values.relu().where(sae.mesh.largest(values, self.width), 0)
+        codes = Codes(values, dead[slots], step.codes.n_latents)
+        target = error + sae.dictionary.bias().detach()
+        return self.weight * normalised_error(sae.dictionary.decode(codes), target, sae.mesh)
 
 
-def normalised_error(x_hat: Tensor, target: Tensor) -> Tensor:
+def normalised_error(x_hat: Tensor, target: Tensor, mesh: Mesh = ALONE) -> Tensor:
     """Squared error over that of always predicting the batch mean; 0 where the target does not vary at all."""
-    variance = (target - target.mean(0)).square().mean()
+    variance = mesh.mean((target - mesh.mean(target.mean(0))).square().mean())
     return torch.where(variance > 0, (x_hat - target).square().mean() / variance.clamp_min(1e-30), 0.0)

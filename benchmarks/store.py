@@ -1,0 +1,58 @@
+"""How fast shuffled rows come out of a store:  python benchmarks/store.py [--rows 1000000] [--width 768] [--batch 4096]
+
+Writes a store of random rows into a temporary folder, reads one pass of it in shuffled batches, and prints rows per
+second beside what copying the same rows in memory reaches, in the same run. The page cache is warm: it measures the
+reader, not the disk.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from saelab.data.store import Store, StoreSource, StoreWriter
+
+SHARD_ROWS = 100_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--batch", type=int, default=4096)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = write(Path(folder) / "store", options.rows, options.width)
+        batches = StoreSource(store).batches(options.batch)
+        count = options.rows // options.batch
+        next(batches)  # checksums and the first window
+        shuffled = rows_per_second((next(batches).x for _ in range(count)), options.batch)
+        rows = store.rows(0)
+        places = [torch.randint(len(rows), (options.batch,)) for _ in range(count)]
+        copied = rows_per_second((rows[place] for place in places), options.batch)
+    print(f"width {options.width}, bf16, batches of {options.batch}: {shuffled:,.0f} shuffled rows/s")
+    print(f"random rows of one shard in memory: {copied:,.0f} rows/s; ratio {shuffled / copied:.2f}")
+
+
+def write(folder: Path, rows: int, width: int) -> Store:
+    writer = StoreWriter(folder, width, "bf16", {"made by": "benchmarks/store.py"})
+    for start in range(0, rows, SHARD_ROWS):
+        count = min(SHARD_ROWS, rows - start)
+        writer.append(torch.randn(count, width), 1, {}, document=torch.zeros(count, dtype=torch.int32))
+    writer.finish()
+    return Store(folder)
+
+
+def rows_per_second(batches: Iterable[torch.Tensor], batch: int) -> float:
+    begun, count = time.perf_counter(), 0
+    for x in batches:
+        x.float()  # what the trainer does with it
+        count += 1
+    return count * batch / (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    main()

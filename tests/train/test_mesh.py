@@ -1,0 +1,143 @@
+"""One process is two processes: rows shared out or latents shared out, training comes to the same weights."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from saelab import SAE
+from saelab.core.mesh import ALONE, Mesh
+from saelab.sae.activations.topk import TopK
+
+SCRIPT = """
+import sys
+import torch
+from saelab import SAE
+from saelab.core.mesh import Mesh
+from saelab.core.run import Run
+from saelab.data import ArraySource
+from saelab.sae.activations.relu import ReLU
+from saelab.sae.activations.topk import TopK
+from saelab.sae.losses.auxk import AuxK
+from saelab.train import Trainer
+
+torch.set_num_threads(1)
+replicas, shards, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+mesh = Mesh(replicas, shards)
+generator = torch.Generator().manual_seed(0)
+rows = torch.randn(512, 16, generator=generator) @ torch.randn(16, 16, generator=generator)
+for name, activation in (("topk", TopK(4)), ("relu", ReLU(0.01))):
+    sae = SAE(16, 64, activation, [AuxK(k_aux=8, dead_after=100)], mesh=mesh)
+    sae.initialise(rows)
+    sleepy = torch.arange(64) % 5 == 0  # these are dead from the start, so that AuxK has work on every shard
+    with torch.no_grad():
+        sae.dictionary.b_enc.copy_(mesh.own_latents(torch.where(sleepy, -3.0, 0.0)))
+    sae.firing.since.copy_(mesh.own_latents(torch.where(sleepy, 10_000, 0)))
+    trainer = Trainer(sae, lr=1e-2, batch=128, clip=0.5, average=0.5)
+    auxiliary = []
+    for number, batch in enumerate(ArraySource(rows).batches(128)):
+        terms, _ = trainer.step(batch)
+        auxiliary.append(terms["AuxK"].item())
+        if number == 7:
+            break
+    assert min(auxiliary) > 0
+    sae.save(f"{out}/{name}")
+
+# A checkpoint written by this mesh, and gone on from by it.
+if mesh.is_first:
+    Run.create(f"{out}/run", {})
+mesh.wait()
+for length in (512, 1024):
+    sae = SAE(16, 64, TopK(4), [AuxK(k_aux=8, dead_after=100)], mesh=mesh)
+    trainer = Trainer(sae, lr=1e-2, batch=128, decay=0, average=0.5)
+    trainer.fit(ArraySource(rows), length, Run(f"{out}/run"), save_every=2, show=False)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def trained(folder: Path, replicas: int, shards: int) -> dict[str, dict[str, torch.Tensor]]:
+    folder.mkdir()
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    world = replicas * shards
+    together = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = [sys.executable, str(script), str(replicas), str(shards), str(folder)]
+    processes = [
+        subprocess.Popen(words, env=os.environ | together | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(world)
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), errors
+    saes = {name: load_file(folder / name / "weights.safetensors") for name in ("topk", "relu")}
+    return saes | {"run": load_file(max((folder / "run" / "checkpoints").iterdir()))}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("mesh") / "alone", 1, 1)
+
+
+@pytest.mark.parametrize(("replicas", "shards"), [(2, 1), (1, 2), (2, 2)])
+def test_several_processes_train_the_same_weights_as_one(tmp_path, alone, replicas, shards):
+    together = trained(tmp_path / "together", replicas, shards)
+    for name, tensors in alone.items():
+        assert tensors.keys() == together[name].keys()
+        for key, tensor in tensors.items():
+            assert torch.allclose(together[name][key].float(), tensor.float(), rtol=0, atol=2e-6), (name, key)
+
+
+def test_a_mesh_needs_as_many_processes_as_it_has_places(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="2 replicas of 2 shards need 4 processes, there are 3: start with torchrun"):
+        Mesh(2, 2)
+
+
+def test_a_mesh_needs_at_least_one_of_each():
+    with pytest.raises(ValueError, match="at least 1 replica and 1 shard, got 0 and 1"):
+        Mesh(0)
+
+
+def test_latents_must_divide_evenly():
+    class Three(Mesh):
+        def _join(self):
+            """A mesh of three shards without its processes."""
+
+    with pytest.raises(ValueError, match="64 latents cannot be dealt to 3 shards evenly"):
+        SAE(16, 64, TopK(4), mesh=Three(1, 3))
+
+
+def test_rows_must_divide_evenly():
+    class Two(Mesh):
+        def _join(self):
+            """A mesh of two replicas without its processes."""
+
+    with pytest.raises(ValueError, match="7 rows cannot be dealt to 2 replicas evenly"):
+        Two(2).own_rows(torch.zeros(7, 3))
+
+
+def test_alone_every_operation_is_the_identity():
+    values = torch.randn(5, 4)
+    assert torch.equal(ALONE.own_rows(values), values)
+    assert ALONE.own_latents(values) is values
+    assert ALONE.all_latents(values) is values
+    assert ALONE.sum_over_shards(values) is values
+    assert ALONE.mean(values) is values
+    assert ALONE.any(True)
+    assert not ALONE.any(False)
+
+
+def test_the_largest_alone_are_those_of_topk():
+    values = torch.randn(20, 9)
+    chosen = ALONE.largest(values, 4)
+    kept = torch.zeros_like(chosen).scatter_(1, values.topk(4).indices, True)
+    assert torch.equal(chosen, kept)
