@@ -35,11 +35,17 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"unknown command '{words[0]}'{near_miss(words[0], COMMANDS)}")
         COMMANDS[words[0]][1](words[1:])
     except (ValueError, OSError) as error:
-        print(f"saelab: {error.strerror or error if isinstance(error, OSError) else error}", file=sys.stderr)
+        print(f"saelab: {_said(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt as stop:
         print(f"saelab: {stop or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
+
+
+def _said(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _overview() -> str:
@@ -107,7 +113,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
 
 def _parser(command: str) -> ArgumentParser:
     return ArgumentParser(
-        prog=f"saelab {command}", description=COMMANDS[command][0], exit_on_error=False, default_meta=False
+        prog=f"saelab {command}", description=COMMANDS[command][0], exit_on_error=False, allow_abbrev=False
     )
 
 
@@ -117,7 +123,7 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
         if word == "--config" or word.startswith("--config="):
             _check_classes(Path(word.partition("=")[2] or following))
     try:
-        options = parser.parse_args(words)
+        options = parser.parse_args(words).clone(with_meta=False)
     except Exception as error:  # jsonargparse raises its own and argparse's errors
         raise ValueError(_explained(parser, str(error))) from error
     options.pop("config", None)

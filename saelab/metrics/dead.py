@@ -22,4 +22,4 @@ class DeadLatents(Metric):
         if not horizon:
             return {}
         dead = sae.firing.dead(horizon).float().cpu()
-        return {"dead": score_of_latents(dead, f"share of latents, last {horizon} training rows")}
+        return {"dead": score_of_latents(dead, "share of latents")}

@@ -7,6 +7,7 @@ padding, and rows whose norm is more than `outlier` times the median norm of the
 # Shape letters: R packed rows of tokens, T tokens of each, D width, n kept rows.
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -110,7 +111,7 @@ def harvest(
     done = sum(shard.token_rows for shard in manifest.shards)
     pending: list[Kept] = []
     token_rows = 0
-    with progress("harvest", tokens, "tokens", done=manifest.rows, show=show) as bar:
+    with _told_apart(writer), progress("harvest", tokens, "tokens", done=manifest.rows, show=show) as bar:
         for block in subject.token_rows(model, split, blocks_of(subject), start=done):
             activations = model.activations(block.ids)
             if "norm_limit" not in manifest.notes:
@@ -131,6 +132,16 @@ def harvest(
             _append(writer, pending, token_rows)
     writer.finish()
     return Store(out)
+
+
+@contextmanager
+def _told_apart(writer: StoreWriter) -> Iterator[None]:
+    """Ctrl-C tells what was kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = f"stopped; {writer.folder} keeps {writer.manifest.rows:,} rows, run the same again to go on"
+        raise KeyboardInterrupt(message) from None
 
 
 def _append(writer: StoreWriter, pending: list[Kept], token_rows: int) -> None:

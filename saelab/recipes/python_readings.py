@@ -30,7 +30,7 @@ FREQUENT_TOKENS = 150
 MIN_TOKENS = 30
 """Readings that hold for fewer tokens are left out."""
 Mark = Callable[[str, tuple[int, int], tuple[int, int]], None]
-SPELLED_OUT = 3
+SPELLED_OUT = 2
 """At most this many of the chosen latents just stand for one token."""
 
 
@@ -172,7 +172,8 @@ def _varied(pairs: list[Reading], count: int) -> list[Reading]:
         spelled = sum(other.label.startswith("the token") for other in chosen)
         if not used and not (pair.label.startswith("the token") and spelled >= SPELLED_OUT):
             chosen.append(pair)
-    return chosen[:count]
+    # What a latent means in its context comes first, then those that stand for one word.
+    return sorted(chosen[:count], key=lambda pair: pair.label.startswith("the token"))
 
 
 def contexts(codes: Codes, text: Text, latent: int, count: int = 3, width: int = 60) -> list[tuple[str, str, str]]:

@@ -4,7 +4,6 @@ The bundled model reads the Python standard library of this machine; its residua
 a store; a TopK SAE is trained on it, measured on files neither has seen, and saved.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,17 @@ from rich.table import Table
 from rich.text import Text as RichText
 
 from saelab.core.files import read_json, write_json
+from saelab.core.log import read_log
 from saelab.core.run import Run
-from saelab.data.store import Store, StoreSource
+from saelab.data.store import Store
 from saelab.metrics import TextEvaluation, measure
 from saelab.models.harvest import harvest
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
 from saelab.recipes.measure import keep
 from saelab.recipes.python_readings import Text, choose, contexts
-from saelab.sae.activations.topk import TopK
-from saelab.sae.losses.auxk import AuxK
-from saelab.sae.sae import SAE
-from saelab.train.trainer import Trainer
+from saelab.recipes.train import resume
+from saelab.sae.sae import SAE, load
 
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
 READ_TOKENS = 60_000
@@ -34,8 +32,8 @@ READ_TOKENS = 60_000
 
 def quickstart(
     out: str = "saelab-quickstart",
-    tokens: int = 800_000,
-    rows: int = 1_600_000,
+    tokens: int = 700_000,
+    rows: int = 1_400_000,
     n_latents: int = 4096,
     k: int = 32,
     measure_tokens: int = 16_384,
@@ -54,12 +52,24 @@ def quickstart(
         measure_tokens: held-out tokens to measure on.
         seed: of weights and order.
     """
-    console = Console()
-    settings = {"quickstart": {"tokens": tokens, "rows": rows, "n_latents": n_latents, "k": k, "seed": seed}}
-    run = _run(Path(out), settings)
+    folder = Path(out)
+    settings = {
+        "store": str(folder / "acts"),
+        "rows": rows,
+        "seed": seed,
+        "sae": {
+            "n_latents": n_latents,
+            "activation": {"class_path": "TopK", "init_args": {"k": k}},
+            # Dead means silent for an eighth of the run: ten million rows, the usual horizon, is longer than all of it.
+            "losses": [{"class_path": "AuxK", "init_args": {"dead_after": max(1, rows // 8)}}],
+            "seed": seed,
+        },
+        "trainer": {"lr": 3e-3, "batch": 1024, "decay": 0.6},
+    }
+    run = _run(folder, settings)
     if not run.scores_file.exists():
-        _make(run, settings["quickstart"], measure_tokens, console)
-    _show(run, console)
+        _make(run, tokens, measure_tokens)
+    _show(run, Console())
 
 
 def _run(folder: Path, settings: dict[str, Any]) -> Run:
@@ -68,24 +78,19 @@ def _run(folder: Path, settings: dict[str, Any]) -> Run:
         return Run.create(folder, settings)
     run = Run.open(folder)
     if run.config() != settings:
-        raise ValueError(f"{folder} holds another run; choose another --out, or remove that folder")
+        raise ValueError(f"{folder} holds a run with other settings; choose another --out, or remove that folder")
     return run
 
 
-def _make(run: Run, settings: dict[str, int], measure_tokens: int, console: Console) -> None:
+def _make(run: Run, tokens: int, measure_tokens: int) -> None:
     """Harvest, train, measure; each part goes on from where it was interrupted."""
     model = SUBJECT.language_model()
-    store = harvest(SUBJECT, run.folder / "acts", settings["tokens"], model=model)
+    store = harvest(SUBJECT, run.folder / "acts", tokens, model=model)
     write_json(run.source_file, store.manifest.origin)
-    # Dead means silent for an eighth of the run: ten million tokens, the usual horizon, is longer than all of it.
-    losses = [AuxK(dead_after=max(1, settings["rows"] // 8))]
-    sae = SAE(store.d_in, settings["n_latents"], TopK(settings["k"]), losses, seed=settings["seed"])
-    trainer = Trainer(sae, lr=3e-3, batch=1024, warmup=100, decay=0.5)
-    begun, had = time.monotonic(), trainer.rows_seen
-    trainer.fit(StoreSource(store, settings["seed"]), settings["rows"], run)
-    rate = (trainer.rows_seen - had) / (time.monotonic() - begun)
+    resume(run)
+    sae = load(run.folder)
     measured = measure({"sae": sae}, TextEvaluation(SUBJECT, measure_tokens, model=model))["sae"]
-    write_json(run.folder / "latents.json", {"latents": _latents(sae, store, model), "rows_per_second": rate})
+    write_json(run.folder / "latents.json", {"latents": _latents(sae, store, model)})
     keep(run, measured)
 
 
@@ -110,26 +115,35 @@ def _latents(sae: SAE, store: Store, model: LanguageModel) -> list[dict[str, Any
     ]
 
 
+def _rate(run: Run) -> float:
+    """Rows per second of the steps that the log tells of."""
+    seconds = sorted(record["step_seconds"] for record in read_log(run.log_file))
+    return run.config()["trainer"]["batch"] / seconds[len(seconds) // 2]
+
+
 def _show(run: Run, console: Console) -> None:
     scores, found = run.scores(), read_json(run.folder / "latents.json")
     table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
     lines = {
         "fvu": "FVU, held-out files",
-        "l0": "L0, active latents per token",
+        "l0": "L0",
         "dead": "dead latents",
         "ce_clean": "CE of the model",
-        "ce_sae": "CE with the SAE in its place",
-        "ce_zero": "CE with zeros in its place",
+        "ce_sae": "CE with the SAE",
+        "ce_zero": "CE with zeros",
         "ce_recovered": "CE recovered",
     }
     for metric, title in lines.items():
         score = scores[metric]
         interval = f"[{score['low']:.4g} to {score['high']:.4g}]" if score["low"] is not None else ""
         table.add_row(title, f"{score['value']:.4g}", RichText(interval, style="dim"), score["unit"])
-    table.add_row("training", f"{found['rows_per_second']:,.0f}", "", "tokens per second")
+    table.add_row("training", f"{_rate(run):,.0f}", "", "tokens per second")
     console.print()
     console.print(table)
-    console.print("\nTen latents, each with the code that excites it most (the token in [bold reverse]reverse[/]):\n")
+    console.print(
+        "\nTen latents, each with the code that excites it most; the token between [bold]«[/] and [bold]»[/]:\n"
+    )
     for latent in found["latents"]:
         console.print(
             f"[bold]latent {latent['latent']}[/]  {latent['label']}"
@@ -137,7 +151,7 @@ def _show(run: Run, console: Console) -> None:
             highlight=False,
         )
         for before, token, after in latent["contexts"]:
-            line = RichText("    ") + RichText(before) + RichText(token, style="bold reverse") + RichText(after)
+            line = RichText("    ") + RichText(before) + RichText(f"«{token}»", style="bold") + RichText(after)
             console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)
     console.print(
         f'\nSaved in {run.folder}. Next: `saelab show {run.folder}`, or in Python `saelab.load("{run.folder}")`.',

@@ -54,28 +54,56 @@ def train_from_options(parser: ArgumentParser, options: Namespace) -> None:
     if options.format > FORMAT:
         raise ValueError(f"the config has format {options.format}, newer than {FORMAT}; update saelab")
     if options.resume:
-        run = Run.open(options.resume)
-        options = parser.parse_object(run.config() | {"out": options.resume})
-    else:
-        run = None
+        resume(Run.open(options.resume))
+        return
     if not options.out:
         raise ValueError("--out is missing: the folder for the new run (or --resume RUN to go on with one)")
-    if bool(options.store) == bool(options.live):
-        raise ValueError("give --store DIR (from `saelab harvest`), or --live.model, --live.site and --live.text")
     settings = yaml.safe_load(parser.dump(options, skip_none=True))
-    made = parser.instantiate(options)
-    mesh = _mesh(made)
-    source, origin = _source(made)
-    sae = SAE(source.d_in, **vars(made.sae), mesh=mesh).to(_device(made.device, mesh))
-    trainer = Trainer(sae, **vars(made.trainer))
-    if run is None:
-        run = _created(options.out, saved(settings), origin, mesh)
-    elif (found := read_json(run.source_file)) != origin:
-        changed = next(key for key in {**found, **origin} if found.get(key) != origin.get(key))
-        raise ValueError(f"the data of {run.folder} changed: {changed} was {found.get(changed)!r}")
-    trainer.fit(source, made.rows, run, made.log_every, made.save_every, made.tensorboard)
-    if mesh.is_first:
-        print(f"{run.folder}: trained on {trainer.rows_seen:,} rows; `saelab measure {run.folder}` tells how well")
+    job = _Job(parser.instantiate(options))
+    job.train(job.new_run(options.out, saved(settings)))
+
+
+def resume(run: Run) -> None:
+    """Go on with a run from its newest checkpoint, or from its beginning if it has none."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_options(parser)
+    try:
+        options = parser.parse_object(run.config())
+    except Exception as error:  # jsonargparse raises its own and argparse's errors
+        raise ValueError(f"{run.config_file} is not the config of a training run: {error}") from error
+    job = _Job(parser.instantiate(options))
+    found = read_json(run.source_file)
+    for key in {**found, **job.origin}:
+        if found.get(key) != job.origin.get(key):
+            raise ValueError(f"the data of {run.folder} changed: {key} was {found.get(key)!r}")
+    job.train(run)
+
+
+class _Job:
+    """The parts that the settings of a run describe, put together."""
+
+    def __init__(self, made: Namespace):
+        if bool(made.store) == bool(made.live):
+            raise ValueError("give --store DIR (from `saelab harvest`), or --live.model, --live.site and --live.text")
+        self.made = made
+        self.mesh = _mesh(made)
+        self.source, self.origin = _source(made)
+        self.sae = SAE(self.source.d_in, **vars(made.sae), mesh=self.mesh).to(_device(made.device, self.mesh))
+        self.trainer = Trainer(self.sae, **vars(made.trainer))
+
+    def new_run(self, out: str, settings: dict[str, Any]) -> Run:
+        """A new run's folder, made by the first process only."""
+        if self.mesh.is_first:
+            write_json(Run.create(out, settings).source_file, self.origin)
+        self.mesh.wait()
+        return Run.open(out)
+
+    def train(self, run: Run) -> None:
+        made = self.made
+        self.trainer.fit(self.source, made.rows, run, made.log_every, made.save_every, made.tensorboard)
+        if self.mesh.is_first:
+            seen = f"{self.trainer.rows_seen:,} rows"
+            print(f"{run.folder}: trained on {seen}; `saelab measure {run.folder}` tells how well")
 
 
 def _mesh(made: Namespace) -> Mesh:
@@ -83,14 +111,6 @@ def _mesh(made: Namespace) -> Mesh:
     if world_size() != mesh.replicas * mesh.shards:
         raise ValueError(f"there are {world_size()} processes: give --mesh.replicas or --mesh.shards to share the work")
     return mesh
-
-
-def _created(out: str, settings: dict[str, Any], origin: dict[str, Any], mesh: Mesh) -> Run:
-    """A new run's folder, made by the first process only."""
-    if mesh.is_first:
-        write_json(Run.create(out, settings).source_file, origin)
-    mesh.wait()
-    return Run.open(out)
 
 
 def _source(made: Namespace) -> tuple[Source, dict[str, Any]]:

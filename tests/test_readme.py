@@ -1,0 +1,60 @@
+"""Every command of the README is executed, in the order in which it stands there, and so is its Python."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from saelab.cli import main
+from saelab.models.language_model import bundled_folder
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# The hub cannot be reached in a test: the bundled model and a local file stand in for what would come from there.
+STAND_INS = {"transformer.h.8": "model.layers.1", "hf:NeelNanda/pile-10k": "text.txt"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.slow
+def test_readme_commands_and_python_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("It was the best of times, it was the worst of times.\n" * 300)
+    stand_ins = STAND_INS | {"gpt2": str(bundled_folder())}
+    assert len(commands()) >= 8
+    for program, *words in commands():
+        assert program == "saelab"
+        main([stand_ins.get(word, word) for word in words])
+    printed = capsys.readouterr().out
+    assert "ce_recovered" in printed
+    assert "n_latents: 1024" in printed
+    (source,) = blocks("python")
+    exec(compile(source, "README.md", "exec"), {})  # noqa: S102 - our own text
+    printed = capsys.readouterr().out
+    assert "Codes(100 rows, 16 of 1024 latents kept, torch.float32)" in printed
+
+
+def test_readme_make_targets_exist():
+    named = set(re.findall(r"\bmake ([a-z]+)", " ".join(blocks(""))))
+    assert named == {"quickstart", "test"}
+    makefile = (ROOT / "Makefile").read_text()
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_readme_tree_names_what_exists():
+    (tree,) = [block for block in blocks("") if block.startswith("saelab/")]
+    for folder in ("core", "kernels", "sae", "data", "models", "metrics", "train", "recipes", "assets/pycode-7m"):
+        assert f"{folder}/" in tree
+        assert (ROOT / "saelab" / folder).is_dir()
+    for file in re.findall(r"\b([a-z_]+\.py)\b", tree):
+        assert list(ROOT.rglob(file)), file
