@@ -101,7 +101,8 @@ class Codes:
         """
         active = self.active
         width = max(1, int(active.sum(1).max())) if len(active) else 1
-        slots = (~active).to(torch.uint8).sort(dim=1, stable=True).indices[:, :width]
+        unused_last = self.indices.masked_fill(~active, self.n_latents)
+        slots = unused_last.sort(dim=1, stable=True).indices[:, :width]
         return Codes(self.values.detach().gather(1, slots), self.indices.gather(1, slots), self.n_latents)
 
     def __len__(self) -> int:

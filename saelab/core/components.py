@@ -9,8 +9,11 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self, get_args, get_type_hints
+
+PLAIN = (int, float, bool, str, NoneType)
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
@@ -20,6 +23,25 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; there are: {', '.join(known)}" if known else ""
+
+
+def check_kinds(built: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """ValueError if an argument read from a file is not of the plain type that a constructor's signature asks for.
+
+    Only numbers, booleans, strings, lists and None are checked; other annotations are left to the constructor.
+    """
+    hints = get_type_hints(inspect.getattr_static(built, "__init__"))
+    for key, value in arguments.items():
+        allowed = get_args(hints.get(key)) if isinstance(hints.get(key), UnionType) else (hints.get(key),)
+        if all(kind in PLAIN for kind in allowed) and not any(_is_a(value, kind) for kind in allowed):
+            names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
+            raise ValueError(f"{built.__name__}: {key} must be {names.replace('NoneType', 'null')}, got {value!r}")
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 class Component:
@@ -65,12 +87,15 @@ class Component:
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> Self:
         """The component a `config()` describes; ValueError for an unknown name or key."""
-        if "name" not in config:
-            raise ValueError(f"a {cls.__name__.lower()} needs a 'name', got {dict(config)}")
+        kind = cls.__name__.lower()
+        if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise ValueError(f"{article} {kind} needs a 'name', its class, in a table of settings; got {config!r}")
         variant = cls.named(config["name"])
         arguments = {key: value for key, value in config.items() if key != "name"}
         for key in arguments:
             if key not in variant.options():
-                where = f"{cls.__name__.lower()} {variant.__name__}"
+                where = f"{kind} {variant.__name__}"
                 raise ValueError(f"unknown key '{key}' of {where}{near_miss(key, variant.options())}")
+        check_kinds(variant, arguments)
         return variant(**arguments)

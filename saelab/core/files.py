@@ -17,6 +17,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+PART = ".part"
+"""Ending of a file that is being written."""
+
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Call `write` with a file that appears as `path` only when it is complete and on the disk.
@@ -26,9 +29,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             older file of that name is untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
@@ -36,14 +40,22 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+        for left_by_a_kill in path.parent.glob(f".{path.name}.*{PART}"):
+            left_by_a_kill.unlink(missing_ok=True)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
                 f"the disk is full: could not write {path}. Nothing was lost: free some space and run the same again",
             ) from error
         raise
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a folder is missing, or holds nothing but what a killed writer left half-written."""
+    return not folder.exists() or (folder.is_dir() and all(path.name.endswith(PART) for path in folder.iterdir()))
 
 
 def _umask() -> int:

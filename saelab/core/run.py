@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from saelab.core.files import check_format, read_json, write_json, write_text
+from saelab.core.files import check_format, is_vacant, read_json, write_json, write_text
 
 FORMAT = 1
 
@@ -48,10 +48,10 @@ class Run:
                 f"{folder} holds a run already: `saelab train --resume {folder}` goes on with it; "
                 "a new run needs another --out"
             )
-        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+        if not is_vacant(run.folder):
             raise ValueError(f"{folder} is not an empty folder; choose another --out")
-        write_text(run.folder / "README.md", README.format(name=run.folder.name))
         write_text(run.config_file, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True))
+        write_text(run.folder / "README.md", README.format(name=run.folder.name))
         return run
 
     @classmethod

@@ -1,5 +1,7 @@
 """Rows from an array in memory."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,10 @@ class ArraySource(WindowSource):
             raise ValueError(f"row {bad} holds NaN or infinity; leave such rows out")
         super().__init__(rows.shape[1], seed, prefetch=0)
         self.rows = rows
+        self.windows_a_pass = 1
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"rows": len(self.rows)}
 
     def window(self, number: int) -> Tensor:
         return self.rows

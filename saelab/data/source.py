@@ -68,6 +68,10 @@ def generator_for(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+SAMPLE_WINDOWS = 64
+"""A sample is drawn from at most this many windows."""
+
+
 class WindowSource(Source):
     """A source made of numbered windows of rows.
 
@@ -81,21 +85,29 @@ class WindowSource(Source):
         self.d_in, self.seed, self.prefetch = d_in, seed, prefetch
         self._window, self._offset = 0, 0
 
+    windows_a_pass: int | None = None
+    """After how many windows rows come again, where that is known."""
+
     @abstractmethod
     def window(self, number: int) -> Tensor:
         """The rows [W, D] of window `number`, unshuffled; at least one row, for every number from 0 on."""
 
+    def identity(self) -> dict[str, Any]:
+        """What a place depends on: it means the same rows only to a source with the same."""
+        return {"seed": self.seed}
+
     def state(self) -> dict[str, Any]:
-        return {"window": self._window, "offset": self._offset, "seed": self.seed}
+        return {"window": self._window, "offset": self._offset, **self.identity()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        if state.get("seed") != self.seed:
-            raise ValueError(f"the saved place belongs to seed {state.get('seed')}, this source has {self.seed}")
+        for key, own in self.identity().items():
+            if state.get(key) != own:
+                raise ValueError(f"the saved place belongs to {key} {state.get(key)}, this source has {own}")
         self._window, self._offset = int(state["window"]), int(state["offset"])
 
     def sample(self, rows: int) -> Tensor:
         parts, number, have = [], 0, 0
-        while have < rows and number < 64:
+        while have < rows and number < (self.windows_a_pass or SAMPLE_WINDOWS):
             parts.append(self._shuffled(number))
             have += len(parts[-1])
             number += 1

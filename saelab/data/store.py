@@ -10,6 +10,7 @@ there. Opening checks sizes; each shard's checksum is checked before its first r
 
 # Shape letters: n rows of a shard, D input width.
 
+import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from saelab.core.components import near_miss
-from saelab.core.files import check_format, read_json, read_tensors, sha256, write_json, write_tensors
+from saelab.core.files import check_format, is_vacant, read_json, read_tensors, sha256, write_json, write_tensors
 from saelab.data.source import WindowSource, generator_for
 
 FORMAT = 1
@@ -109,7 +110,7 @@ class StoreWriter:
         if (self.folder / MANIFEST).exists():
             self.manifest = Manifest.read(self.folder)
             self._check_same(Manifest(d_in, dtype, origin))
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif not is_vacant(self.folder):
             raise ValueError(f"{self.folder} is not empty and is not a store; choose another folder")
         else:
             self.manifest = Manifest(d_in, dtype, origin, sums=[0.0] * d_in)
@@ -132,12 +133,16 @@ class StoreWriter:
             ValueError: if a row is not finite in the store's precision; nothing is written.
             OSError: if the disk is full; the store keeps every earlier shard.
         """
-        manifest = self.manifest
+        manifest = copy.deepcopy(self.manifest)  # ours changes with what is on the disk
+        if rows.ndim != 2 or rows.shape[1] != manifest.d_in:
+            raise ValueError(f"the store's rows are {manifest.d_in} wide, got {list(rows.shape)}")
         stored = rows.to(DTYPES[manifest.dtype])
         bad = (~torch.isfinite(stored).all(1)).nonzero().flatten()
         if len(bad):
             where = {key: int(value[bad[0]]) for key, value in columns.items()}
             raise ValueError(_not_finite(rows[bad[0]], manifest.dtype, len(bad), where))
+        if not manifest.shards:
+            manifest.save(self.folder)  # so that a folder with a shard is a store whenever we are killed
         file = f"shard-{len(manifest.shards):05d}.safetensors"
         path = self.folder / file
         write_tensors(path, {"rows": stored, **columns})
@@ -147,7 +152,10 @@ class StoreWriter:
         manifest.sum_squares += exact.square().sum().item()
         manifest.dropped = {key: manifest.dropped.get(key, 0) + count for key, count in dropped.items()}
         manifest.shards.append(Shard(file, len(stored), path.stat().st_size, sha256(path), token_rows))
-        manifest.save(self.folder)
+        try:
+            manifest.save(self.folder)
+        finally:
+            self.manifest = Manifest.read(self.folder)  # what is on the disk, also when saving failed half-way
 
     def finish(self) -> None:
         """Mark the store complete."""
@@ -242,11 +250,13 @@ class StoreSource(WindowSource):
         first = (blocks.cumsum(0) - blocks).repeat_interleave(blocks)
         self._start_of = (torch.arange(len(self._shard_of)) - first) * block_rows
         self._block_rows = block_rows
+        self._window_rows = window_rows
         self._blocks_a_window = window_rows // block_rows
-        self._windows = -(-len(self._shard_of) // self._blocks_a_window)
+        self.windows_a_pass = -(-len(self._shard_of) // self._blocks_a_window)
 
     def window(self, number: int) -> Tensor:
-        epoch, place = divmod(number, self._windows)
+        assert self.windows_a_pass
+        epoch, place = divmod(number, self.windows_a_pass)
         order = torch.randperm(len(self._shard_of), generator=generator_for(self.seed, epoch, 0))
         chosen = order[place * self._blocks_a_window :][: self._blocks_a_window].sort().values
         parts = []
@@ -256,3 +266,7 @@ class StoreSource(WindowSource):
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         return self.store.manifest.statistics()
+
+    def identity(self) -> dict[str, Any]:
+        sizes = {"block_rows": self._block_rows, "window_rows": self._window_rows, "rows": len(self.store)}
+        return super().identity() | sizes

@@ -103,31 +103,30 @@ def harvest(
         raise ValueError(f"tokens must be at least 1, got {tokens}")
     model = model or subject.language_model()
     writer = StoreWriter(out, model.d_in, dtype, subject.origin(model, split))
-    manifest = writer.manifest
-    if manifest.rows >= tokens or manifest.notes.get("text_ended"):
+    if writer.manifest.rows >= tokens or writer.manifest.notes.get("text_ended"):
         writer.finish()
         return Store(out)
     shard_rows = max(1, SHARD_BYTES // (model.d_in * 4))
-    done = sum(shard.token_rows for shard in manifest.shards)
+    done = sum(shard.token_rows for shard in writer.manifest.shards)
     pending: list[Kept] = []
     token_rows = 0
-    with _told_apart(writer), progress("harvest", tokens, "tokens", done=manifest.rows, show=show) as bar:
+    with _told_apart(writer), progress("harvest", tokens, "tokens", done=writer.manifest.rows, show=show) as bar:
         for block in subject.token_rows(model, split, blocks_of(subject), start=done):
             activations = model.activations(block.ids)
-            if "norm_limit" not in manifest.notes:
-                manifest.notes["norm_limit"] = norm_limit(activations, block)
-            pending.append(keep_rows(activations, block, manifest.notes["norm_limit"]))
+            if "norm_limit" not in writer.manifest.notes:
+                writer.manifest.notes["norm_limit"] = norm_limit(activations, block)
+            pending.append(keep_rows(activations, block, writer.manifest.notes["norm_limit"]))
             token_rows += len(block.ids)
             bar.advance(len(pending[-1].rows))
             held = sum(len(kept.rows) for kept in pending)
-            enough = manifest.rows + held >= tokens
+            enough = writer.manifest.rows + held >= tokens
             if held >= shard_rows or enough:
                 _append(writer, pending, token_rows)
                 pending, token_rows = [], 0
             if enough:
                 break
         else:
-            manifest.notes["text_ended"] = True
+            writer.manifest.notes["text_ended"] = True
         if pending:
             _append(writer, pending, token_rows)
     writer.finish()

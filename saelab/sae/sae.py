@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saelab.core.codes import Codes
-from saelab.core.components import Component, near_miss
+from saelab.core.components import Component, check_kinds, near_miss
 from saelab.core.files import check_format, read_json, read_tensors, write_json, write_tensors
 from saelab.core.mesh import ALONE, Mesh
 from saelab.sae.base import Activation, Dictionary, Forward, Loss
@@ -180,6 +180,9 @@ class SAE(nn.Module):
         for key in known[:3]:
             if key not in config:
                 raise ValueError(f"an SAE's config needs the key '{key}'")
+        check_kinds(cls, {key: config[key] for key in ("d_in", "n_latents", "seed") if key in config})
+        if not isinstance(config.get("losses", []), list):
+            raise ValueError(f"losses must be a list, got {config['losses']!r}")
         return cls(
             d_in=config["d_in"],
             n_latents=config["n_latents"],
@@ -248,6 +251,7 @@ def load(folder: str | Path) -> SAE:
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
     tensors, _ = read_tensors(folder / WEIGHTS)
+    sae.to(tensors.get("scale.mean", torch.empty(0)).dtype)  # the precision it was saved in
     fit(sae, tensors, folder / WEIGHTS)
     return sae
 

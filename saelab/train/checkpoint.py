@@ -32,6 +32,7 @@ def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
         "rows_planned": trainer.rows_planned,
         "source": place,
         "sae": trainer.sae.config(),
+        "average": trainer.average.momentum if trainer.average else None,
     }
     path = folder / f"step-{trainer.step_number:08d}.safetensors"
     if sae.mesh.is_first:
@@ -59,6 +60,11 @@ def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
     for key, value in trainer.sae.config().items():
         if about["sae"].get(key) != value:
             raise ValueError(f"{path} was taken with {key} = {about['sae'].get(key)!r}, this run has {value!r}")
+    average = trainer.average.momentum if trainer.average else None
+    if about["average"] is None and average is not None:
+        raise ValueError(f"{path} holds no weight average: it was taken without the setting `average`")
+    if about["average"] != average:
+        raise ValueError(f"{path} was taken with average = {about['average']}, this run has {average}")
     fit(trainer.sae, trainer.sae.own(_group(tensors, "sae.")), path)
     _restore_optimizer(trainer, tensors, path)
     if trainer.average:
@@ -88,13 +94,12 @@ def _by_parameter(trainer: "Trainer") -> dict[str, dict[str, Tensor]]:
 
 def _restore_optimizer(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:
     names = _names(trainer)
+    shapes = {name: parameter.shape for name, parameter in trainer.sae.named_parameters()}
     state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(names))}
     for key in ADAM:
         own = trainer.sae.own(_group(tensors, f"adam.{key}."))
         for number, name in enumerate(names):
-            if name not in own:
-                raise ValueError(f"{path} holds no {key} of {name}: it was written for another optimizer")
-            state[number][key] = own[name]
+            state[number][key] = _fitting(path, own, name, [] if key == "step" else list(shapes[name]))
     groups = trainer.optimizer.state_dict()["param_groups"]
     trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -102,9 +107,17 @@ def _restore_optimizer(trainer: "Trainer", tensors: dict[str, Tensor], path: Pat
 def _restore_average(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:
     assert trainer.average
     sums = trainer.sae.own(_group(tensors, "average."))
-    if set(sums) != set(_names(trainer)):
-        raise ValueError(f"{path} holds no weight average: it was taken without the setting `average`")
-    trainer.average.sums = [sums[name].to(trainer.device) for name in _names(trainer)]
+    trainer.average.sums = [
+        _fitting(path, sums, name, list(parameter.shape)).to(trainer.device)
+        for name, parameter in trainer.sae.named_parameters()
+    ]
+
+
+def _fitting(path: Path, tensors: dict[str, Tensor], name: str, shape: list[int]) -> Tensor:
+    found = list(tensors[name].shape) if name in tensors else "nothing"
+    if found != shape:
+        raise ValueError(f"{path} does not fit: what it keeps of {name} should be {shape}, the file holds {found}")
+    return tensors[name]
 
 
 def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -28,8 +28,8 @@ class ReLU(Activation):
         self.l1 = l1
 
     def setup(self, d_in: int, n_latents: int) -> None:
-        if self.l1 < 0:
-            raise ValueError(f"ReLU: l1 must not be negative, got {self.l1}")
+        if not 0 <= self.l1 < float("inf"):
+            raise ValueError(f"ReLU: l1 must not be negative, infinite or NaN, got {self.l1}")
 
     def forward(self, pre: PreActivations) -> Codes:
         codes = Codes.full(pre.dense().relu())

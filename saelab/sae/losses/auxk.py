@@ -41,6 +41,8 @@ class AuxK(Loss):
             raise ValueError(f"AuxK: k_aux must be at least 1, got {self.k_aux}")
         if self.dead_after < 1:
             raise ValueError(f"AuxK: dead_after must be at least 1 row, got {self.dead_after}")
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"AuxK: weight must not be negative, infinite or NaN, got {self.weight}")
         self.width = self.k_aux or 2 ** round(torch.tensor(max(d_in / 2, 1)).log2().item())
 
     def forward(self, step: Forward) -> Tensor:
@@ -59,4 +61,7 @@ class AuxK(Loss):
 def normalised_error(x_hat: Tensor, target: Tensor, mesh: Mesh = ALONE) -> Tensor:
     """Squared error over that of always predicting the batch mean; 0 where the target does not vary at all."""
     variance = mesh.mean((target - mesh.mean(target.mean(0))).square().mean())
-    return torch.where(variance > 0, (x_hat - target).square().mean() / variance.clamp_min(1e-30), 0.0)
+    # Below this the variance is rounding of a target that does not vary.
+    noise = mesh.mean(target.square().mean()) * (4 * torch.finfo(target.dtype).eps) ** 2
+    error = (x_hat - target).square().mean() / variance.clamp_min(torch.finfo(target.dtype).tiny)
+    return torch.where(variance > noise, error, 0.0)
