@@ -11,6 +11,7 @@ import hashlib
 import importlib.resources
 import inspect
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,8 @@ class LanguageModel:
         self.name, self.site = name, site
         self.device, self.dtype = _device(device), DTYPES[dtype]
         path, self._side = _parsed(site)
+        # A hook sees every pass of the model, also one that another thread runs (a live source's, say).
+        self._one_pass = threading.Lock()
         self.model, self.tokenizer = _loaded(name, self.dtype)
         self.model.to(self.device).eval().requires_grad_(False)
         self._module = _module(self.model, name, path)
@@ -134,14 +137,15 @@ class LanguageModel:
             new = see(self._value(output[0] if many else output, ids))
             return (new, *output[1:]) if many and new is not None else new
 
-        if self._side == "in":
-            handle = self._module.register_forward_pre_hook(before, with_kwargs=True)
-        else:
-            handle = self._module.register_forward_hook(after)
-        try:
-            yield
-        finally:
-            handle.remove()
+        with self._one_pass:
+            if self._side == "in":
+                handle = self._module.register_forward_pre_hook(before, with_kwargs=True)
+            else:
+                handle = self._module.register_forward_hook(after)
+            try:
+                yield
+            finally:
+                handle.remove()
 
     def _value(self, value: Any, ids: Tensor) -> Tensor:
         found = f"a {type(value).__name__}"

@@ -40,6 +40,10 @@ class Subject:
     device: str = "auto"
     precision: str = "float32"
 
+    def __post_init__(self) -> None:
+        if self.seq_len < 2:
+            raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
+
     def language_model(self) -> LanguageModel:
         """Load the model."""
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device

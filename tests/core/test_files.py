@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,7 +41,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle, real=os.fsync: (calls.append("fsync"), real(handle)))
     monkeypatch.setattr(os, "replace", lambda a, b, real=os.replace: (calls.append("replace"), real(a, b)))
     files.write_text(tmp_path / "text", "new")
-    assert calls == ["fsync", "replace", "fsync"]
+    assert calls == ["fsync", "replace", "fsync"]  # the last makes the rename itself last
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
@@ -55,7 +54,7 @@ def test_failing_leaves_the_older_file_and_nothing_else(tmp_path, error):
     assert os.listdir(tmp_path) == ["text"]
 
 
-@pytest.mark.parametrize(("module", "call"), [(os, "fsync"), (os, "replace"), (tempfile, "mkstemp")])
+@pytest.mark.parametrize(("module", "call"), [(os, "fsync"), (os, "replace"), (Path, "mkdir")])
 def test_full_disk_is_said_with_the_path_and_the_remedy(tmp_path, monkeypatch, module, call):
     monkeypatch.setattr(module, call, failing(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(OSError, match=r"disk is full: could not write .*/text\. Nothing was lost: free") as caught:

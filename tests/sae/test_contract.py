@@ -1,0 +1,230 @@
+"""What every component must do, tested over every one that is found: a new file is tested without being named here.
+
+Each activation meets each dictionary with every loss switched on, on a batch so small that much of it is dead.
+"""
+
+# Shape letters: B rows, D input width, L latents.
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import saelab
+from saelab.core.codes import Codes
+from saelab.core.components import Component
+from saelab.sae import SAE
+from saelab.sae.base import Activation, Dictionary, Loss
+
+B, D, L = 3, 12, 96
+LOUD = {"k": 4, "l1": 0.5, "dead_after": 1}
+"""Settings, by their names, that make a component act on a batch of this size; the others keep their defaults."""
+
+LOSSES = list(Loss.variants().values())
+ALL = [(kind, variant) for kind in (Activation, Dictionary, Loss) for variant in kind.variants().values()]
+
+
+def loud(variant: type[Component]) -> Component:
+    return variant(**{key: value for key, value in LOUD.items() if key in variant.options()})
+
+
+def name(variant: type[Component]) -> str:
+    return variant.__name__
+
+
+every_component = pytest.mark.parametrize(("kind", "variant"), ALL, ids=[name(variant) for _, variant in ALL])
+
+
+def rows(seed: int = 0, n: int = B) -> Tensor:
+    """Rows with a mean and a scale of their own."""
+    return 3 * torch.randn(n, D, generator=torch.Generator().manual_seed(seed)) + 1
+
+
+@pytest.fixture(params=Activation.variants().values(), ids=name)
+def activation(request: pytest.FixtureRequest) -> type[Activation]:
+    return request.param
+
+
+@pytest.fixture(params=Dictionary.variants().values(), ids=name)
+def dictionary(request: pytest.FixtureRequest) -> type[Dictionary]:
+    return request.param
+
+
+@pytest.fixture
+def make(activation, dictionary) -> Callable[..., SAE]:
+    """Makes an SAE of this activation and dictionary with every loss, initialised, and everything long dead."""
+
+    def made(seed: int = 0) -> SAE:
+        sae = SAE(D, L, loud(activation), [loud(loss) for loss in LOSSES], loud(dictionary), seed=seed)
+        sae.initialise(rows(seed=1, n=64))
+        sae.firing.since.fill_(1 << 40)
+        return sae
+
+    return made
+
+
+def trained(sae: SAE, steps: int = 3) -> SAE:
+    optimizer = torch.optim.SGD(sae.parameters(), lr=1e-2)
+    for step in range(steps):
+        terms, _ = sae.objective(rows(seed=step))
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        sae.before_step()
+        optimizer.step()
+        sae.after_step()
+    return sae
+
+
+def test_codes_and_reconstructions_have_their_shapes(make):
+    sae, x = make(), rows()
+    for codes in (sae.encode(x), torch.no_grad()(sae.encode)(x)):
+        assert isinstance(codes, Codes)
+        assert codes.n_latents == L
+        assert codes.dense().shape == (B, L)
+        assert torch.isfinite(codes.values).all()
+        assert codes.l0().sum() > 0
+        assert sae.decode(codes).shape == (B, D)
+    assert sae(x).shape == (B, D)
+    assert torch.isfinite(sae(x)).all()
+
+
+def test_no_rows_are_no_trouble(make):
+    sae = make()
+    assert len(sae.encode(rows()[:0])) == 0
+    assert sae(rows()[:0]).shape == (0, D)
+
+
+def test_training_and_reading_see_the_same_codes(make):
+    sae, x = make().eval(), rows()
+    with torch.no_grad():
+        reading = sae.encode(x).dense()
+    torch.testing.assert_close(sae.encode(x).dense().detach(), reading)
+
+
+def test_the_objectives_terms_are_finite_scalars(make):
+    terms, step = make().objective(rows())
+    assert {"reconstruction", *map(name, LOSSES)} <= set(terms)
+    assert all(term.shape == () and torch.isfinite(term) for term in terms.values())
+    assert step.x_hat.shape == (B, D)
+
+
+def test_every_loss_speaks_up(make):
+    terms, _ = make().objective(rows())
+    assert all(terms[name(loss)] != 0 for loss in LOSSES)
+
+
+def test_every_parameter_is_reached(make):
+    sae = make()
+    terms, _ = sae.objective(rows())
+    torch.stack(list(terms.values())).sum().backward()
+    for key, parameter in sae.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+        assert (parameter.grad != 0).any(), key
+
+
+def test_hooks_keep_everything_finite(make):
+    sae = trained(make())
+    assert all(torch.isfinite(value).all() for value in sae.state_dict().values())
+
+
+def test_the_dictionary_says_its_directions_and_its_bias(make):
+    sae = make()
+    assert sae.dictionary.directions().shape == (L, D)
+    nothing = Codes(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), L)
+    torch.testing.assert_close(sae.dictionary.decode(nothing)[0], sae.dictionary.bias())
+
+
+def test_a_codes_value_weighs_its_direction(make):
+    sae = make()
+    one = Codes(torch.tensor([[2.0]]), torch.tensor([[5]]), L)
+    found = sae.dictionary.decode(one)[0] - sae.dictionary.bias()
+    torch.testing.assert_close(found, 2 * sae.dictionary.directions()[5])
+
+
+def test_the_seed_decides_the_start(make):
+    first, again, other = (make(seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_two_runs_are_equal_bit_for_bit(make):
+    first, again = (trained(make()).state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_a_config_rebuilds_the_sae(make):
+    config = json.loads(json.dumps(make().config()))
+    assert SAE.from_config(config).config() == config
+
+
+def test_a_saved_sae_comes_back_bit_for_bit(make, tmp_path):
+    sae, x = trained(make()), rows(seed=5)
+    sae.save(tmp_path / "sae")
+    again = saelab.load(tmp_path / "sae")
+    assert again.config() == sae.config()
+    assert repr(again) == repr(sae)
+    for key, value in sae.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    with torch.no_grad():
+        assert torch.equal(again(x), sae(x))
+
+
+def test_folding_keeps_reconstructions(make):
+    sae, x = trained(make()), rows(seed=5)
+    with torch.no_grad():
+        before, codes, scale = sae(x), sae.encode(x).dense(), sae.scale.scale.clone()
+        sae.fold()
+        assert scale > 1
+        assert torch.equal(sae.scale.mean, torch.zeros(D))
+        assert sae.scale.scale == 1
+        torch.testing.assert_close(sae(x), before, rtol=1e-5, atol=1e-5 * before.abs().max().item())
+        torch.testing.assert_close(sae.encode(x).dense(), codes * scale, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sae.fold()(x), before, rtol=1e-5, atol=1e-5 * before.abs().max().item())
+
+
+def test_a_folded_sae_can_be_saved(make, tmp_path):
+    sae, x = make().fold(), rows(seed=5)
+    sae.save(tmp_path / "sae")
+    with torch.no_grad():
+        assert torch.equal(saelab.load(tmp_path / "sae")(x), sae(x))
+
+
+def test_everything_runs_in_double_precision(make):
+    sae = make().double()
+    terms, step = sae.objective(rows())
+    assert all(term.dtype == torch.float64 for term in terms.values())
+    assert step.codes.values.dtype == step.x_hat.dtype == torch.float64
+
+
+def test_bf16_autocast_is_near(make):
+    sae, x = make(), rows()
+    with torch.no_grad():
+        expected = sae(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = sae(x)
+    assert ((found - expected).norm(dim=1) < 0.1 * expected.norm(dim=1)).float().mean() > 0.5
+    assert torch.isfinite(found).all()
+
+
+@every_component
+def test_a_component_keeps_its_constructors_arguments(kind, variant):
+    component = loud(variant)
+    config = json.loads(json.dumps(component.config()))
+    assert config["name"] == variant.__name__
+    assert kind.named(config["name"]) is variant
+    assert kind.build(config).config() == config
+
+
+@every_component
+def test_a_component_documents_every_setting(kind, variant):
+    assert variant.__doc__
+    for option in variant.options():
+        assert f"\n        {option}: " in variant.__doc__, f"{variant.__name__} does not say what {option} is"
+
+
+@every_component
+def test_a_component_lives_in_the_folder_of_its_kind(kind, variant):
+    assert variant.__module__.startswith(kind.home + ".")

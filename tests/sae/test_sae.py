@@ -1,0 +1,306 @@
+"""The sparse autoencoder: its objective, its start, its file, and what it says to wrong input."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import saelab
+from saelab.core.files import read_tensors, write_tensors
+from saelab.sae import SAE
+from saelab.sae import activations as home
+from saelab.sae.activations.relu import ReLU
+from saelab.sae.activations.topk import TopK
+from saelab.sae.base import Activation
+from saelab.sae.dictionaries.dense import Dense
+from saelab.sae.losses.auxk import AuxK
+
+D, L = 6, 20
+CONFIG = SAE(D, L, TopK(4), [AuxK()]).config()
+
+
+def rows(n: int = 30, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(n, D, generator=torch.Generator().manual_seed(seed)) + 1
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The folder of a saved SAE."""
+    sae = SAE(D, L, TopK(4), [AuxK()])
+    sae.initialise(rows())
+    sae.save(tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Change some keys of a saved config."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_map_is_scaling_encoding_decoding_and_scaling_back():
+    sae, x = SAE(D, L, TopK(4)), rows()
+    sae.initialise(x)
+    mean, scale = sae.scale.mean, sae.scale.scale
+    dictionary = sae.dictionary
+    pre = ((x - mean) / scale - dictionary.b_dec) @ dictionary.W_enc.T + dictionary.b_enc
+    largest = pre.topk(4)
+    f = torch.zeros_like(pre).scatter(1, largest.indices, largest.values.relu())
+    expected = (f @ dictionary.W_dec + dictionary.b_dec) * scale + mean
+    torch.testing.assert_close(sae(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae.encode(x).dense(), f)
+
+
+def test_initialising_scales_rows_to_mean_zero_and_square_one():
+    sae, x = SAE(D, L, TopK(4)), rows()
+    sae.initialise(x)
+    scaled = sae.scale.apply_to(x)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(D), rtol=0, atol=1e-6)
+    torch.testing.assert_close(scaled.square().mean(), torch.tensor(1.0))
+    torch.testing.assert_close(sae.variance, torch.tensor(1.0))
+
+
+def test_initialising_takes_the_data_sets_own_scale_where_it_is_known():
+    sae, x = SAE(D, L, TopK(4)), rows()
+    sae.initialise(x, (torch.full((D,), 2.0), torch.tensor(4.0)))
+    assert torch.equal(sae.scale.mean, torch.full((D,), 2.0))
+    assert sae.scale.scale == 4
+    torch.testing.assert_close(sae.variance, ((x - x.mean(0)) / 4).square().mean())
+
+
+def test_the_losss_unit_is_fixed_at_the_start():
+    sae, x = SAE(D, L, TopK(4)), rows()
+    sae.initialise(x)
+    sae.variance.fill_(5.0)
+    terms, step = sae.objective(x)
+    torch.testing.assert_close(terms["reconstruction"], (step.x_hat - step.x).square().mean() / 5)
+    assert sae.variance == 5
+
+
+def test_another_target_is_what_is_reconstructed():
+    sae, x, target = SAE(D, L, TopK(4)), rows(), rows(seed=1)
+    sae.initialise(x)
+    terms, step = sae.objective(x, target)
+    scaled = (target - sae.scale.mean) / sae.scale.scale
+    torch.testing.assert_close(step.target, scaled)
+    torch.testing.assert_close(terms["reconstruction"], (step.x_hat - scaled).square().mean())
+
+
+def test_the_objective_counts_firing():
+    sae = SAE(D, L, TopK(4))
+    _, step = sae.objective(rows(7))
+    assert torch.equal(sae.firing.since, torch.where(step.codes.counts() > 0, 0, 7))
+    sae.encode(rows(7))
+    assert sae.firing.since.max() <= 7
+
+
+def test_codes_need_not_come_from_the_sae_that_decodes_them():
+    sae, x = SAE(D, L, TopK(4)), rows()
+    codes = sae.encode(x)
+    torch.testing.assert_close(sae.decode(codes.compact()), sae.decode(codes))
+
+
+def test_folding_keeps_the_loss():
+    sae, x = SAE(D, L, TopK(4), [AuxK(dead_after=1)]), rows()
+    sae.initialise(x)
+    before, _ = sae.objective(x)
+    after, _ = sae.fold().objective(x)
+    for name, term in before.items():
+        torch.testing.assert_close(after[name], term, rtol=1e-4, atol=1e-6)
+
+
+def test_text_says_what_it_is():
+    assert repr(SAE(D, L, TopK(4), [AuxK()])) == (
+        f"SAE(d_in={D}, n_latents={L}, TopK(k=4), AuxK(k_aux=None, weight=0.03125, dead_after=10000000))"
+    )
+    other = SAE(D, L, ReLU(), dictionary=Dense(decoder_bias=False))
+    assert repr(other) == f"SAE(d_in={D}, n_latents={L}, ReLU(l1=0.01), Dense(decoder_bias=False))"
+
+
+def test_a_new_activation_is_one_new_file(tmp_path, saved):
+    (tmp_path / "absolute.py").write_text(
+        "from torch.nn import Module\n"
+        "from saelab.core.codes import Codes\n"
+        "from saelab.sae.base import Activation\n\n\n"
+        "class Absolute(Activation):\n"
+        "    def __init__(self, power: int = 1):\n"
+        "        Module.__init__(self)\n"
+        "        self.power = power\n\n"
+        "    def forward(self, pre):\n"
+        "        return Codes.full(pre.dense().abs() ** self.power)\n"
+    )
+    path = list(home.__path__)
+    home.__path__.append(str(tmp_path))
+    try:
+        edit(saved, activation={"name": "Absolute", "power": 2})
+        sae = saelab.load(saved)
+        assert sae.activation.power == 2
+        assert torch.equal(sae.encode(rows()).dense(), sae.dictionary.pre(sae.scale.apply_to(rows())).dense() ** 2)
+    finally:
+        home.__path__[:] = path
+        # Whoever lists the activations after this test must not find it: its base knows it for as long as it lives.
+        sys.modules.pop("saelab.sae.activations.absolute").Absolute.__bases__ = (torch.nn.Module,)
+        del home.absolute
+    assert "Absolute" not in Activation.variants()
+
+
+# Files.
+
+
+def test_a_run_folder_will_do_for_its_sae(saved):
+    assert saelab.load(saved.parent).config() == CONFIG
+
+
+def test_files_are_only_the_two(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+def test_a_wider_precision_comes_back_as_it_was(tmp_path):
+    sae = SAE(D, L, TopK(4)).double()
+    sae.initialise(rows())
+    sae.save(tmp_path)
+    again = saelab.load(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(rows()), sae(rows()))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no file .*/nowhere/config\.json"):
+        saelab.load(tmp_path / "nowhere")
+
+
+def test_a_newer_format_is_named(saved):
+    edit(saved, format=99)
+    with pytest.raises(ValueError, match=r"config\.json has format 99, newer than 1.*update saelab"):
+        saelab.load(saved)
+
+
+def test_a_foreign_config_is_named(saved):
+    (saved / "config.json").write_text('{"architecture": "topk"}')
+    with pytest.raises(ValueError, match=r"config\.json has no format number: it was not written by saelab"):
+        saelab.load(saved)
+
+
+def test_damaged_weights_are_named(saved):
+    path = saved / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged"):
+        saelab.load(saved)
+
+
+def test_missing_weights_are_named(saved):
+    (saved / "weights.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"there is no file .*weights\.safetensors"):
+        saelab.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d_in": D + 1}, rf"dictionary\.W_dec should be \[{L}, {D + 1}\], the file holds \[{L}, {D}\]"),
+        ({"n_latents": L + 1}, rf"dictionary\.W_dec should be \[{L + 1}, {D}\], the file holds \[{L}, {D}\]"),
+    ],
+    ids=["d_in", "n_latents"],
+)
+def test_weights_that_do_not_fit_are_named_always_the_same_way(saved, change, message):
+    edit(saved, **change)
+    with pytest.raises(ValueError, match=message):  # the first tensor by name
+        saelab.load(saved)
+
+
+@pytest.mark.parametrize(("name", "found"), [("dictionary.b_enc", "nothing"), ("dictionary.extra", r"\[1\]")])
+def test_a_tensor_too_few_or_too_many_is_named(saved, name, found):
+    path = saved / "weights.safetensors"
+    tensors, metadata = read_tensors(path)
+    if tensors.pop(name, None) is None:
+        tensors[name] = torch.ones(1)
+    write_tensors(path, tensors, metadata)
+    with pytest.raises(ValueError, match=rf"does not fit its config: {name} should be .*, the file holds {found}"):
+        saelab.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation": {"name": "TopK", "k": 21}}, f"k must be from 1 to the number of latents, {L}; got k=21"),
+        ({"activation": {"name": "Topk", "k": 4}}, "unknown activation 'Topk'; did you mean 'TopK'"),
+        ({"activation": {"name": "TopK", "K": 4}}, "unknown key 'K' of activation TopK"),
+        ({"activation": {"k": 4}}, "an activation needs a 'name'|a activation needs a 'name'"),
+        ({"losses": [{"name": "AuxK", "wieght": 1}]}, "unknown key 'wieght' of loss AuxK; did you mean 'weight'"),
+        ({"losses": [{"name": "AuxK"}, {"name": "AuxK"}]}, "the loss AuxK is given 2 times; give it once"),
+        ({"dictionary": {"name": "Dence"}}, "unknown dictionary 'Dence'; did you mean 'Dense'"),
+        ({"n_latent": 5}, "unknown key 'n_latent' of an SAE; did you mean 'n_latents'"),
+        ({"d_in": 0}, "d_in and n_latents must be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_setting_in_a_file_is_named_with_the_file(saved, change, message):
+    edit(saved, **change)
+    with pytest.raises(ValueError, match=rf"config\.json: .*({message})"):
+        saelab.load(saved)
+
+
+@pytest.mark.parametrize("key", ["d_in", "n_latents", "activation"])
+def test_a_missing_setting_is_named(key):
+    config = {name: value for name, value in CONFIG.items() if name != key}
+    with pytest.raises(ValueError, match=f"an SAE's config needs the key '{key}'"):
+        SAE.from_config(config)
+
+
+def test_settings_that_may_be_left_out():
+    config = {name: CONFIG[name] for name in ("d_in", "n_latents", "activation")}
+    assert SAE.from_config(config).config() == CONFIG | {"losses": []}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"d_in": "6"},
+        {"n_latents": None},
+        {"seed": "x"},
+        {"activation": "TopK"},
+        {"activation": {"name": "TopK", "k": "4"}},
+        {"activation": {"name": "TopK", "k": 2.5}},
+        {"losses": None},
+        {"losses": {"name": "AuxK"}},
+        {"losses": [{"name": "AuxK", "weight": "heavy"}]},
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_kind_is_named_with_the_file(saved, change):
+    edit(saved, **change)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        saelab.load(saved)
+
+
+# Wrong input.
+
+
+def test_a_duplicated_loss_is_refused():
+    with pytest.raises(ValueError, match="the loss AuxK is given 2 times; give it once"):
+        SAE(D, L, TopK(4), [AuxK(), AuxK(k_aux=3)])
+
+
+@pytest.mark.parametrize("sizes", [(0, L), (D, 0), (-1, L)])
+def test_sizes_below_one_are_refused(sizes):
+    with pytest.raises(ValueError, match=f"d_in and n_latents must be at least 1, got {sizes[0]} and {sizes[1]}"):
+        SAE(*sizes, TopK(4))
+
+
+@pytest.mark.parametrize("shape", [(3, D + 1), (D,), (2, 3, D)])
+def test_rows_of_another_width_are_refused(shape):
+    sae, x = SAE(D, L, TopK(4)), torch.zeros(shape)
+    message = rf"expected rows of shape \[B, {D}\], got \[{', '.join(map(str, shape))}\]"
+    for function in (sae, sae.encode, sae.objective, sae.initialise, lambda x: sae.objective(rows(), x)):
+        with pytest.raises(ValueError, match=message):
+            function(x)
+
+
+def test_initialising_needs_rows_that_differ():
+    sae = SAE(D, L, TopK(4))
+    with pytest.raises(ValueError, match="initialising needs at least 2 rows, got 1"):
+        sae.initialise(rows(1))
+    with pytest.raises(ValueError, match="scale positive, got scale 0"):
+        sae.initialise(torch.ones(5, D))

@@ -1,0 +1,48 @@
+"""Scaling is two visible buffers, and undoing it gives the rows back."""
+
+import pytest
+import torch
+
+from saelab.sae.scale import Scale
+
+D = 3
+
+
+def test_it_is_the_identity_until_it_is_set():
+    x = torch.randn(4, D)
+    assert torch.equal(Scale(D).apply_to(x), x)
+    assert torch.equal(Scale(D).undo(x), x)
+
+
+def test_rows_are_centred_and_divided():
+    scale = Scale(D)
+    scale.set(torch.tensor([1.0, 2.0, 3.0]), 2.0)
+    x = torch.tensor([[3.0, 2.0, 1.0]])
+    assert scale.apply_to(x).tolist() == [[1.0, 0.0, -1.0]]
+    assert torch.equal(scale.undo(scale.apply_to(x)), x)
+    assert sorted(scale.state_dict()) == ["mean", "scale"]
+
+
+def test_reset_is_the_identity_again():
+    scale = Scale(D)
+    scale.set(torch.ones(D), torch.tensor(3.0))
+    scale.reset()
+    assert torch.equal(scale.apply_to(torch.ones(1, D)), torch.ones(1, D))
+
+
+def test_rows_come_out_in_the_buffers_precision():
+    assert Scale(D).apply_to(torch.ones(1, D, dtype=torch.bfloat16)).dtype == torch.float32
+    assert Scale(D).double().apply_to(torch.ones(1, D)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_is_none_is_refused(size):
+    scale = Scale(D)
+    with pytest.raises(ValueError, match="scale positive, got scale"):
+        scale.set(torch.zeros(D), size)
+    assert scale.scale == 1
+
+
+def test_a_mean_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="mean must be finite"):
+        Scale(D).set(torch.tensor([0.0, float("nan"), 0.0]), 1.0)
