@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tensors in tests are tiny: a second thread costs more than it does
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_gpu") and not torch.cuda.is_available():

@@ -8,17 +8,19 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 PART = ".part"
 """Ending of a file that is being written."""
+HEADER = "saelab"
+"""The key of a safetensors file's header under which its description stands, as JSON."""
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -29,22 +31,17 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             older file of that name is untouched.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.parent / f".{path.name}{PART}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-        for left_by_a_kill in path.parent.glob(f".{path.name}.*{PART}"):
-            left_by_a_kill.unlink(missing_ok=True)
     except BaseException as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
@@ -56,13 +53,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is missing, or holds nothing but what a killed writer left half-written."""
     return not folder.exists() or (folder.is_dir() and all(path.name.endswith(PART) for path in folder.iterdir()))
-
-
-def _umask() -> int:
-    # There is no call that reads the mask without setting it; files made by mkstemp are 0600.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:
@@ -88,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; ValueError that names the file if it is missing, damaged or not an object."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"there is no file {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: not JSON ({error}); restore it from a copy or make it again") from None
@@ -99,27 +89,47 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_format(path: Path, found: Any, known: int) -> None:
     """ValueError if a file's format number is missing or newer than this program knows."""
-    if not isinstance(found, int):
+    if type(found) is not int:
         raise ValueError(f"{path} has no format number: it was not written by saelab")
     if found > known:
         raise ValueError(f"{path} has format {found}, newer than {known}, the newest this saelab reads; update saelab")
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole."""
-    data = safetensors.torch.save({key: value.detach().contiguous() for key, value in tensors.items()}, metadata)
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
+    """Write a safetensors file whole, with a description and a checksum of its tensors in its header."""
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    # One key only: several would come in any order, and equal content should give equal files.
+    header = {HEADER: json.dumps({**(about or {}), "sha256": _digest(plain)}, allow_nan=False)}
+    data = safetensors.torch.save(plain, header)
     write_whole(path, lambda file: file.write(data))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; ValueError that names the file if it is damaged or missing."""
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a safetensors file; the description of one that saelab did not write is empty.
+
+    Raises:
+        ValueError: that names the file if it is missing or damaged.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get(HEADER, "{}"))
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it from a copy or make it again") from None
+    if about and about.pop("sha256", None) != _digest(tensors):
+        raise ValueError(f"{path} is damaged (checksum); restore it from a copy or make it again")
+    return tensors, about
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def sha256(path: Path) -> str:

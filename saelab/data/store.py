@@ -136,6 +136,9 @@ class StoreWriter:
         manifest = copy.deepcopy(self.manifest)  # ours changes with what is on the disk
         if rows.ndim != 2 or rows.shape[1] != manifest.d_in:
             raise ValueError(f"the store's rows are {manifest.d_in} wide, got {list(rows.shape)}")
+        for name, column in columns.items():
+            if len(column) != len(rows):
+                raise ValueError(f"the column {name} has {len(column)} entries for {len(rows)} rows")
         stored = rows.to(DTYPES[manifest.dtype])
         bad = (~torch.isfinite(stored).all(1)).nonzero().flatten()
         if len(bad):

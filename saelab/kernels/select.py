@@ -59,7 +59,8 @@ class _TopKLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         centred, weight = ctx.saved_tensors
         entries, needs = ctx.entries, ctx.needs_input_grad
-        grad_bias = torch.zeros_like(weight[:, 0]).index_add_(0, entries.indices.flatten(), grad.flatten())
+        # Summed in the entries' order, because adding by index would fall in any order on a GPU.
+        grad_bias = sum_by_latent(entries, grad, torch.ones_like(centred[:, :1])).squeeze(1)
         grad_x = bag(entries.indices, weight, grad) if needs[0] else None
         grad_centre = -(grad_bias @ weight) if needs[1] else None
         grad_weight = sum_by_latent(entries, grad, centred) if needs[2] else None

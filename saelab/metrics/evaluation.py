@@ -107,7 +107,9 @@ class StoreEvaluation(Evaluation):
     def __init__(self, store: Store | str | Path, tokens: int | None = None):
         self.store = store if isinstance(store, Store) else Store(store)
         self.d_in = self.store.d_in
-        self.tokens = min(len(self.store), tokens or len(self.store))
+        if tokens is not None and tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {tokens}")
+        self.tokens = min(len(self.store), len(self.store) if tokens is None else tokens)
 
     def chunks(self, need_logits: bool) -> Iterator[Chunk]:
         left = self.tokens

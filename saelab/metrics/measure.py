@@ -1,5 +1,6 @@
 """One sweep: every metric of every SAE, over the data once."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -61,7 +62,11 @@ def measure(
             bar.advance(len(chunk.x))
     for name, sae in saes.items():
         for metric in running[name]:
-            results[name].scores |= metric.scores(sae)
+            for key, score in metric.scores(sae).items():
+                if math.isfinite(score.value):
+                    results[name].scores[key] = score
+                else:
+                    results[name].skipped[key] = "has no value here: its formula divides by zero"
             results[name].latents |= metric.latents()
     return results
 

@@ -8,9 +8,10 @@ padding, and rows whose norm is more than `outlier` times the median norm of the
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,6 +175,10 @@ class LiveSource(WindowSource):
         self._next = -1
         self._latest = torch.empty(0)
         self._limit: float | None = None
+
+    def identity(self) -> dict[str, Any]:
+        rows = {"split": self.split, "token_rows_a_window": self._rows_a_window}
+        return super().identity() | asdict(self.subject) | rows
 
     def window(self, number: int) -> Tensor:
         if number == self._next - 1:  # drawn for the sample that training starts from, and now to train on

@@ -32,8 +32,8 @@ READ_TOKENS = 60_000
 
 def quickstart(
     out: str = "saelab-quickstart",
-    tokens: int = 700_000,
-    rows: int = 1_400_000,
+    tokens: int = 800_000,
+    rows: int = 1_600_000,
     n_latents: int = 4096,
     k: int = 32,
     measure_tokens: int = 16_384,
@@ -64,7 +64,7 @@ def quickstart(
             "losses": [{"class_path": "AuxK", "init_args": {"dead_after": max(1, rows // 8)}}],
             "seed": seed,
         },
-        "trainer": {"lr": 3e-3, "batch": 1024, "decay": 0.6},
+        "trainer": {"lr": 4e-3, "batch": 1024, "decay": 0.7},
     }
     run = _run(folder, settings)
     if not run.scores_file.exists():

@@ -58,7 +58,7 @@ def train_from_options(parser: ArgumentParser, options: Namespace) -> None:
         return
     if not options.out:
         raise ValueError("--out is missing: the folder for the new run (or --resume RUN to go on with one)")
-    settings = yaml.safe_load(parser.dump(options, skip_none=True))
+    settings = yaml.safe_load(parser.dump(options))
     job = _Job(parser.instantiate(options))
     job.train(job.new_run(options.out, saved(settings)))
 

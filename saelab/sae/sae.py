@@ -7,7 +7,6 @@ Training belongs to `saelab.train`; this file knows only what one batch's object
 
 # Shape letters: B rows, D input width, L latents.
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -123,13 +122,14 @@ class SAE(nn.Module):
         """The terms of the training objective on rows x [B, D], whose sum is minimised, and the pass that led to them.
 
         `reconstruction` is mean (x_hat - x)^2 over all entries, divided by the variance fixed at initialisation.
-        Counts firing, so it is called once per training batch.
+        Counts firing where gradients are on, so it is called once per training batch.
         """
         x = self.scale.apply_to(self._rows(x))
         target = x if target is None else self.scale.apply_to(self._rows(target))
         pre = self.dictionary.pre(x)
         codes = self.activation(pre)
-        self.firing.update(codes)
+        if torch.is_grad_enabled():
+            self.firing.update(codes)
         step = Forward(self, x, target, pre, codes, self.dictionary.decode(codes))
         terms = {"reconstruction": (step.x_hat - target).square().mean() / self.variance}
         penalty = self.activation.penalty(step)
@@ -217,7 +217,7 @@ class SAE(nn.Module):
         """Write `config.json` and `weights.safetensors` into a folder, each whole or not at all."""
         folder, tensors = Path(folder), self.whole(self.state_dict())
         if self.mesh.is_first:
-            write_tensors(folder / WEIGHTS, tensors, {"config": json.dumps(self.config())})
+            write_tensors(folder / WEIGHTS, tensors, {"config": self.config()})
             write_json(folder / CONFIG, self.config())
         self.mesh.wait()
 

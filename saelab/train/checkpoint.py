@@ -1,12 +1,11 @@
 """Checkpoints: all that a run depends on from here, in one safetensors file that appears whole or not at all."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from saelab.core.files import check_format, read_tensors, write_tensors
+from saelab.core.files import PART, check_format, read_tensors, write_tensors
 from saelab.sae.sae import fit
 
 if TYPE_CHECKING:
@@ -32,15 +31,30 @@ def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
         "rows_planned": trainer.rows_planned,
         "source": place,
         "sae": trainer.sae.config(),
-        "average": trainer.average.momentum if trainer.average else None,
+        "trainer": trainer.settings(),
     }
     path = folder / f"step-{trainer.step_number:08d}.safetensors"
     if sae.mesh.is_first:
-        write_tensors(path, tensors, {"about": json.dumps(about)})
-        for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
+        write_tensors(path, tensors, about)
+        for old in [*sorted(folder.glob("step-*.safetensors"))[:-KEPT], *folder.glob(f".step-*{PART}")]:
             old.unlink()
     sae.mesh.wait()
     return path
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a checkpoint."""
+    older = sorted(other for other in path.parent.glob("step-*.safetensors") if other.name < path.name)
+    try:
+        tensors, about = read_tensors(path)
+    except ValueError as error:
+        remedy = f"; remove it to go on from {older[-1].name}" if older else ""
+        raise ValueError(f"{error}{remedy}") from None
+    check_format(path, about.get("format"), FORMAT)
+    missing = {"step", "rows", "rows_planned", "source", "sae", "trainer"} - about.keys()
+    if missing:
+        raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(sorted(missing))}")
+    return tensors, about
 
 
 def newest(folder: Path) -> Path | None:
@@ -54,17 +68,13 @@ def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
     Raises:
         ValueError: naming the file, if it is damaged, of a newer format, or of another SAE or optimizer.
     """
-    tensors, metadata = read_tensors(path)
-    about = json.loads(metadata.get("about", "{}"))
-    check_format(path, about.get("format"), FORMAT)
-    for key, value in trainer.sae.config().items():
-        if about["sae"].get(key) != value:
-            raise ValueError(f"{path} was taken with {key} = {about['sae'].get(key)!r}, this run has {value!r}")
-    average = trainer.average.momentum if trainer.average else None
-    if about["average"] is None and average is not None:
-        raise ValueError(f"{path} holds no weight average: it was taken without the setting `average`")
-    if about["average"] != average:
-        raise ValueError(f"{path} was taken with average = {about['average']}, this run has {average}")
+    tensors, about = _read(path)
+    for kind, own in (("sae", trainer.sae.config()), ("trainer", trainer.settings())):
+        for key, value in own.items():
+            if key == "average" and about[kind].get(key) is None and value is not None:
+                raise ValueError(f"{path} holds no weight average: it was taken without the setting `average`")
+            if about[kind].get(key) != value:
+                raise ValueError(f"{path} was taken with {key} = {about[kind].get(key)!r}, this run has {value!r}")
     fit(trainer.sae, trainer.sae.own(_group(tensors, "sae.")), path)
     _restore_optimizer(trainer, tensors, path)
     if trainer.average:

@@ -73,6 +73,11 @@ class Trainer:
         self.rows_seen = 0
         self.rows_planned: int | None = None
 
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have the same."""
+        own = {key: getattr(self, key) for key in ("lr", "batch", "warmup", "decay", "clip", "bf16")}
+        return own | {"average": self.average.momentum if self.average else None}
+
     def _check(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"lr must be positive, got {self.lr}")
@@ -157,8 +162,8 @@ class Trainer:
     ) -> SAE:
         """Train on `rows` rows of a source, rounded up to whole batches.
 
-        A trainer that has done no step first fits the starting point to a sample of the source. With a run whose
-        folder holds a checkpoint, training goes on from there, bit for bit as if it had never stopped.
+        An SAE that has seen no row is first fitted to a sample of the source; one that has goes on as it is. With a
+        run whose folder holds a checkpoint, training goes on from there, bit for bit as if it had never stopped.
 
         Args:
             source: where rows come from.
@@ -218,7 +223,7 @@ class Trainer:
         path = checkpoint.newest(run.checkpoints) if run and not self.step_number else None
         if path:
             source.restore(checkpoint.restore(path, self))
-        elif not self.step_number:
+        elif not int(self.sae.firing.rows):
             statistics = source.statistics()
             scale = tuple(part.to(self.device) for part in statistics) if statistics else None
             self.sae.initialise(source.sample(SAMPLE_ROWS).to(self.device), scale)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -122,12 +121,12 @@ def test_format_number():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_tensors_round_trip(tmp_path, dtype):
     tensor = (torch.arange(6).reshape(2, 3) % 3).to(dtype).T  # not contiguous
-    files.write_tensors(tmp_path / "file", {"a": tensor, "empty": tensor[:0]}, {"about": json.dumps([1])})
+    files.write_tensors(tmp_path / "file", {"a": tensor, "empty": tensor[:0]}, {"list": [1]})
     tensors, metadata = files.read_tensors(tmp_path / "file")
     assert torch.equal(tensors["a"], tensor)
     assert tensors["a"].dtype == dtype
     assert tensors["empty"].shape == (0, 2)
-    assert metadata == {"about": "[1]"}
+    assert metadata == {"list": [1]}
 
 
 def test_a_parameter_is_stored_as_its_values(tmp_path):

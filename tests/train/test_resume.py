@@ -33,7 +33,7 @@ from saelab.data import StoreSource
 from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
-from saelab.train import Trainer, trainer
+from saelab.train import Trainer
 
 
 def die_at(call, count, on, number):
@@ -109,7 +109,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
             job = {"run": str(run), "store": str(folder / "store"), "steps": steps, **settings}
             print(json.dumps(job), file=trainer.stdin, flush=True)
             code = int(trainer.stdout.readline())
-            (run / "errors").write_bytes((folder / "errors").read_bytes())
+            run.with_name("errors").write_bytes((folder / "errors").read_bytes())
             return code
 
         yield one
@@ -219,7 +219,7 @@ def test_interrupted_twice(train, whole, tmp_path, number):
         assert train(run, step=step, number=number) == INTERRUPTED
         assert last_step(run) == step
         message = f"stopped after step {step}; `saelab train --resume {run}` goes on from there"
-        assert message in (run / "errors").read_text()
+        assert message in run.with_name("errors").read_text()
     assert train(run) == 0
     assert_same_run(run, whole)
 
@@ -243,5 +243,5 @@ def test_another_config_is_refused(train, tmp_path):
     run = tmp_path / "run"
     assert train(run, step=10) == KILLED
     assert train(run, k=4) == 1
-    assert "was taken with activation = " in (run / "errors").read_text()
+    assert "was taken with activation = " in run.with_name("errors").read_text()
     assert last_step(run) == 7
