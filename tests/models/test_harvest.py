@@ -28,7 +28,6 @@ from saelab.models.text import read_text
 from saelab.models.tokens import pack
 
 pytest_plugins = ["recipes.small_world"]
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 AT_ONCE, SHARD = 64, 100 * 16 * 4
 """4 packed rows a pass and about 100 kept rows a shard: a store of 1000 rows has ten shards."""

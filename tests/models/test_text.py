@@ -10,8 +10,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from saelab.models.text import Document, is_held_out, read_text
+from saelab.models.text import Document, _letters, is_held_out, read_text
 
 TEXTS = [f"document number {number}, with some words in it" for number in range(200)]
 
@@ -325,3 +327,9 @@ def test_no_document(tmp_path):
         ValueError, match=r"a\.txt' has no document in the split 'held-out' \(it has 1 in all; about 5 %"
     ):
         list(read_text(str(tmp_path / "a.txt"), split="held-out"))
+
+
+@given(st.text())
+def test_letters_are_counted_the_same_in_ascii_and_beyond(text):
+    assert _letters(text) == sum(letter.isalpha() for letter in text)
+    assert _letters("x = 1\n") == 1

@@ -1,0 +1,104 @@
+"""What holds for every metric there is, and for the next one that is put into the folder."""
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from recipes.world import SITE
+from sweeps import Rows, random_sae
+
+from saelab.metrics import Metric, TextEvaluation, measure
+from saelab.metrics.base import GROUPS, View
+from saelab.models.subject import Subject
+from saelab.sae.sae import SAE
+
+pytest_plugins = ["models.conftest", "recipes.small_world"]
+
+METRICS = Metric.variants()
+WITHOUT_MODEL = [name for name, kind in METRICS.items() if not kind.needs_model]
+
+
+@pytest.fixture(scope="module")
+def sae() -> SAE:
+    """An SAE that has seen a few batches of training, so that it has a firing history."""
+    sae = random_sae(n_latents=40)
+    for seed in range(8):
+        sae.objective(torch.randn(32, 16, generator=torch.Generator().manual_seed(seed)))
+    return sae
+
+
+@pytest.fixture(scope="module")
+def text(tiny_llama: Path, text_folder: Path) -> TextEvaluation:
+    return TextEvaluation(Subject(str(tiny_llama), SITE, str(text_folder), seq_len=16), tokens=200)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_are_finite_numbers_with_a_unit_and_an_interval_around_them(sae, text, name):
+    scores = measure({"sae": sae}, text, [name], show=False)["sae"].scores
+    assert scores
+    for key, score in scores.items():
+        assert math.isfinite(score.value), key
+        assert (score.low is None) == (score.high is None), key
+        if score.low is not None:
+            assert score.low <= score.value <= score.high, key
+        assert isinstance(score.n, int), key
+        assert score.n > 0, key
+        assert score.unit.strip(), key
+        assert key == key.lower().strip(), key
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_are_json_with_the_five_fields(sae, text, name):
+    for score in measure({"sae": sae}, text, [name], show=False)["sae"].scores.values():
+        found = json.loads(json.dumps(score.as_json(), allow_nan=False))
+        assert found == score.as_json()
+        assert list(found) == ["value", "low", "high", "n", "unit"]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_numbers_per_latent_are_one_for_each(sae, text, name):
+    for key, value in measure({"sae": sae}, text, [name], show=False)["sae"].latents.items():
+        assert value.shape == (40,), key
+        assert value.device.type == "cpu", key
+        assert torch.isfinite(value).all(), key
+
+
+def test_no_two_metrics_give_a_score_of_the_same_name(sae, text):
+    names = [set(measure({"sae": sae}, text, [name], show=False)["sae"].scores) for name in METRICS]
+    assert sum(map(len, names)) == len(set().union(*names))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_described_and_needs_no_settings(name):
+    assert METRICS[name]().config() == {"name": name}
+    assert METRICS[name].__doc__
+
+
+@pytest.mark.parametrize("name", WITHOUT_MODEL)
+def test_scores_do_not_depend_on_where_chunks_end(sae, name):
+    x = torch.randn(240, 16, generator=torch.Generator().manual_seed(0))
+    document = torch.arange(240) // 8
+    small, large = (
+        measure({"sae": sae}, Rows(x, document, chunk), [name], show=False)["sae"].scores for chunk in (30, 240)
+    )
+    for key in large:
+        if key != "fvu_per_batch":  # the one that is defined by chunks
+            assert small[key].value == pytest.approx(large[key].value, rel=1e-6), key
+            assert (small[key].low or 0) == pytest.approx(large[key].low or 0, rel=1e-6), key
+            assert small[key].n == large[key].n, key
+
+
+@pytest.mark.parametrize("name", WITHOUT_MODEL)
+def test_memory_does_not_grow_with_documents(sae, name):
+    """Three times as many documents as there are groups: what a metric holds stays, but for a number per chunk."""
+    metric, sizes = METRICS[name](), []
+    for start in range(0, 3 * GROUPS, 100):
+        x = torch.randn(100, 16, generator=torch.Generator().manual_seed(start))
+        with torch.no_grad():
+            codes = sae.encode(x)
+            metric.update(View(sae, x, sae.decode(codes), codes, torch.arange(start, start + 100) % GROUPS, None))
+        sizes.append(len(pickle.dumps(metric)))
+    assert sizes[-1] - sizes[GROUPS // 100] <= 16 * len(sizes)
