@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -121,26 +120,23 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
     """Parse options; ValueError of one line that names the wrong one, and the near miss if there is one."""
     for word, following in zip(words, [*words[1:], ""], strict=False):
         if word == "--config" or word.startswith("--config="):
-            _check_classes(Path(word.partition("=")[2] or following))
+            _check_config(Path(word.partition("=")[2] or following))
     try:
-        options = parser.parse_args(words).clone(with_meta=False)
+        options = parser.parse_args(words)
     except Exception as error:  # jsonargparse raises its own and argparse's errors
-        raise ValueError(_explained(parser, str(error))) from error
+        raise ValueError(explained(parser, str(error))) from error
     options.pop("config", None)
     return options
 
 
-def _check_classes(path: Path) -> None:
-    """ValueError if a config names a class that is not a known component: a file must not make us import things."""
+def _check_config(path: Path) -> None:
+    """ValueError that names a config file which cannot be read or is no table of settings."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the config {path}: {error}") from None
-    known = {name: kind for kind in _kinds() for name, kind in kind.variants().items()}
-    paths = {f"{kind.__module__}.{name}" for name, kind in known.items()}
-    for name in _class_paths(config):
-        if name not in known and name not in paths:
-            raise ValueError(f"{path}: unknown component '{name}'{near_miss(name, known)}")
+        raise ValueError(f"cannot read the config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"the config {path} is not a table of settings but a {type(config).__name__}")
 
 
 def _kinds() -> list[type[Component]]:
@@ -149,35 +145,44 @@ def _kinds() -> list[type[Component]]:
     return [Activation, Dictionary, Loss]
 
 
-def _class_paths(value: Any) -> list[str]:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    own = [str(value["class_path"])] if isinstance(value, dict) and "class_path" in value else []
-    return own + [path for part in parts for path in _class_paths(part)]
-
-
-def _explained(parser: ArgumentParser, message: str) -> str:
+def explained(parser: ArgumentParser, message: str) -> str:
     """A parser's complaint as one line, with the near miss."""
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         option = found[1].partition("=")[0]
-        known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-        return f"unknown option {option}{_near_option(option, known)}"
+        return f"unknown option {option}{_near_option(option, _spelled(parser))}"
     key = re.search(r'key "([^"]+)"', message)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         name = found[1].rstrip(".,")
         kind = next((kind for kind in _kinds() if key and kind.__name__.lower() in key[1]), None)
         known_names = kind.variants() if kind else {name: kind for kind in _kinds() for name in kind.variants()}
         return f"--{key[1] if key else ''}: unknown component '{name}'{near_miss(name, known_names)}"
+    if found := re.search(r"Importing '([^']+)' is not allowed", message):
+        known_names = {name: kind for kind in _kinds() for name in kind.variants()}
+        return f"unknown component '{found[1]}'{near_miss(found[1], known_names)}"
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         path = re.search(r"class_path '([^']+)'", message)
         variants = {v.__name__: v for kind in _kinds() for v in kind.variants().values()}
         variant = variants.get(path[1].rsplit(".", 1)[-1]) if path else None
-        hint = near_miss(found[1], variant.options()) if variant else ""
-        return f"--{key[1] if key else ''}: unknown option '{found[1]}'{hint}"
+        if not variant:
+            return f"unknown option '{found[1]}' in the config{near_miss(found[1], _top_level(parser))}"
+        return f"--{key[1] if key else ''}: unknown option '{found[1]}'{near_miss(found[1], variant.options())}"
+    if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        own = [name.removeprefix(f"--{found[1]}.") for name in _spelled(parser) if name.startswith(f"--{found[1]}.")]
+        return f"unknown option '{found[2]}' of {found[1]}{near_miss(found[2], own)}"
     keys = re.findall(r'[Kk]ey "([^"]+)"', message)
     if found := re.search(r"Expected an? (.+)", message):
         wanted = re.sub(r"<class '([^']+)'>", r"\1", found[1])
         return f"--{'.'.join(keys)}: expected {wanted}"
     return " ".join(dict.fromkeys(line.strip() for line in message.splitlines() if line.strip()))
+
+
+def _spelled(parser: ArgumentParser) -> list[str]:
+    """Every option of a parser as it is written."""
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+
+
+def _top_level(parser: ArgumentParser) -> set[str]:
+    return {name.removeprefix("--").partition(".")[0] for name in _spelled(parser)}
 
 
 def _near_option(option: str, known: list[str]) -> str:

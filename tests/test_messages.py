@@ -69,20 +69,11 @@ class Wrong:
 
 Case = Callable[[World], Wrong]
 CASES: dict[str, Case] = {}
-BUGS: dict[str, str] = {}
 
 
 def case(function: Case) -> Case:
     CASES[function.__name__] = function
     return function
-
-
-def bug(reason: str) -> Callable[[Case], Case]:
-    def mark(function: Case) -> Case:
-        BUGS[function.__name__] = f"BUG: {reason}"
-        return case(function)
-
-    return mark
 
 
 @case
@@ -145,7 +136,7 @@ def damaged_shard_on_measuring(world):
     return Wrong(words, [str(world.shard), "is damaged (checksum)", "restore it from a copy or harvest again"])
 
 
-@bug("the run's folder is made before the first row is read, and then is in the way of the same command")
+@case
 def damaged_shard_on_training(world):
     damage(world.shard)
     return Wrong(world.train(), [str(world.shard), "is damaged (checksum)", "restore it from a copy or harvest again"])
@@ -164,7 +155,7 @@ def harvesting_into_a_store_of_another_model(world):
     return Wrong(words, [str(world.folder / "acts"), "holds a store with model", "choose another folder"])
 
 
-@bug("of a store only the model's fingerprint is compared, not the site")
+@case
 def measuring_on_a_store_of_another_site(world):
     manifest = json.loads((world.folder / "acts" / "manifest.json").read_text())
     manifest["origin"]["site"] = "model.layers.0"
@@ -251,7 +242,7 @@ def nan_in_activations_while_harvesting(world):
     return Wrong(words, ["the activations hold NaN or infinity", "token", "precision"])
 
 
-@bug("the run's folder is made before the first row is read, and then is in the way of the same command")
+@case
 def nan_in_activations_while_training_on_a_live_model(world):
     words = ["train", "--out", str(world.folder / "new"), "--rows", "256", *SMALL, "--live.model", world.model(nan)]
     words += ["--live.site", "model.layers.1", "--live.text", world.subject[5], "--live.seq_len", "16"]
@@ -281,7 +272,7 @@ def ctrl_c_while_training(world):
     return Wrong(world.train(), says, status=130, leaves=leaves)
 
 
-@bug("says only `interrupted`")
+@case
 def ctrl_c_while_harvesting(world):
     world.patch.setattr("saelab.models.harvest.keep_rows", lambda *_: signal.raise_signal(signal.SIGINT))
     return Wrong(world.harvest(), ["run the same again", "goes on"], status=130)
@@ -325,7 +316,7 @@ def missing_run(world):
     return Wrong(words, [str(world.folder / "none"), "is not a run", "saelab train --out"])
 
 
-@bug("says `there is no file RUN/config.json`")
+@case
 def run_that_is_not_finished(world):
     shutil.rmtree(world.folder / "run" / "sae")
     words = ["measure", str(world.folder / "run"), "--store", str(world.folder / "acts")]
@@ -374,27 +365,27 @@ def no_tokens_to_harvest(world):
     return Wrong(world.harvest(tokens="0"), ["tokens must be at least 1, got 0"])
 
 
-@bug("the run's folder is made before fit refuses the number, and then is in the way of the right one")
+@case
 def no_rows_to_train_on(world):
     return Wrong(world.train("--rows", "0"), ["rows must be at least 1, got 0"])
 
 
-@bug("ZeroDivisionError, after the run's folder was made")
+@case
 def log_every_zero(world):
     return Wrong(world.train("--log_every", "0"), ["log_every must be at least 1"])
 
 
-@bug("ZeroDivisionError, after the run's folder was made")
+@case
 def save_every_zero(world):
     return Wrong(world.train("--save_every", "0"), ["save_every must be at least 1"])
 
 
-@bug("torch's RuntimeError comes through")
+@case
 def unknown_device_to_train_on(world):
     return Wrong(world.train("--device", "gpu7"), ["gpu7"])
 
 
-@bug("torch's RuntimeError comes through")
+@case
 def unknown_device_to_measure_on(world):
     words = ["measure", str(world.folder / "run"), "--store", str(world.folder / "acts"), "--device", "gpu7"]
     return Wrong(words, ["gpu7"])
@@ -430,13 +421,7 @@ def sae_of_another_width(world):
     return Wrong(words, [str(world.folder / "narrow"), "8 wide", "16"])
 
 
-PARAMETERS = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=BUGS[name])) if name in BUGS else name
-    for name in CASES
-]
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", CASES)
 def test_wrong_input_gets_one_clear_line(name, saelab, store, trained, subject_words, tmp_path, monkeypatch):
     shutil.copytree(store, tmp_path / "acts")
     shutil.copytree(trained, tmp_path / "run")

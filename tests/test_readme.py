@@ -17,7 +17,8 @@ STAND_INS = {"transformer.h.8": "model.layers.1", "hf:NeelNanda/pile-10k": "text
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    fenced = re.split(r"^```", README, flags=re.MULTILINE)[1::2]
+    return [block.partition("\n")[2] for block in fenced if block.partition("\n")[0] == language]
 
 
 def commands() -> list[list[str]]:

@@ -19,6 +19,18 @@ from torch import Tensor
 from torch.nn import Parameter
 
 
+def device_named(name: str, rank: int = 0) -> torch.device:
+    """The device of that name; `auto` is this process's GPU if there is one. ValueError if it cannot be used."""
+    if name == "auto":
+        name = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for the device
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot use the device '{name}': {reason}") from None
+    return torch.device(name)
+
+
 def world_size() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -79,8 +79,8 @@ class Run:
         return read_json(self.scores_file) if self.scores_file.exists() else {}
 
     def write_scores(self, scores: dict[str, Any]) -> None:
-        """Keep these scores beside those of other metrics."""
-        write_json(self.scores_file, self.scores() | scores)
+        """Keep these scores in place of earlier ones: what stands together was measured together."""
+        write_json(self.scores_file, scores)
 
     def remove(self) -> None:
         """Delete the run."""

@@ -11,6 +11,7 @@ there. Opening checks sizes; each shard's checksum is checked before its first r
 # Shape letters: n rows of a shard, D input width.
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,17 @@ class StoreWriter:
                     "choose another folder, or remove this one first"
                 )
 
-    def append(self, rows: Tensor, token_rows: int, dropped: dict[str, int], **columns: Tensor) -> None:
-        """Write one shard of rows [n, D] in text order with its columns [n], then name it in the manifest.
+    def append(
+        self,
+        rows: Tensor,
+        token_rows: int,
+        dropped: dict[str, int],
+        names: Sequence[tuple[int, str]] = (),
+        **columns: Tensor,
+    ) -> None:
+        """Write one shard of rows [n, D] in text order with its columns [n], then list it in the manifest.
+
+        `names` gives number and name of each document that begins in the shard.
 
         Raises:
             ValueError: if a row is not finite in the store's precision; nothing is written.
@@ -148,7 +158,7 @@ class StoreWriter:
             manifest.save(self.folder)  # so that a folder with a shard is a store whenever we are killed
         file = f"shard-{len(manifest.shards):05d}.safetensors"
         path = self.folder / file
-        write_tensors(path, {"rows": stored, **columns})
+        write_tensors(path, {"rows": stored, **columns}, {"documents": [list(pair) for pair in names]})
         exact = stored.double()
         sums = torch.tensor(manifest.sums, dtype=torch.float64) + exact.sum(0)
         manifest.sums = sums.tolist()
@@ -212,6 +222,11 @@ class Store:
         """What is kept beside the rows of a shard: token, document and position, each [n]."""
         tensors, _ = read_tensors(self._checked(shard))
         return {key: value for key, value in tensors.items() if key != "rows"}
+
+    def names(self, shard: int) -> list[tuple[int, str]]:
+        """Number and name of each document that begins in a shard."""
+        _, about = read_tensors(self._checked(shard))
+        return [(number, name) for number, name in about.get("documents", [])]
 
     def _checked(self, number: int) -> Path:
         shard = self.manifest.shards[number]

@@ -57,6 +57,8 @@ class TextChunk:
     """[R, T, D], at all positions."""
     keep: Tensor
     """[R, T] bool: the positions of the chunk's rows, in reading order."""
+    group: Tensor
+    """[R, T] int64: group of the document at each position."""
     logits: Tensor
     """[R, T, V] of the unchanged model."""
     mean: Tensor

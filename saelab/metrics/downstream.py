@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saelab.metrics.base import GROUPS, Metric, Score, TextChunk, Totals, View
+from saelab.metrics.base import Metric, Score, TextChunk, Totals, View
 from saelab.sae.sae import SAE
 
 
@@ -42,8 +42,7 @@ class Downstream(Metric):
             changed = _log_probabilities(logits, predicts)
             values[name] = F.nll_loss(changed, target, reduction="none")
             values[f"kl_{name}"] = F.kl_div(changed, clean, log_target=True, reduction="none").sum(1)
-        group = text.tokens.document[:, :-1][predicts].long() % GROUPS
-        self.totals.add(group, **values)
+        self.totals.add(text.group[:, :-1][predicts], **values)
 
     def scores(self, sae: SAE) -> dict[str, Score]:
         score = self.totals.score

@@ -34,6 +34,31 @@ class Chunk:
     text: TextChunk | None
 
 
+class Groups:
+    """The groups that documents are resampled in: pieces cut from one document are one, and there are at most GROUPS.
+
+    Args:
+        pieces: whether documents are pieces, named after the document they are cut from and a line.
+    """
+
+    def __init__(self, pieces: bool):
+        self.pieces = pieces
+        self._of_name: dict[str, int] = {}
+        self._of_number: dict[int, int] = {}
+
+    def meet(self, names: list[tuple[int, str]]) -> None:
+        """Learn the names of documents that begin."""
+        for number, name in names:
+            whole = name.rpartition(":")[0] if self.pieces else name
+            self._of_number[number] = self._of_name.setdefault(whole, len(self._of_name)) % GROUPS
+
+    def of(self, documents: Tensor) -> Tensor:
+        """Groups of document numbers, int64 of the same shape; a document without a name is its own."""
+        numbers, places = documents.unique(return_inverse=True)
+        found = [self._of_number.get(number, number % GROUPS) for number in numbers.tolist()]
+        return torch.tensor(found, dtype=torch.int64)[places]
+
+
 class Evaluation(ABC):
     """Chunks of rows, the same every time it is gone through."""
 
@@ -80,17 +105,18 @@ class TextEvaluation(Evaluation):
         return limit, (total / max(count, 1)).float()
 
     def chunks(self, need_logits: bool) -> Iterator[Chunk]:
-        seen = 0
+        seen, groups = 0, Groups(self.subject.piece is not None)
         for block in self.subject.token_rows(self.model, self.split, self._at_once):
             if need_logits:
                 logits, activations = self.model.run(block.ids)
             else:
                 logits, activations = None, self.model.activations(block.ids)
             kept = keep_rows(activations, block, self._limit)
-            text = None
+            groups.meet(block.names)
+            group, text = groups.of(block.document), None
             if logits is not None:
-                text = TextChunk(self.model, block, activations, kept.keep, logits, self._mean)
-            yield Chunk(kept.rows.float(), kept.columns["document"].long() % GROUPS, text)
+                text = TextChunk(self.model, block, activations, kept.keep, group, logits, self._mean)
+            yield Chunk(kept.rows.float(), group[kept.keep], text)
             seen += len(kept.rows)
             if seen >= self.tokens:
                 return
@@ -112,9 +138,10 @@ class StoreEvaluation(Evaluation):
         self.tokens = min(len(self.store), len(self.store) if tokens is None else tokens)
 
     def chunks(self, need_logits: bool) -> Iterator[Chunk]:
-        left = self.tokens
+        left, groups = self.tokens, Groups(self.store.manifest.origin.get("piece") is not None)
         for number in range(len(self.store.manifest.shards)):
-            documents = self.store.columns(number)["document"].long() % GROUPS
+            groups.meet(self.store.names(number))
+            documents = groups.of(self.store.columns(number)["document"])
             for x, group in zip(
                 self.store.rows(number).split(CHUNK_TOKENS), documents.split(CHUNK_TOKENS), strict=True
             ):

@@ -40,7 +40,7 @@ class NearestCosine(Metric):
             "nearest_cosine": score_of_latents(self.cosines, "cosine"),
             "nearest_cosine_p99": Score(self.cosines.quantile(0.99).item(), None, None, count, "cosine"),
             "nearest_cosine_max": Score(self.cosines.max().item(), None, None, count, "cosine"),
-            "nearest_cosine_random": Score(chance, None, None, count, "cosine"),
+            "nearest_cosine_random": Score(chance, None, None, min(count, RANDOM_PROBES), "cosine"),
         }
 
 

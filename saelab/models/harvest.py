@@ -47,6 +47,8 @@ class Kept:
     """[R, T] bool: which positions the rows stand at, in reading order."""
     dropped: dict[str, int]
     """Positions left out, by reason."""
+    names: list[tuple[int, str]]
+    """Number and name of each document that begins here."""
 
 
 def norm_limit(activations: Tensor, tokens: TokenRows, outlier: float = OUTLIER) -> float:
@@ -73,6 +75,7 @@ def keep_rows(activations: Tensor, tokens: TokenRows, limit: float) -> Kept:
             "padding": int(padding.sum()),
             "outlier": int(outliers.sum()),
         },
+        names=tokens.names,
     )
 
 
@@ -140,7 +143,7 @@ def _told_apart(writer: StoreWriter) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        message = f"stopped; {writer.folder} keeps {writer.manifest.rows:,} rows, run the same again to go on"
+        message = f"stopped; {writer.folder} keeps {writer.manifest.rows:,} rows; run the same again and it goes on"
         raise KeyboardInterrupt(message) from None
 
 
@@ -148,7 +151,8 @@ def _append(writer: StoreWriter, pending: list[Kept], token_rows: int) -> None:
     rows = torch.cat([kept.rows for kept in pending])
     columns = {key: torch.cat([kept.columns[key] for kept in pending]) for key in pending[0].columns}
     dropped = {key: sum(kept.dropped[key] for kept in pending) for key in pending[0].dropped}
-    writer.append(rows, token_rows, dropped, **columns)
+    names = [pair for kept in pending for pair in kept.names]
+    writer.append(rows, token_rows, dropped, names, **columns)
 
 
 class LiveSource(WindowSource):
@@ -194,7 +198,7 @@ class LiveSource(WindowSource):
         rows = torch.cat(parts)
         if not torch.isfinite(rows).all():
             raise ValueError(
-                f"{self.subject.model} gives NaN or infinity at {self.subject.site}; try --precision float32"
+                f"{self.subject.model} gives NaN or infinity at {self.subject.site}; try --live.precision float32"
             )
         self._latest = rows
         return rows

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from saelab.core.components import near_miss
+from saelab.core.mesh import device_named
 
 BUNDLED = "pycode-7m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -56,7 +57,7 @@ class LanguageModel:
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype '{dtype}'{near_miss(dtype, DTYPES)}")
         self.name, self.site = name, site
-        self.device, self.dtype = _device(device), DTYPES[dtype]
+        self.device, self.dtype = device_named(device), DTYPES[dtype]
         path, self._side = _parsed(site)
         # A hook sees every pass of the model, also one that another thread runs (a live source's, say).
         self._one_pass = threading.Lock()
@@ -189,14 +190,6 @@ def bundled_folder() -> Path:
     if not (folder / "config.json").exists():
         raise ValueError(f"the bundled model {BUNDLED} is missing from {folder}: install saelab again")
     return folder
-
-
-def _device(device: str) -> torch.device:
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for the device
-        raise ValueError(f"cannot use the device '{device}': {_first_line(error)}") from None
 
 
 def _parsed(site: str) -> tuple[str, str]:

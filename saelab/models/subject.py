@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from saelab.models.language_model import LanguageModel
 from saelab.models.text import in_pieces, read_text
 from saelab.models.tokens import TokenRows, pack
@@ -46,8 +44,7 @@ class Subject:
 
     def language_model(self) -> LanguageModel:
         """Load the model."""
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        return LanguageModel(self.model, self.site, device=device, dtype=self.precision)
+        return LanguageModel(self.model, self.site, device=self.device, dtype=self.precision)
 
     def token_rows(self, model: LanguageModel, split: str, rows: int, start: int = 0) -> Iterator[TokenRows]:
         """The text as packed rows of tokens, `rows` at a time, without the first `start`."""

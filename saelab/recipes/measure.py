@@ -1,14 +1,15 @@
 """`saelab measure`: every metric of any number of SAEs, as one table."""
 
-import torch
+from typing import Any
 
 from saelab.core.files import write_tensors
+from saelab.core.mesh import device_named
 from saelab.core.run import Run
 from saelab.metrics import StoreEvaluation, TextEvaluation, measure
 from saelab.metrics.measure import Measured
 from saelab.models.subject import Subject
 from saelab.recipes.show import print_scores
-from saelab.recipes.train import fingerprint_of, is_run, subject_of
+from saelab.recipes.train import is_run, origin_of, subject_of
 from saelab.sae.sae import load
 
 
@@ -34,7 +35,7 @@ def measure_runs(
     """
     if subject and store:
         raise ValueError("give --subject or --store, not both")
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = device_named(device)
     groups: dict[Subject | str, list[str]] = {}
     for name in runs:
         if not is_run(name) and not (subject or store):
@@ -67,10 +68,16 @@ def keep(run: Run, measured: Measured) -> None:
 def _check_models(names: list[str], evaluation: TextEvaluation | StoreEvaluation) -> None:
     """ValueError if a run was trained on another model than it is measured on."""
     if isinstance(evaluation, TextEvaluation):
-        fingerprint, of = evaluation.model.fingerprint, evaluation.model.name
+        found, of = {"fingerprint": evaluation.model.fingerprint, "site": evaluation.model.site}, evaluation.model.name
     else:
-        fingerprint, of = str(evaluation.store.manifest.origin.get("fingerprint", "")), str(evaluation.store.folder)
+        found, of = evaluation.store.manifest.origin, str(evaluation.store.folder)
     for name in names:
-        trained_on = fingerprint_of(Run(name)) if is_run(name) else None
-        if trained_on and fingerprint and trained_on != fingerprint:
+        own = origin_of(Run(name)) if is_run(name) else {}
+        if _differ(own, found, "fingerprint"):
             raise ValueError(f"{name} was trained on another model than {of}: their weights differ")
+        if _differ(own, found, "site"):
+            raise ValueError(f"{name} was trained on the site {own['site']}, {of} gives the site {found['site']}")
+
+
+def _differ(one: dict[str, Any], other: dict[str, Any], key: str) -> bool:
+    return key in one and key in other and one[key] != other[key]

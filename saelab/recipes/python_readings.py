@@ -87,7 +87,7 @@ def _tokens_in(pieces: list[str], marked: np.ndarray) -> np.ndarray:
 
 def _syntax(source: str) -> dict[str, np.ndarray]:
     """Marks per character for every syntactic reading, as far as the source can be tokenized."""
-    lines = np.cumsum([0, *(len(line) for line in source.splitlines(keepends=True))])
+    lines = np.cumsum([0, *(len(line) + 1 for line in source.split("\n"))])
     marks: dict[str, np.ndarray] = {}
 
     def mark(label: str, begin: tuple[int, int], end: tuple[int, int]) -> None:

@@ -66,18 +66,21 @@ def quickstart(
         },
         "trainer": {"lr": 4e-3, "batch": 1024, "decay": 0.7},
     }
-    run = _run(folder, settings)
+    run = _run(folder, settings, {"tokens": tokens, "measure_tokens": measure_tokens})
     if not run.scores_file.exists():
         _make(run, tokens, measure_tokens)
     _show(run, Console())
 
 
-def _run(folder: Path, settings: dict[str, Any]) -> Run:
+def _run(folder: Path, settings: dict[str, Any], amounts: dict[str, int]) -> Run:
     """A new run, or the one in the folder if it has the same settings."""
+    own = folder / "quickstart.json"
     if not (folder / "config.yaml").exists():
-        return Run.create(folder, settings)
+        run = Run.create(folder, settings)
+        write_json(own, amounts)
+        return run
     run = Run.open(folder)
-    if run.config() != settings:
+    if run.config() != settings or (own.exists() and read_json(own) != amounts):
         raise ValueError(f"{folder} holds a run with other settings; choose another --out, or remove that folder")
     return run
 

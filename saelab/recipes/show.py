@@ -19,10 +19,10 @@ def show(runs: list[str]) -> None:
     Args:
         runs: folders of runs.
     """
-    console = Console()
+    console = _console()
     opened = {name: Run.open(name) for name in runs}
     for name, run in opened.items():
-        console.rule(name)
+        console.print(f"[bold]{name}[/]\n", highlight=False)
         console.print(yaml.safe_dump(run.config(), sort_keys=False).rstrip(), highlight=False, markup=False)
     scores = {name: run.scores() for name, run in opened.items()}
     print_scores({name: found for name, found in scores.items() if found}, console)
@@ -52,7 +52,13 @@ def print_scores(scores: Mapping[str, Scores], console: Console | None = None) -
             (found,) = scores.values()
             cells += [f"{found[metric]['n']:,}", found[metric]["unit"]]
         table.add_row(*cells)
-    (console or Console()).print(table)
+    (console or _console()).print(table)
+
+
+def _console() -> Console:
+    """The terminal; or, where there is none, a page so wide that nothing is cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=10_000)
 
 
 def value_and_interval(score: Mapping[str, Any] | None) -> list[str]:

@@ -4,12 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from saelab.core.files import read_json, write_json
-from saelab.core.mesh import Mesh, world_size
+from saelab.core.mesh import Mesh, device_named, world_size
 from saelab.core.run import FORMAT, Run
 from saelab.data.source import Source
 from saelab.data.store import Store, StoreSource
@@ -28,6 +27,8 @@ DEFAULTS = {
 
 def add_options(parser: ArgumentParser) -> None:
     """The options of `saelab train`."""
+    # A config may come from anyone: what it names is looked up among our own classes, never imported.
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["saelab.sae", "saelab.models"])
     for kind in (Activation, Loss, Dictionary):
         kind.variants()  # imports every variant, so that each is an option by its name
     add = parser.add_argument
@@ -85,14 +86,18 @@ class _Job:
     def __init__(self, made: Namespace):
         if bool(made.store) == bool(made.live):
             raise ValueError("give --store DIR (from `saelab harvest`), or --live.model, --live.site and --live.text")
+        for name in ("rows", "log_every", "save_every"):
+            if getattr(made, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(made, name)}")
         self.made = made
         self.mesh = _mesh(made)
         self.source, self.origin = _source(made)
-        self.sae = SAE(self.source.d_in, **vars(made.sae), mesh=self.mesh).to(_device(made.device, self.mesh))
+        self.sae = SAE(self.source.d_in, **vars(made.sae), mesh=self.mesh).to(device_named(made.device, self.mesh.rank))
         self.trainer = Trainer(self.sae, **vars(made.trainer))
 
     def new_run(self, out: str, settings: dict[str, Any]) -> Run:
-        """A new run's folder, made by the first process only."""
+        """A new run's folder, made by the first process once rows could be read, so that nothing is made in vain."""
+        self.trainer.prepare(self.source)
         if self.mesh.is_first:
             write_json(Run.create(out, settings).source_file, self.origin)
         self.mesh.wait()
@@ -124,12 +129,6 @@ def _source(made: Namespace) -> tuple[Source, dict[str, Any]]:
     return source, made.live.origin(source.model, source.split)
 
 
-def _device(name: str, mesh: Mesh) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device(f"cuda:{mesh.rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
-
-
 def saved(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as a run keeps them: without the place of the run, classes by their names."""
     kept = {key: value for key, value in settings.items() if key not in ("out", "resume", "config", "format")}
@@ -152,9 +151,9 @@ def subject_of(run: Run) -> Subject:
     return Subject(**{key: origin[key] for key in asdict(Subject()) if key in origin})
 
 
-def fingerprint_of(run: Run) -> str | None:
-    """The fingerprint of the model a run was trained on, if it says."""
-    return read_json(run.source_file).get("fingerprint") if run.source_file.exists() else None
+def origin_of(run: Run) -> dict[str, Any]:
+    """What a run's rows were made from, as far as it says."""
+    return read_json(run.source_file) if run.source_file.exists() else {}
 
 
 def is_run(folder: str) -> bool:

@@ -244,6 +244,8 @@ def load(folder: str | Path) -> SAE:
     folder = Path(folder)
     if not (folder / CONFIG).exists() and (folder / "sae" / CONFIG).exists():
         folder /= "sae"  # a run folder
+    elif (folder / "config.yaml").exists():
+        raise ValueError(f"the run {folder} is not finished; `saelab train --resume {folder}` goes on with it")
     config = read_json(folder / CONFIG)
     check_format(folder / CONFIG, config.get("format"), FORMAT)
     try:

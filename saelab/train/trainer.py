@@ -72,6 +72,7 @@ class Trainer:
         self.step_number = 0
         self.rows_seen = 0
         self.rows_planned: int | None = None
+        self._prepared = False
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have the same."""
@@ -178,7 +179,9 @@ class Trainer:
             ValueError: see `step`, and for a source of another width.
             KeyboardInterrupt: on Ctrl-C, after the step under way and a checkpoint.
         """
-        self._prepare(source, rows, run)
+        if log_every < 1 or save_every < 1:
+            raise ValueError(f"log_every and save_every must be at least 1, got {log_every} and {save_every}")
+        self._begin(source, rows, run)
         mesh, last = self.sae.mesh, -(-rows // self.batch)
         log = None
         if run and mesh.is_first:
@@ -215,18 +218,24 @@ class Trainer:
                 self.sae.dictionary.after_step()  # an average of unit directions is shorter than one
             self.sae.save(folder)
 
-    def _prepare(self, source: Source, rows: int, run: Run | None) -> None:
+    def prepare(self, source: Source) -> None:
+        """Fit an SAE that has seen no row to a sample of the source; ValueError for a source of another width."""
         if source.d_in != self.sae.d_in:
             raise ValueError(f"the source's rows are {source.d_in} wide, the SAE reads {self.sae.d_in}")
+        if self._prepared or int(self.sae.firing.rows):
+            return
+        statistics = source.statistics()
+        scale = tuple(part.to(self.device) for part in statistics) if statistics else None
+        self.sae.initialise(source.sample(SAMPLE_ROWS).to(self.device), scale)  # type: ignore[arg-type]
+        self._prepared = True
+
+    def _begin(self, source: Source, rows: int, run: Run | None) -> None:
         if rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}")
         path = checkpoint.newest(run.checkpoints) if run and not self.step_number else None
         if path:
             source.restore(checkpoint.restore(path, self))
-        elif not int(self.sae.firing.rows):
-            statistics = source.statistics()
-            scale = tuple(part.to(self.device) for part in statistics) if statistics else None
-            self.sae.initialise(source.sample(SAMPLE_ROWS).to(self.device), scale)  # type: ignore[arg-type]
+        self.prepare(source)
         self.rows_planned = rows
 
     @torch.no_grad()

@@ -84,12 +84,12 @@ def test_a_bad_config_is_named(tmp_path, text, message):
         Run.open(tmp_path)
 
 
-def test_scores_are_kept_beside_one_another(tmp_path):
+def test_new_scores_take_the_place_of_earlier_ones(tmp_path):
     run = Run.create(tmp_path / "run", CONFIG)
     assert run.scores() == {}
     run.write_scores({"fvu": {"value": 0.5}, "l0": {"value": 4}})
     run.write_scores({"fvu": {"value": 0.25}})
-    assert run.scores() == {"fvu": {"value": 0.25}, "l0": {"value": 4}}
+    assert run.scores() == {"fvu": {"value": 0.25}}
 
 
 def test_a_run_can_be_removed(tmp_path):

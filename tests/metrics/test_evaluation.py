@@ -50,7 +50,6 @@ def test_text_is_held_out_unless_told_otherwise(subject, model):
     assert len(rows_and_groups(every)[1].unique()) == len(documents)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: pieces count as documents, so the quickstart's intervals are too narrow")
 def test_pieces_of_one_document_are_one_group(subject, model, tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(f"the lazy dog {number} jumps over\n" * 40)

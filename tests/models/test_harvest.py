@@ -539,7 +539,9 @@ def test_two_threads_may_use_one_model(subject, model, monkeypatch):
 
 
 def test_a_live_source_refuses_nan_by_model_and_site(broken):
-    with pytest.raises(ValueError, match=rf"{broken.model} gives NaN or infinity at {SITE}; try --precision float32"):
+    with pytest.raises(
+        ValueError, match=rf"{broken.model} gives NaN or infinity at {SITE}; try --live.precision float32"
+    ):
         next(live(broken).batches(8))
 
 

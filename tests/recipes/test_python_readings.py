@@ -175,7 +175,6 @@ def test_text_that_is_cut_keeps_what_came_before(monkeypatch):
     assert marks("x = 1  # one\n        y = 2\n  z\n", monkeypatch)["inside a comment"] == "#one"
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: _syntax counts lines by splitlines, which also splits at form feeds etc.")
 @pytest.mark.parametrize("break_", ["\x0c\n", "s = '\u2028'\n", "s = '\x1c'\n", "s = '\x85'\n"])
 def test_only_newlines_end_lines(monkeypatch, break_):
     """The standard library has form feeds between its parts."""
