@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from saelab.cli import main
 from saelab.models.language_model import bundled_folder
 
 ROOT = Path(__file__).parent.parent
+SAE_WEIGHTS = {"config.json", "weights.safetensors"}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # The hub cannot be reached in a test: the bundled model and a local file stand in for what would come from there.
@@ -33,8 +36,12 @@ def test_readme_commands_and_python_run(tmp_path, monkeypatch, capsys):
     stand_ins = STAND_INS | {"gpt2": str(bundled_folder())}
     assert len(commands()) >= 8
     for program, *words in commands():
-        assert program == "saelab"
-        main([stand_ins.get(word, word) for word in words])
+        if program == "torchrun":
+            subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], check=True, capture_output=True)
+        else:
+            assert program == "saelab"
+            main([stand_ins.get(word, word) for word in words])
+    assert {path.name for path in Path("runs/shared/sae").iterdir()} >= SAE_WEIGHTS
     printed = capsys.readouterr().out
     assert "ce_recovered" in printed
     assert "n_latents: 1024" in printed

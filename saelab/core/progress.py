@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_EVERY = 10.0
 """Seconds between lines where there is no terminal."""
@@ -35,27 +35,33 @@ def progress(title: str, total: int, unit: str, done: int = 0, show: bool = True
     if not show:
         yield _Silent()
     elif console.is_terminal:
-        with _rich_bar(console, unit) as bars:
-            task = bars.add_task(title, total=total, completed=done, note="")
-            yield _Terminal(bars, task)
+        with _rich_bar(console) as bars:
+            yield _Terminal(bars, title, total, unit, done)
     else:
         bar = _Lines(title, total, unit, done)
         yield bar
         bar.close()
 
 
-def _rich_bar(console: Console, unit: str) -> Progress:
+def _rich_bar(console: Console) -> Progress:
+    # Narrow enough for 80 characters.
     return Progress(
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        TextColumn("{task.fields[count]}"),
         TextColumn("ETA"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
         console=console,
     )
+
+
+def _short(count: int) -> str:
+    """1234567 as 1.23M."""
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)
 
 
 class _Silent:
@@ -64,11 +70,17 @@ class _Silent:
 
 
 class _Terminal:
-    def __init__(self, bars: Progress, task: object):
-        self.bars, self.task = bars, task
+    def __init__(self, bars: Progress, title: str, total: int, unit: str, done: int):
+        self.bars, self.total, self.unit, self.done, self.note = bars, total, unit, done, ""
+        self.task = bars.add_task(title, total=total, completed=done, note="", count=self._count())
+
+    def _count(self) -> str:
+        return f"{_short(self.done)}/{_short(self.total)} {self.unit}"
 
     def advance(self, amount: int, note: str = "") -> None:
-        self.bars.update(self.task, advance=amount, **({"note": note} if note else {}))  # type: ignore[arg-type]
+        self.done += amount
+        self.note = note or self.note
+        self.bars.update(self.task, completed=self.done, count=self._count(), note=self.note)
 
 
 class _Lines:
