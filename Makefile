@@ -23,7 +23,7 @@ help:  ## print this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name what; do \
 		printf 'make %-11s %s\n' "$$name" "$$what"; done
 
-quickstart: $(READY)  ## train and measure a small SAE, open the explorer (options: ARGS="--help")
+quickstart: $(READY)  ## train and measure a real SAE on the bundled model (options: ARGS="--help")
 	@$(VENV)/bin/saelab quickstart $(ARGS)
 
 test: lint  ## lint, type-check and run the tests (options for pytest: ARGS="-k floors")

@@ -1,4 +1,4 @@
-"""saelab: train, scale, measure, compare and explore sparse autoencoders."""
+"""saelab: train and measure sparse autoencoders on the activations of neural networks."""
 
 from saelab.core.codes import Codes
 from saelab.sae import SAE, load

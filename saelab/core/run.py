@@ -1,6 +1,5 @@
 """The run folder: everything about one training run, and a README that says what is what."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,15 @@ README = """# A saelab run
 
 | file | what it is |
 |---|---|
-| `config.yaml` | every setting of this run; `saelab train --config config.yaml --out NEW` repeats it |
+| `config.yaml` | every setting of this run; `saelab train --config {name}/config.yaml --out NEW` repeats it |
 | `source.json` | what the rows were made from: model, site, text |
-| `log.jsonl` | one JSON object per logged step: loss terms, FVU, L0, dead latents, learning rate |
+| `log.jsonl` | one JSON object per logged step: loss terms, FVU, L0, silent latents, learning rate, rows per second |
 | `checkpoints/` | model, optimizer and data position; `saelab train --resume {name}` goes on from the newest |
 | `sae/` | the trained SAE: `saelab.load("{name}")` |
 | `scores.json` | what was measured: `{{metric: {{value, low, high, n, unit}}}}`; low to high: 95 % bootstrap interval |
 | `latents.safetensors` | per-latent numbers of the last measurement: density, nearest cosine |
 
-`saelab show {name}` prints the config and the scores.
+`saelab show {name}` prints the config and the scores. Commands are meant for the folder that holds this one.
 """
 
 
@@ -81,7 +80,3 @@ class Run:
     def write_scores(self, scores: dict[str, Any]) -> None:
         """Keep these scores in place of earlier ones: what stands together was measured together."""
         write_json(self.scores_file, scores)
-
-    def remove(self) -> None:
-        """Delete the run."""
-        shutil.rmtree(self.folder)

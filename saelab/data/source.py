@@ -84,6 +84,7 @@ class WindowSource(Source):
     def __init__(self, d_in: int, seed: int = 0, prefetch: int = 1):
         self.d_in, self.seed, self.prefetch = d_in, seed, prefetch
         self._window, self._offset = 0, 0
+        self._held = 0  # rows of the window that the place is in; 0 before the first batch
 
     windows_a_pass: int | None = None
     """After how many windows rows come again, where that is known."""
@@ -97,13 +98,14 @@ class WindowSource(Source):
         return {"seed": self.seed}
 
     def state(self) -> dict[str, Any]:
-        return {"window": self._window, "offset": self._offset, **self.identity()}
+        return {"window": self._window, "offset": self._offset, "held": self._held, **self.identity()}
 
     def restore(self, state: dict[str, Any]) -> None:
         for key, own in self.identity().items():
             if state.get(key) != own:
                 raise ValueError(f"the saved place belongs to {key} {state.get(key)}, this source has {own}")
         self._window, self._offset = int(state["window"]), int(state["offset"])
+        self._held = int(state["held"])
 
     def sample(self, rows: int) -> Tensor:
         parts, number, have = [], 0, 0
@@ -119,6 +121,12 @@ class WindowSource(Source):
         number, offset = self._window, self._offset
         windows = _ahead(self._shuffled, number, self.prefetch)
         held = next(windows)
+        if self._held and len(held) != self._held:
+            windows.close()
+            raise ValueError(
+                f"the data changed since this place was saved: window {number} has {len(held)} rows, "
+                f"it had {self._held}; go on with the data as it was"
+            )
         try:
             while True:
                 parts, missing = [], rows
@@ -129,7 +137,7 @@ class WindowSource(Source):
                     parts.append(part)
                     offset += len(part)
                     missing -= len(part)
-                self._window, self._offset = number, offset
+                self._window, self._offset, self._held = number, offset, len(held)
                 yield Batch(parts[0] if len(parts) == 1 else torch.cat(parts), place=self.state())
         finally:
             windows.close()

@@ -164,6 +164,7 @@ class StoreWriter:
         manifest.sums = sums.tolist()
         manifest.sum_squares += exact.square().sum().item()
         manifest.dropped = {key: manifest.dropped.get(key, 0) + count for key, count in dropped.items()}
+        manifest.complete = False
         manifest.shards.append(Shard(file, len(stored), path.stat().st_size, sha256(path), token_rows))
         try:
             manifest.save(self.folder)

@@ -62,7 +62,7 @@ class TextChunk:
     logits: Tensor
     """[R, T, V] of the unchanged model."""
     mean: Tensor
-    """[D], mean of the evaluation's rows."""
+    """[D], mean of the first rows of the evaluation."""
 
 
 @dataclass(frozen=True)

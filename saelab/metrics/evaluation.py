@@ -64,7 +64,7 @@ class Evaluation(ABC):
 
     d_in: int
     tokens: int
-    """How many rows there are at most."""
+    """About how many rows there are."""
 
     @abstractmethod
     def chunks(self, need_logits: bool) -> Iterator[Chunk]:
@@ -76,8 +76,8 @@ class TextEvaluation(Evaluation):
 
     Args:
         subject: model, site and text.
-        tokens: rows to measure on, at most.
-        split: which part of the text; by default documents no SAE was trained on.
+        tokens: rows to measure on, rounded up to whole chunks.
+        split: which part of the text; by default the documents that a harvest leaves out.
         model: the subject's model, if it is already loaded.
     """
 
@@ -87,7 +87,9 @@ class TextEvaluation(Evaluation):
         self.subject, self.tokens, self.split = subject, tokens, split
         self.model = model or subject.language_model()
         self.d_in = self.model.d_in
-        tokens_at_once = min(CHUNK_TOKENS, LOGITS_BYTES // (4 * len(self.model.tokenizer)))
+        tokens_at_once = CHUNK_TOKENS
+        if self.model.device.type == "cpu":
+            tokens_at_once = min(tokens_at_once, LOGITS_BYTES // (4 * len(self.model.tokenizer)))
         self._at_once = max(1, tokens_at_once // subject.seq_len)
         self._limit, self._mean = self._survey()
 

@@ -1,7 +1,7 @@
 """Activations of a language model as rows: into a store on disk, or straight to the trainer.
 
 Left out and counted, because they ruin squared errors and no one asks about them: BOS and document-joining tokens,
-padding, and rows whose norm is more than `outlier` times the median norm of the first block (attention sinks).
+padding, and rows whose norm is more than ten times the median norm of the first block (attention sinks).
 """
 
 # Shape letters: R packed rows of tokens, T tokens of each, D width, n kept rows.
@@ -51,11 +51,11 @@ class Kept:
     """Number and name of each document that begins here."""
 
 
-def norm_limit(activations: Tensor, tokens: TokenRows, outlier: float = OUTLIER) -> float:
+def norm_limit(activations: Tensor, tokens: TokenRows) -> float:
     """The norm above which a row counts as an outlier, from a first block of activations [R, T, D]."""
     norms = activations[tokens.keep.to(activations.device)].float().norm(dim=1)
     norms = norms[torch.isfinite(norms)]
-    return outlier * norms.median().item() if len(norms) else float("inf")
+    return OUTLIER * norms.median().item() if len(norms) else float("inf")
 
 
 def keep_rows(activations: Tensor, tokens: TokenRows, limit: float) -> Kept:
@@ -182,7 +182,8 @@ class LiveSource(WindowSource):
 
     def identity(self) -> dict[str, Any]:
         rows = {"split": self.split, "token_rows_a_window": self._rows_a_window}
-        return super().identity() | asdict(self.subject) | rows
+        where = {key: value for key, value in asdict(self.subject).items() if key != "device"}
+        return super().identity() | where | rows
 
     def window(self, number: int) -> Tensor:
         if number == self._next - 1:  # drawn for the sample that training starts from, and now to train on

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from saelab.core.mesh import device_named
 from saelab.models.language_model import LanguageModel
 from saelab.models.text import in_pieces, read_text
 from saelab.models.tokens import TokenRows, pack
@@ -42,9 +43,9 @@ class Subject:
         if self.seq_len < 2:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
 
-    def language_model(self) -> LanguageModel:
-        """Load the model."""
-        return LanguageModel(self.model, self.site, device=self.device, dtype=self.precision)
+    def language_model(self, rank: int = 0) -> LanguageModel:
+        """Load the model; of several processes, each names its rank to get a GPU of its own."""
+        return LanguageModel(self.model, self.site, device=str(device_named(self.device, rank)), dtype=self.precision)
 
     def token_rows(self, model: LanguageModel, split: str, rows: int, start: int = 0) -> Iterator[TokenRows]:
         """The text as packed rows of tokens, `rows` at a time, without the first `start`."""

@@ -130,7 +130,7 @@ def _stdlib(seed: int) -> Iterator[Document]:
     # The filter is the one that made the bundled model's corpus: change it and its hold-out no longer matches.
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [(path, path.relative_to(root)) for path in sorted(root.rglob("*.py"))]
-    files = [file for file in files if not {"site-packages", "__pycache__"} & set(file[1].parts)]
+    files = [file for file in files if not {"site-packages", "dist-packages", "__pycache__"} & set(file[1].parts)]
     if not files:
         raise ValueError(f"{root} holds no .py files (a zipped library?): give a folder or a file of text instead")
     random.Random(seed).shuffle(files)

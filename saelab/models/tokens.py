@@ -67,7 +67,7 @@ def pack(
         raise ValueError(f"seq_len must be at least 2, got {seq_len}")
     if rows < 1 or start < 0:
         raise ValueError(f"rows must be at least 1 and start at least 0, got {rows} and {start}")
-    return _blocks(islice(_rows(documents, tokenizer, seq_len), start, None), rows)
+    return _blocks(islice(_rows(documents, tokenizer, seq_len), start, None), rows, _special(tokenizer)[0])
 
 
 class _Row:
@@ -160,12 +160,14 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _blocks(rows: Iterator[_Row], n_rows: int) -> Iterator[TokenRows]:
+def _blocks(rows: Iterator[_Row], n_rows: int, join: int | None) -> Iterator[TokenRows]:
     while block := list(islice(rows, n_rows)):
         document = _stacked([row.document for row in block])
         position = _stacked([row.position for row in block])
         ids = _stacked([row.ids for row in block])
-        yield TokenRows(ids, document, position, position >= 0, [name for row in block for name in row.names])
+        # A document may spell the joining token out; there it is no better a row to learn from.
+        keep = (position >= 0) & (ids != (-1 if join is None else join))
+        yield TokenRows(ids, document, position, keep, [name for row in block for name in row.names])
 
 
 def _stacked(rows: list[np.ndarray]) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 from saelab.core.files import write_tensors
 from saelab.core.mesh import device_named
 from saelab.core.run import Run
+from saelab.data.store import Store
 from saelab.metrics import StoreEvaluation, TextEvaluation, measure
 from saelab.metrics.measure import Measured
 from saelab.models.subject import Subject
@@ -35,6 +36,8 @@ def measure_runs(
     """
     if subject and store:
         raise ValueError("give --subject or --store, not both")
+    if store and split != "held-out":
+        raise ValueError("--split chooses documents of a text; with --store leave it out")
     place = device_named(device)
     groups: dict[Subject | str, list[str]] = {}
     for name in runs:
@@ -50,8 +53,21 @@ def measure_runs(
         if is_run(name):
             keep(Run.open(name), measured)
     print_scores({name: {key: score.as_json() for key, score in found[name].scores.items()} for name in runs})
+    for note in _trained_on_it(runs, split, store):
+        print(note)
     for reason in dict.fromkeys(f"skipped {m}: {why}" for one in found.values() for m, why in one.skipped.items()):
         print(reason)
+
+
+def _trained_on_it(runs: list[str], split: str, store: str | None) -> list[str]:
+    """A note for each run that was trained on the documents it is measured on."""
+    seen = Store(store).manifest.origin if store else {}
+    notes = []
+    for name in runs:
+        origin = origin_of(Run(name)) if is_run(name) else {}
+        if origin and (origin == seen if store else origin.get("split") in ("all", split)):
+            notes.append(f"note: {name} was trained on these documents")
+    return notes
 
 
 def _evaluation(data: Subject | str, tokens: int, split: str) -> TextEvaluation | StoreEvaluation:

@@ -44,7 +44,7 @@ class Text:
     """[N]."""
 
     def documents(self) -> list[tuple[int, int]]:
-        """First and last-but-one token of each document."""
+        """Each document's first token and the one behind its last."""
         edges = (self.document.diff() != 0).nonzero().flatten() + 1
         starts = [0, *edges.tolist()]
         return list(zip(starts, [*starts[1:], len(self.pieces)], strict=True))

@@ -22,7 +22,7 @@ from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
 from saelab.recipes.measure import keep
 from saelab.recipes.python_readings import Text, choose, contexts
-from saelab.recipes.train import resume
+from saelab.recipes.train import complete, resume
 from saelab.sae.sae import SAE, load
 
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
@@ -54,7 +54,7 @@ def quickstart(
     """
     folder = Path(out)
     settings = {
-        "store": str(folder / "acts"),
+        "store": str((folder / "acts").resolve()),
         "rows": rows,
         "seed": seed,
         "sae": {
@@ -66,7 +66,7 @@ def quickstart(
         },
         "trainer": {"lr": 4e-3, "batch": 1024, "decay": 0.7},
     }
-    run = _run(folder, settings, {"tokens": tokens, "measure_tokens": measure_tokens})
+    run = _run(folder, complete(settings), {"tokens": tokens, "measure_tokens": measure_tokens})
     if not run.scores_file.exists():
         _make(run, tokens, measure_tokens)
     _show(run, Console())
@@ -119,9 +119,9 @@ def _latents(sae: SAE, store: Store, model: LanguageModel) -> list[dict[str, Any
 
 
 def _rate(run: Run) -> float:
-    """Rows per second of the steps that the log tells of."""
-    seconds = sorted(record["step_seconds"] for record in read_log(run.log_file))
-    return run.config()["trainer"]["batch"] / seconds[len(seconds) // 2]
+    """Rows per second that training went through, from its log: the median over its records."""
+    rates = sorted(record["rows_per_second"] for record in read_log(run.log_file))
+    return rates[len(rates) // 2]
 
 
 def _show(run: Run, console: Console) -> None:
@@ -138,7 +138,9 @@ def _show(run: Run, console: Console) -> None:
         "ce_recovered": "CE recovered",
     }
     for metric, title in lines.items():
-        score = scores[metric]
+        score = scores.get(metric)
+        if score is None:  # measured again since, and otherwise
+            continue
         interval = f"[{score['low']:.4g} to {score['high']:.4g}]" if score["low"] is not None else ""
         table.add_row(title, f"{score['value']:.4g}", RichText(interval, style="dim"), score["unit"])
     table.add_row("training", f"{_rate(run):,.0f}", "", "tokens per second")

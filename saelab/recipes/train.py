@@ -59,6 +59,8 @@ def train_from_options(parser: ArgumentParser, options: Namespace) -> None:
         return
     if not options.out:
         raise ValueError("--out is missing: the folder for the new run (or --resume RUN to go on with one)")
+    if options.store:
+        options.store = str(Path(options.store).resolve())  # so that a resume finds it from anywhere
     settings = yaml.safe_load(parser.dump(options))
     job = _Job(parser.instantiate(options))
     job.train(job.new_run(options.out, saved(settings)))
@@ -80,6 +82,13 @@ def resume(run: Run) -> None:
     job.train(run)
 
 
+def complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of all others, as a run keeps them."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_options(parser)
+    return saved(yaml.safe_load(parser.dump(parser.parse_object(settings))))
+
+
 class _Job:
     """The parts that the settings of a run describe, put together."""
 
@@ -89,9 +98,11 @@ class _Job:
         for name in ("rows", "log_every", "save_every"):
             if getattr(made, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(made, name)}")
+        if made.live and made.seed:
+            raise ValueError("--seed orders the rows of a store; for a live model give --live.seed")
         self.made = made
         self.mesh = _mesh(made)
-        self.source, self.origin = _source(made)
+        self.source, self.origin = _source(made, self.mesh.rank)
         self.sae = SAE(self.source.d_in, **vars(made.sae), mesh=self.mesh).to(device_named(made.device, self.mesh.rank))
         self.trainer = Trainer(self.sae, **vars(made.trainer))
 
@@ -105,6 +116,9 @@ class _Job:
 
     def train(self, run: Run) -> None:
         made = self.made
+        notes = [loss.note(made.rows) for loss in made.sae.losses] if self.mesh.is_first else []
+        for note in filter(None, notes):
+            print(f"note: {note}")
         self.trainer.fit(self.source, made.rows, run, made.log_every, made.save_every, made.tensorboard)
         if self.mesh.is_first:
             seen = f"{self.trainer.rows_seen:,} rows"
@@ -118,14 +132,14 @@ def _mesh(made: Namespace) -> Mesh:
     return mesh
 
 
-def _source(made: Namespace) -> tuple[Source, dict[str, Any]]:
+def _source(made: Namespace, rank: int) -> tuple[Source, dict[str, Any]]:
     """The rows to train on, and what they were made from."""
     if made.store:
         store = Store(made.store)
         if not store.manifest.complete:
             print(f"note: the harvest of {made.store} was not finished; training on its {len(store):,} rows")
         return StoreSource(store, made.seed), store.manifest.origin
-    source = LiveSource(made.live)
+    source = LiveSource(made.live, model=made.live.language_model(rank))
     return source, made.live.origin(source.model, source.split)
 
 

@@ -89,6 +89,10 @@ class Dictionary(Component, nn.Module, ABC):
     def fold(self, mean: Tensor, scale: Tensor) -> None:
         """Absorb an input scaling x' = (x - mean) / scale, so that rows go in and come out unscaled."""
 
+    @abstractmethod
+    def unit_directions(self) -> None:
+        """Bring directions to unit norm with codes rescaled, so that a set of active latents decodes to the same."""
+
     def before_step(self) -> None:
         """Called between the backward pass and the optimizer's step."""
 
@@ -143,6 +147,10 @@ class Loss(Component, nn.Module, ABC):
 
     def setup(self, d_in: int, n_latents: int) -> None:
         """Check the sizes; ValueError for a setting that does not fit."""
+
+    def note(self, rows: int) -> str | None:
+        """What to know about this loss in a run of so many rows, e.g. that it will have no effect."""
+        return None
 
     @abstractmethod
     def forward(self, step: Forward) -> Tensor:

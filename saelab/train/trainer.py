@@ -40,7 +40,7 @@ class Trainer:
         sae: what is trained, in place, on the device where it is.
         lr: learning rate; by default 2e-4 / sqrt(n_latents / 2^14).
         batch: rows of a step.
-        warmup: steps over which the rate rises from 0.
+        warmup: steps over which the rate rises from 0; at most a fifth of the run.
         decay: share of the run, at its end, over which the rate falls to 0.
         clip: largest norm of the whole gradient, if it is to be clipped.
         average: momentum of an exponential average of the weights, which then is what is saved; e.g. 0.999.
@@ -73,6 +73,7 @@ class Trainer:
         self.rows_seen = 0
         self.rows_planned: int | None = None
         self._prepared = False
+        self._said = (0.0, 0)
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have the same."""
@@ -149,7 +150,8 @@ class Trainer:
         """The learning rate of the coming step; without decay while the length of the run is unknown."""
         if self.rows_planned is None:
             return rate_at(self.step_number, 1, self.lr, self.warmup, 0)
-        return rate_at(self.step_number, -(-self.rows_planned // self.batch), self.lr, self.warmup, self.decay)
+        steps = -(-self.rows_planned // self.batch)
+        return rate_at(self.step_number, steps, self.lr, min(self.warmup, steps // 5), self.decay)
 
     def fit(
         self,
@@ -169,7 +171,8 @@ class Trainer:
         Args:
             source: where rows come from.
             rows: rows to see in all.
-            run: folder for log, checkpoints and the trained SAE.
+            run: folder for log, checkpoints and the trained SAE (with the averaged weights where there is an average;
+                the SAE in memory keeps its own).
             log_every: steps between records.
             save_every: steps between checkpoints.
             tensorboard: whether to write TensorBoard's event files too, into the run's folder.
@@ -192,11 +195,10 @@ class Trainer:
             with bar as shown, interrupts() as stopped:
                 while self.step_number < last:
                     batch = next(batches)
-                    begun = time.perf_counter()
                     terms, forward = self.step(batch)
                     done = self.step_number
                     if done % log_every == 0 or done in (1, last):
-                        self._say(terms, forward, begun, shown, log)
+                        self._say(terms, forward, shown, log)
                     shown.advance(len(batch.x))
                     interrupted = mesh.any(stopped.is_set()) and done < last
                     if run and (done % save_every == 0 or done == last or interrupted):
@@ -204,6 +206,7 @@ class Trainer:
                     if interrupted:
                         raise KeyboardInterrupt(self._farewell(run))
         finally:
+            self.rows_planned = None
             batches.close()  # type: ignore[attr-defined]
             if log:
                 log.close()
@@ -215,11 +218,15 @@ class Trainer:
         """Save the SAE, with the averaged weights where there is an average."""
         with self.average.swapped_in() if self.average else nullcontext():
             if self.average:
-                self.sae.dictionary.after_step()  # an average of unit directions is shorter than one
+                self.sae.dictionary.unit_directions()  # an average of unit directions is shorter than one
             self.sae.save(folder)
 
     def prepare(self, source: Source) -> None:
-        """Fit an SAE that has seen no row to a sample of the source; ValueError for a source of another width."""
+        """Fit an SAE that has seen no row to a sample of the source; `fit` does it, before `step` it is yours to do.
+
+        Raises:
+            ValueError: for a source of another width.
+        """
         if source.d_in != self.sae.d_in:
             raise ValueError(f"the source's rows are {source.d_in} wide, the SAE reads {self.sae.d_in}")
         if self._prepared or int(self.sae.firing.rows):
@@ -237,9 +244,10 @@ class Trainer:
             source.restore(checkpoint.restore(path, self))
         self.prepare(source)
         self.rows_planned = rows
+        self._said = (time.perf_counter(), self.rows_seen)
 
     @torch.no_grad()
-    def _say(self, terms: dict[str, Tensor], forward: Forward, begun: float, bar: Bar, log: Log | None) -> None:
+    def _say(self, terms: dict[str, Tensor], forward: Forward, bar: Bar, log: Log | None) -> None:
         spread = (forward.target - forward.target.mean(0)).square().sum()
         record: Record = {"step": self.step_number, "rows": self.rows_seen}
         record |= {name: value.item() for name, value in terms.items()}
@@ -249,7 +257,9 @@ class Trainer:
         # Rows since a latent last fired are what AuxK goes by; here a fixed horizon makes runs comparable.
         record["silent_100k"] = int(mesh.total(self.sae.firing.dead(100_000).sum()))
         record["lr"] = self.optimizer.param_groups[0]["lr"]
-        record["step_seconds"] = time.perf_counter() - begun
+        now, (then, seen) = time.perf_counter(), self._said
+        record["rows_per_second"] = (self.rows_seen - seen) / (now - then)  # waiting for data counts
+        self._said = (now, self.rows_seen)
         bar.advance(0, f"fvu {record['fvu']:.3f}  l0 {record['l0']:.1f}  silent {record['silent_100k']}")
         if log:
             log.write(record)

@@ -90,9 +90,3 @@ def test_new_scores_take_the_place_of_earlier_ones(tmp_path):
     run.write_scores({"fvu": {"value": 0.5}, "l0": {"value": 4}})
     run.write_scores({"fvu": {"value": 0.25}})
     assert run.scores() == {"fvu": {"value": 0.25}}
-
-
-def test_a_run_can_be_removed(tmp_path):
-    run = Run.create(tmp_path / "run", CONFIG)
-    run.remove()
-    assert not run.folder.exists()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from saelab.data.array import ArraySource
 from saelab.data.source import WindowSource, generator_for
 
 quick = settings(deadline=None, max_examples=40, derandomize=True)
@@ -169,3 +170,14 @@ def test_generators_of_neighbouring_numbers_are_unrelated():
     draws = [tuple(torch.rand(4, generator=generator_for(*number)).tolist()) for number in numbers]
     assert len(set(draws)) == len(draws)
     assert torch.rand(1, generator=generator_for(5, 2)) == torch.rand(1, generator=generator_for(5, 2))
+
+
+def test_a_place_in_data_that_changed_since_is_refused():
+    source = ArraySource(torch.randn(20, 3))
+    next(source.batches(7))
+    state = source.state()
+    shorter = ArraySource(torch.randn(5, 3))
+    shorter.identity = source.identity  # the same name, other content
+    shorter.restore(state)
+    with pytest.raises(ValueError, match="the data changed since .*: window 0 has 5 rows, it had 20"):
+        next(shorter.batches(7))

@@ -152,3 +152,10 @@ def test_errors(bos_tokenizer):
         pack([], bos_tokenizer, 9, rows=0)
     with pytest.raises(ValueError, match="got 1 and -1"):
         pack([], bos_tokenizer, 9, rows=1, start=-1)
+
+
+def test_a_joining_token_spelled_out_in_a_document_is_not_kept(bos_tokenizer):
+    join = bos_tokenizer.bos_token
+    (block,) = pack([Document("a", f"one two{join}three four " * 20)], bos_tokenizer, 8, 1000)
+    assert (block.ids == bos_tokenizer.bos_token_id).sum() > len(block)
+    assert not block.keep[block.ids == bos_tokenizer.bos_token_id].any()

@@ -134,7 +134,7 @@ def last_step(run: Path) -> int:
 def numbers(run: Path) -> list[dict[str, object]]:
     """The log without the clock."""
     records = read_log(run / "log.jsonl")
-    return [{key: value for key, value in record.items() if key != "step_seconds"} for record in records]
+    return [{key: value for key, value in record.items() if key != "rows_per_second"} for record in records]
 
 
 def assert_same_run(run: Path, whole: Path) -> None:

@@ -86,6 +86,13 @@ class Dense(Dictionary):
         self.b_dec.copy_(self.b_dec * scale + mean)
 
     @torch.no_grad()
+    def unit_directions(self) -> None:
+        norms = self.W_dec.norm(dim=1)
+        self.W_enc.mul_(norms[:, None])
+        self.b_enc.mul_(norms)
+        self.after_step()
+
+    @torch.no_grad()
     def before_step(self) -> None:
         grad = self.W_dec.grad
         if grad is not None:

@@ -45,6 +45,11 @@ class AuxK(Loss):
             raise ValueError(f"AuxK: weight must not be negative, infinite or NaN, got {self.weight}")
         self.width = self.k_aux or 2 ** round(torch.tensor(max(d_in / 2, 1)).log2().item())
 
+    def note(self, rows: int) -> str | None:
+        if self.dead_after < rows:
+            return None
+        return f"AuxK has no effect: in {rows:,} rows no latent is silent for dead_after = {self.dead_after:,} rows"
+
     def forward(self, step: Forward) -> Tensor:
         sae = step.sae
         dead = sae.firing.dead(self.dead_after).nonzero().squeeze(1)
