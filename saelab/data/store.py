@@ -11,6 +11,7 @@ there. Opening checks sizes; each shard's checksum is checked before its first r
 # Shape letters: n rows of a shard, D input width.
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from saelab.core.components import near_miss
-from saelab.core.files import check_format, is_vacant, read_json, read_tensors, sha256, write_json, write_tensors
+from saelab.core.files import HEADER, check_format, is_vacant, read_json, sha256, write_json, write_tensors
 from saelab.data.source import WindowSource, generator_for
 
 FORMAT = 1
@@ -221,12 +222,13 @@ class Store:
 
     def columns(self, shard: int) -> dict[str, Tensor]:
         """What is kept beside the rows of a shard: token, document and position, each [n]."""
-        tensors, _ = read_tensors(self._checked(shard))
-        return {key: value for key, value in tensors.items() if key != "rows"}
+        with safetensors.safe_open(self._checked(shard), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if key != "rows"}  # noqa: SIM118
 
     def names(self, shard: int) -> list[tuple[int, str]]:
         """Number and name of each document that begins in a shard."""
-        _, about = read_tensors(self._checked(shard))
+        with safetensors.safe_open(self._checked(shard), framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(HEADER, "{}"))
         return [(number, name) for number, name in about.get("documents", [])]
 
     def _checked(self, number: int) -> Path:

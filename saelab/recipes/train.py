@@ -39,6 +39,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--live", type=Subject | None, help="train on activations computed on the fly")
     add("--rows", type=int, default=2_000_000, help="rows (tokens) to train on in all")
     add("--seed", type=int, default=0, help="of the order in which a store's rows are seen")
+    add("--window_rows", type=int, default=1 << 17, help="rows of a store that are shuffled together in memory")
     add("--device", type=str, default="auto", help="where to train; auto is the GPU if there is one")
     add("--log_every", type=int, default=50, help="steps between records in log.jsonl")
     add("--save_every", type=int, default=1000, help="steps between checkpoints")
@@ -138,7 +139,7 @@ def _source(made: Namespace, rank: int) -> tuple[Source, dict[str, Any]]:
         store = Store(made.store)
         if not store.manifest.complete:
             print(f"note: the harvest of {made.store} was not finished; training on its {len(store):,} rows")
-        return StoreSource(store, made.seed), store.manifest.origin
+        return StoreSource(store, made.seed, window_rows=made.window_rows), store.manifest.origin
     source = LiveSource(made.live, model=made.live.language_model(rank))
     return source, made.live.origin(source.model, source.split)
 
