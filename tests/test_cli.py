@@ -499,3 +499,12 @@ def test_the_weights_of_a_run_are_finite_and_were_trained(trained):
     weights = load(trained).state_dict()
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert weights["firing.rows"] == 1280
+
+
+def test_a_run_killed_before_it_says_what_it_is_trained_on_can_be_resumed(saelab, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "source.json").unlink()
+    assert saelab("train", "--resume", tmp_path / "run").status == 0
+    assert json.loads((tmp_path / "run" / "source.json").read_text()) == json.loads(
+        (trained / "source.json").read_text()
+    )

@@ -76,6 +76,8 @@ def resume(run: Run) -> None:
     except Exception as error:  # jsonargparse raises its own and argparse's errors
         raise ValueError(f"{run.config_file} is not the config of a training run: {error}") from error
     job = _Job(parser.instantiate(options))
+    if not run.source_file.exists():  # killed while the folder was being made
+        write_json(run.source_file, job.origin)
     found = read_json(run.source_file)
     for key in {**found, **job.origin}:
         if found.get(key) != job.origin.get(key):
