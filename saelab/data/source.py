@@ -26,6 +26,10 @@ class Batch:
     """Input rows [B, D], in the source's own precision."""
     target: Tensor | None = None
     """Rows to reconstruct [B, D], where they are not the input."""
+    gradient: Tensor | None = None
+    """Of a loss downstream with respect to the rows [B, D], where the source knows it."""
+    downstream: Callable[[Tensor], Tensor] | None = None
+    """The model's loss [] when its rows are replaced by reconstructions [B, D], where the source has a model."""
     place: dict[str, Any] | None = None
     """The source's state just after this batch; what a checkpoint keeps."""
 
@@ -34,6 +38,8 @@ class Source(ABC):
     """Rows without end, in batches."""
 
     d_in: int
+    d_out: int | None = None
+    """Width of the rows to reconstruct, where they are not the input."""
 
     @abstractmethod
     def batches(self, rows: int) -> Iterator[Batch]:
@@ -41,7 +47,10 @@ class Source(ABC):
 
     @abstractmethod
     def sample(self, rows: int) -> Tensor:
-        """Up to `rows` rows [n, D] to initialise from; does not move the source's place."""
+        """Up to `rows` rows [n, D] to initialise from; does not move the source's place.
+
+        A row to reconstruct stands behind its input, in the same row [n, d_in + d_out].
+        """
 
     def statistics(self) -> tuple[Tensor, Tensor] | None:
         """Mean [D] and scale (root mean square of a centred entry) of all rows, where they are known."""
@@ -91,7 +100,10 @@ class WindowSource(Source):
 
     @abstractmethod
     def window(self, number: int) -> Tensor:
-        """The rows [W, D] of window `number`, unshuffled; at least one row, for every number from 0 on."""
+        """The rows of window `number`, unshuffled; at least one row, for every number from 0 on.
+
+        [W, d_in], or [W, d_in + d_out] where other rows are to be reconstructed: those stand behind their inputs.
+        """
 
     def identity(self) -> dict[str, Any]:
         """What a place depends on: it means the same rows only to a source with the same."""
@@ -138,9 +150,13 @@ class WindowSource(Source):
                     offset += len(part)
                     missing -= len(part)
                 self._window, self._offset, self._held = number, offset, len(held)
-                yield Batch(parts[0] if len(parts) == 1 else torch.cat(parts), place=self.state())
+                yield self._batch(parts[0] if len(parts) == 1 else torch.cat(parts))
         finally:
             windows.close()
+
+    def _batch(self, rows: Tensor) -> Batch:
+        target = None if self.d_out is None else rows[:, self.d_in :]
+        return Batch(rows[:, : self.d_in], target, place=self.state())
 
     def _shuffled(self, number: int) -> Tensor:
         rows = self.window(number)

@@ -24,32 +24,40 @@ BLOCK_ENTRIES, BLOCK_ROWS = 1 << 21, 256
 picked, but of no fewer rows than this, below which the product itself slows down."""
 
 
-def topk_linear(x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Entries]:
+def topk_linear(
+    x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool = False
+) -> tuple[Tensor, Entries]:
     """The k largest of each row of (x - centre) @ weight.T + bias, largest first; ties fall the same way every time.
 
     Args:
         x: [B, D]; centre: [D]; weight: [L, D]; bias: [L].
         k: 1 <= k <= L.
+        absolute: whether the largest absolute values are meant; they keep their signs.
 
     Returns:
         values [B, K], differentiable in all four tensors, and the entries [B, K].
     """
     assert 1 <= k <= len(weight), (k, len(weight))
     entries = Entries(torch.empty(0), len(weight))
-    return _TopKLinear.apply(x, centre, weight, bias, k, entries), entries
+    return _TopKLinear.apply(x, centre, weight, bias, (k, absolute), entries), entries
 
 
-def reference(x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Entries]:
+def reference(
+    x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool = False
+) -> tuple[Tensor, Entries]:
     """`topk_linear` by plain autograd over the dense product."""
-    values, indices = F.linear(x - centre, weight, bias).topk(k, dim=1)
-    return values, Entries(indices, len(weight))
+    pre = F.linear(x - centre, weight, bias)
+    indices = (pre.abs() if absolute else pre).topk(k, dim=1).indices
+    return pre.gather(1, indices), Entries(indices, len(weight))
 
 
 class _TopKLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, entries: Entries) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, kept: tuple[int, bool], entries: Entries
+    ) -> Tensor:
         centred = x - centre
-        values, indices = _topk_in_blocks(centred, weight, bias, k)
+        values, indices = _topk_in_blocks(centred, weight, bias, *kept)
         entries.indices = indices  # the caller's object, so that the sort by latent is shared with the decoder
         ctx.entries = entries
         ctx.save_for_backward(centred, weight)
@@ -67,7 +75,7 @@ class _TopKLinear(torch.autograd.Function):
         return grad_x, grad_centre, grad_weight, grad_bias if needs[3] else None, None, None
 
 
-def _topk_in_blocks(centred: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _topk_in_blocks(centred: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool) -> tuple[Tensor, Tensor]:
     device = centred.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else centred.dtype
     rows, transposed, shift = centred.to(dtype), weight.to(dtype).T, bias.to(dtype)
@@ -79,8 +87,9 @@ def _topk_in_blocks(centred: Tensor, weight: Tensor, bias: Tensor, k: int) -> tu
     for start in range(0, len(rows), size):
         block = rows[start : start + size]
         pre = torch.addmm(shift, block, transposed, out=buffer[: len(block)])
-        found = pre.topk(k, dim=1)
-        values[start : start + size], indices[start : start + size] = found
+        largest, chosen = (pre.abs() if absolute else pre).topk(k, dim=1)
+        values[start : start + size] = pre.gather(1, chosen) if absolute else largest
+        indices[start : start + size] = chosen
     return values, indices
 
 

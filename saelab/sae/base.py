@@ -8,49 +8,104 @@ loss is one more term of the training objective.
 # Shape letters: B rows, D input width, L latents, K kept per row.
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saelab.core.codes import Codes
+from saelab.core.codes import Codes, Entries
 from saelab.core.components import Component
 from saelab.core.mesh import ALONE, Mesh
-from saelab.kernels.select import topk_linear
+from saelab.sae.scale import Scale
 
 if TYPE_CHECKING:
     from saelab.sae.sae import SAE
 
 
-class PreActivations:
-    """Pre-activations of B rows, (x - centre) @ weight.T + bias, computed only as far as they are asked for."""
+@dataclass(frozen=True)
+class Sizes:
+    """What a component has to fit."""
 
-    def __init__(self, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, mesh: Mesh = ALONE):
-        self.x, self.centre, self.weight, self.bias = x, centre, weight, bias
-        self.mesh = mesh
+    d_in: int
+    """Width of the rows that are read."""
+    d_out: int
+    """Width of the rows that are reconstructed."""
+    n_latents: int
+    """Latents of all shards together."""
+    is_transcoder: bool = False
+    """Whether other rows than those read are reconstructed."""
+    seed: int = 0
+    """Of the starting weights."""
+    mesh: Mesh = ALONE
+
+    @property
+    def own_latents(self) -> int:
+        """How many latents this shard holds."""
+        return self.n_latents // self.mesh.shards
+
+    def generator(self) -> torch.Generator:
+        """A fresh stream of random numbers for starting weights."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+class PreActivations(ABC):
+    """Pre-activations of B rows, weight (x - centre) + bias, computed only as far as they are asked for.
+
+    Attributes:
+        dictionary: whose they are.
+        x: scaled rows [B, D].
+        centre: what is subtracted from every row, [D].
+        bias: this shard's part of the latents' bias, [L].
+        gradient: of a loss downstream with respect to the rows [B, D], where the training data brings it.
+    """
+
+    def __init__(self, dictionary: "Dictionary", x: Tensor, centre: Tensor, bias: Tensor, mesh: Mesh = ALONE):
+        self.dictionary, self.x, self.centre, self.bias, self.mesh = dictionary, x, centre, bias, mesh
+        self.gradient: Tensor | None = None
+        self._dense: Tensor | None = None
 
     @property
     def n_latents(self) -> int:
         """How many there are on this shard."""
-        return len(self.weight)
+        return len(self.bias)
+
+    @property
+    def centred(self) -> Tensor:
+        """The rows without the centre, [B, D]."""
+        return self.x - self.centre
 
     def dense(self) -> Tensor:
-        """All of them, [B, L]."""
-        return F.linear(self.x - self.centre, self.weight, self.bias)
+        """All of them, [B, L]; computed once."""
+        if self._dense is None:
+            self._dense = self.all()
+        return self._dense
 
-    def topk(self, k: int) -> Codes:
-        """The k largest of each row over all shards, signed, without a [B, L] tensor; others are zero."""
-        width = min(k, self.n_latents)
-        values, entries = topk_linear(self.x, self.centre, self.weight, self.bias, width)
-        if self.mesh.shards > 1:
-            values = values.where(self.mesh.largest(values, k), 0)
-        return Codes(values, entries, self.n_latents)
+    @abstractmethod
+    def all(self) -> Tensor:
+        """Compute all of them, [B, L]."""
 
+    @abstractmethod
     def of(self, latents: Tensor) -> Tensor:
         """Those of some latents only: [B, n] for latent numbers [n]."""
-        return F.linear(self.x - self.centre, self.weight[latents], self.bias[latents])
+
+    @abstractmethod
+    def at(self, centred: Tensor) -> "PreActivations":
+        """The same latents' pre-activations of other centred rows [B, D], such as residuals."""
+
+    def topk(self, k: int, absolute: bool = False) -> Codes:
+        """The k largest of each row over all shards, by value or by absolute value, signed; others are zero."""
+        values, entries = self.own_topk(min(k, self.n_latents), absolute)
+        if self.mesh.shards > 1:
+            values = values.where(self.mesh.largest(values.abs() if absolute else values, k), 0)
+        return Codes(values, entries, self.n_latents)
+
+    def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
+        """The k largest of each row on this shard, largest first: values [B, K] and their entries."""
+        pre = self.dense()
+        indices = (pre.abs() if absolute else pre).topk(k, dim=1).indices
+        return pre.gather(1, indices), Entries(indices, self.n_latents)
 
 
 class Dictionary(Component, nn.Module, ABC):
@@ -61,21 +116,28 @@ class Dictionary(Component, nn.Module, ABC):
     sharded: ClassVar[tuple[str, ...]] = ()
     """Parameters and buffers whose first axis is latents; a shard holds its own latents' part."""
 
-    @abstractmethod
-    def setup(self, d_in: int, n_latents: int, generator: torch.Generator, mesh: Mesh = ALONE) -> None:
-        """Make the parameters, this shard's part of the latents."""
+    sites: int = 1
+    """Places in a model that the columns of a row come from, in equal parts; each has a scale of its own."""
 
     @abstractmethod
-    def initialise(self, sample: Tensor, activation: "Activation", generator: torch.Generator) -> None:
-        """Fit the starting point to a sample of scaled rows [n, D]."""
+    def setup(self, sizes: Sizes) -> None:
+        """Make the parameters, this shard's part of the latents; ValueError for sizes that do not fit."""
+
+    @abstractmethod
+    def initialise(self, sample: Tensor, target: Tensor, activation: "Activation", generator: torch.Generator) -> None:
+        """Fit the starting point to a sample of scaled rows [n, D] and what is to be reconstructed from them."""
 
     @abstractmethod
     def pre(self, x: Tensor) -> PreActivations:
         """Pre-activations of scaled rows [B, D]."""
 
     @abstractmethod
-    def decode(self, codes: Codes) -> Tensor:
-        """Reconstruction [B, D] from codes."""
+    def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
+        """Reconstruction [B, D] from codes; `frozen` passes a gradient to the codes only, none to the weights."""
+
+    def skip(self, x: Tensor) -> Tensor | None:
+        """What goes from scaled rows [B, D] straight into the reconstruction, past the latents; None for nothing."""
+        return None
 
     @abstractmethod
     def bias(self) -> Tensor:
@@ -85,13 +147,25 @@ class Dictionary(Component, nn.Module, ABC):
     def directions(self) -> Tensor:
         """Each latent's decoder direction; [L, D]."""
 
-    @abstractmethod
-    def fold(self, mean: Tensor, scale: Tensor) -> None:
-        """Absorb an input scaling x' = (x - mean) / scale, so that rows go in and come out unscaled."""
+    def norms(self) -> Tensor:
+        """How much a code of 1 counts in a sparsity penalty: the norm of the latent's direction; [L]."""
+        return self.directions().norm(dim=1)
 
     @abstractmethod
-    def unit_directions(self) -> None:
-        """Bring directions to unit norm with codes rescaled, so that a set of active latents decodes to the same."""
+    def fold(self, read: Scale, written: Scale) -> Tensor:
+        """Absorb the scalings of the rows read and written, so that rows go in and come out unscaled.
+
+        Returns:
+            How many times larger each latent's pre-activations, and so its codes, became; [L].
+        """
+
+    @abstractmethod
+    def unit_directions(self) -> Tensor:
+        """Bring directions to unit norm with pre-activations rescaled, so that active latents decode to the same.
+
+        Returns:
+            How many times larger each latent's pre-activations became; [L].
+        """
 
     def before_step(self) -> None:
         """Called between the backward pass and the optimizer's step."""
@@ -107,19 +181,23 @@ class Activation(Component, nn.Module, ABC):
     sharded: ClassVar[tuple[str, ...]] = ()
     """Parameters and buffers whose first axis is latents."""
 
-    def setup(self, d_in: int, n_latents: int) -> None:
+    def setup(self, sizes: Sizes) -> None:
         """Check the sizes and make parameters and buffers; ValueError for a setting that does not fit."""
 
     @abstractmethod
     def forward(self, pre: PreActivations) -> Codes:
-        """The codes."""
+        """The codes of rows that are read: a row's codes do not depend on what else is in the batch."""
 
-    def penalty(self, step: "Forward") -> Tensor | None:
-        """The activation's own sparsity penalty, if it has one."""
-        return None
+    def learning(self, pre: PreActivations) -> Codes:
+        """The codes of rows that are learnt from, where they differ from those of rows that are read."""
+        return self(pre)
+
+    def penalties(self, step: "Forward") -> dict[str, Tensor]:
+        """The activation's own terms of the objective by name, weighted scalars; none by default."""
+        return {}
 
     def rescale(self, factor: Tensor) -> None:
-        """Adapt thresholds to pre-activations that became `factor` times larger (when a scaling is folded)."""
+        """Adapt thresholds and the like to pre-activations that became `factor` [L] times larger."""
 
     def after_step(self) -> None:
         """Called after the optimizer's step."""
@@ -133,11 +211,24 @@ class Forward:
     x: Tensor
     """Input rows [B, D]."""
     target: Tensor
-    """Rows to reconstruct [B, D]; the input itself for an SAE."""
+    """Rows to reconstruct [B, D]; the input itself unless the SAE is a transcoder."""
     pre: PreActivations
     codes: Codes
     x_hat: Tensor
     """Reconstruction [B, D]."""
+    downstream: Callable[[Tensor], Tensor] | None = None
+    """The model's loss [] when its rows are replaced by reconstructions [B, D], in the data's own units; where the
+    training data brings it."""
+
+    def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
+        """Reconstruction [B, D] of these rows from other codes; `frozen` as in `Dictionary.decode`."""
+        skipped = self.sae.dictionary.skip(self.x)
+        x_hat = self.sae.dictionary.decode(codes, frozen)
+        return x_hat if skipped is None else x_hat + (skipped.detach() if frozen else skipped)
+
+    def error(self, x_hat: Tensor) -> Tensor:
+        """Mean squared error of a reconstruction in the unit that the objective uses, a scalar."""
+        return (x_hat - self.target).square().mean() / self.sae.variance
 
 
 class Loss(Component, nn.Module, ABC):
@@ -145,7 +236,7 @@ class Loss(Component, nn.Module, ABC):
 
     home = "saelab.sae.losses"
 
-    def setup(self, d_in: int, n_latents: int) -> None:
+    def setup(self, sizes: Sizes) -> None:
         """Check the sizes; ValueError for a setting that does not fit."""
 
     def note(self, rows: int) -> str | None:
@@ -155,3 +246,9 @@ class Loss(Component, nn.Module, ABC):
     @abstractmethod
     def forward(self, step: Forward) -> Tensor:
         """The weighted term, a scalar; exactly zero with a finite gradient when it does not apply."""
+
+    def before_step(self) -> None:
+        """Called between the backward pass and the optimizer's step."""
+
+    def after_step(self) -> None:
+        """Called after the optimizer's step."""

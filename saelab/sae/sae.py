@@ -7,7 +7,7 @@ Training belongs to `saelab.train`; this file knows only what one batch's object
 
 # Shape letters: B rows, D input width, L latents.
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from saelab.core.codes import Codes
 from saelab.core.components import Component, check_kinds, near_miss
 from saelab.core.files import check_format, read_json, read_tensors, write_json, write_tensors
 from saelab.core.mesh import ALONE, Mesh
-from saelab.sae.base import Activation, Dictionary, Forward, Loss
+from saelab.sae.base import Activation, Dictionary, Forward, Loss, Sizes
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.firing import Firing
 from saelab.sae.scale import Scale
@@ -38,6 +38,7 @@ class SAE(nn.Module):
         dictionary: the two linear maps; `Dense()` by default.
         seed: of the starting weights.
         mesh: the processes that train it together; by default this one alone.
+        d_out: makes it a transcoder, which reconstructs other rows, of this width, than it reads.
 
     Raises:
         ValueError: for sizes below 1, a component that does not fit them, or latents that cannot be dealt to the
@@ -55,28 +56,40 @@ class SAE(nn.Module):
         dictionary: Dictionary | None = None,
         seed: int = 0,
         mesh: Mesh = ALONE,
+        d_out: int | None = None,
     ):
         super().__init__()
         if d_in < 1 or n_latents < 1:
             raise ValueError(f"d_in and n_latents must be at least 1, got {d_in} and {n_latents}")
+        if d_out is not None and d_out < 1:
+            raise ValueError(f"d_out must be at least 1, got {d_out}")
         if n_latents % mesh.shards:
             raise ValueError(f"{n_latents} latents cannot be dealt to {mesh.shards} shards evenly")
-        self.d_in, self.n_latents, self.seed, self.mesh = d_in, n_latents, seed, mesh
+        self.d_in, self.n_latents, self.seed, self.mesh, self.d_out = d_in, n_latents, seed, mesh, d_out
         self.activation = activation
         self.losses = nn.ModuleList(losses)
         self.dictionary = Dense() if dictionary is None else dictionary
         self._check_losses()
-        activation.setup(d_in, n_latents)
-        for loss in losses:
-            loss.setup(d_in, n_latents)
-        self.dictionary.setup(d_in, n_latents, torch.Generator().manual_seed(seed), mesh)
-        self.scale = Scale(d_in)
-        self.firing = Firing(n_latents // mesh.shards, mesh)
+        sizes = Sizes(d_in, d_out or d_in, n_latents, d_out is not None, seed, mesh)
+        for part in self._parts():
+            part.setup(sizes)
+        self.scale = Scale(d_in, self.dictionary.sites)
+        if d_out:
+            self.written_scale = Scale(d_out, self.dictionary.sites)
+        self.firing = Firing(sizes.own_latents, mesh)
         # Mean squared deviation of a scaled entry from its mean, fixed once from a sample: the loss's unit.
         self.register_buffer("variance", torch.ones(()))
 
+    @property
+    def target_scale(self) -> Scale:
+        """The scaling of the rows that are reconstructed; `scale` itself unless this is a transcoder."""
+        return self.written_scale if self.d_out else self.scale
+
     def _losses(self) -> list[Loss]:
         return cast(list[Loss], list(self.losses))  # a ModuleList forgets what it holds
+
+    def _parts(self) -> list[Dictionary | Activation | Loss]:
+        return [self.dictionary, self.activation, *self._losses()]
 
     def _check_losses(self) -> None:
         names = [type(loss).__name__ for loss in self.losses]
@@ -88,74 +101,121 @@ class SAE(nn.Module):
         """Codes of rows x [B, D]; their values are in units of the scaled input (`scale`)."""
         return self.activation(self.dictionary.pre(self.scale.apply_to(self._rows(x))))
 
-    def decode(self, codes: Codes) -> Tensor:
-        """Reconstructed rows [B, D], in the units of the input."""
-        return self.scale.undo(self.dictionary.decode(codes))
+    def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
+        """Reconstructed rows [B, D], in the units of the data.
+
+        Args:
+            codes: of the rows.
+            x: the rows [B, D] themselves, needed where there is a skip connection only.
+        """
+        return self.target_scale.undo(self._past_latents(self.dictionary.decode(codes), x))
+
+    def _past_latents(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
+        scaled = None if x is None else self.scale.apply_to(self._rows(x))
+        skipped = None if scaled is None else self.dictionary.skip(scaled)
+        if scaled is None and self.dictionary.skip(x_hat.new_zeros(1, self.d_in)) is not None:
+            raise ValueError("this transcoder has a skip connection: decode(codes, x) needs the rows x too")
+        return x_hat if skipped is None else x_hat + skipped
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction [B, D] of rows x [B, D]."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        if x.ndim != 2 or x.shape[1] != self.d_in:
-            raise ValueError(f"expected rows of shape [B, {self.d_in}], got {list(x.shape)}")
+    def _rows(self, x: Tensor, width: int | None = None) -> Tensor:
+        width = width or self.d_in
+        if x.ndim != 2 or x.shape[1] != width:
+            raise ValueError(f"expected rows of shape [B, {width}], got {list(x.shape)}")
         return x
 
     @torch.no_grad()
-    def initialise(self, sample: Tensor, scale: tuple[Tensor, Tensor] | None = None) -> None:
+    def initialise(
+        self, sample: Tensor, scale: tuple[Tensor, Tensor] | None = None, target: Tensor | None = None
+    ) -> None:
         """Fit scaling, starting weights and the loss's unit to a sample of rows [n, D].
 
         Args:
             sample: rows, at least 2; the authors of the method use 32,768.
             scale: the data set's mean [D] and scale, where they are known from more rows than the sample.
+            target: the rows [n, D] that a transcoder reconstructs from the sample.
         """
         sample = self._rows(sample).to(self.scale.mean)
         if len(sample) < 2:
             raise ValueError(f"initialising needs at least 2 rows, got {len(sample)}")
-        mean, size = scale if scale else (sample.mean(0), (sample - sample.mean(0)).square().mean().sqrt())
-        self.scale.set(mean, size)
+        self.scale.fit(sample, scale)
         rows = self.scale.apply_to(sample)
-        self.variance.copy_((rows - rows.mean(0)).square().mean())
-        self.dictionary.initialise(rows, self.activation, torch.Generator().manual_seed(self.seed))
+        wanted = rows
+        if self.d_out:
+            target = self._target(target).to(self.scale.mean)
+            self.target_scale.fit(target)
+            wanted = self.target_scale.apply_to(target)
+        self.variance.copy_((wanted - wanted.mean(0)).square().mean())
+        self.dictionary.initialise(rows, wanted, self.activation, torch.Generator().manual_seed(self.seed))
 
-    def objective(self, x: Tensor, target: Tensor | None = None) -> tuple[dict[str, Tensor], Forward]:
+    def _target(self, target: Tensor | None) -> Tensor:
+        if target is None:
+            raise ValueError("a transcoder needs the rows to reconstruct: give target")
+        return self._rows(target, self.d_out)
+
+    def objective(
+        self,
+        x: Tensor,
+        target: Tensor | None = None,
+        gradient: Tensor | None = None,
+        downstream: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[dict[str, Tensor], Forward]:
         """The terms of the training objective on rows x [B, D], whose sum is minimised, and the pass that led to them.
 
-        `reconstruction` is mean (x_hat - x)^2 over all entries, divided by the variance fixed at initialisation.
+        `reconstruction` is mean (x_hat - target)^2 over all entries, divided by the variance fixed at initialisation.
         Counts firing where gradients are on, so it is called once per training batch.
+
+        Args:
+            x: rows that are read.
+            target: rows to reconstruct; a transcoder needs them, any other SAE may be given them.
+            gradient: of a loss downstream with respect to the rows [B, D], for components that ask for it.
+            downstream: gives the model's loss for reconstructions [B, D], for components that ask for it.
         """
         x = self.scale.apply_to(self._rows(x))
-        target = x if target is None else self.scale.apply_to(self._rows(target))
+        if self.d_out or target is not None:
+            target = self.target_scale.apply_to(self._rows(self._target(target), self.d_out))
         pre = self.dictionary.pre(x)
-        codes = self.activation(pre)
+        pre.gradient = gradient
+        codes = self.activation.learning(pre)
         if torch.is_grad_enabled():
             self.firing.update(codes)
-        step = Forward(self, x, target, pre, codes, self.dictionary.decode(codes))
-        terms = {"reconstruction": (step.x_hat - target).square().mean() / self.variance}
-        penalty = self.activation.penalty(step)
-        if penalty is not None:
-            terms["sparsity"] = penalty
+        x_hat, skipped = self.dictionary.decode(codes), self.dictionary.skip(x)
+        x_hat = x_hat if skipped is None else x_hat + skipped
+        step = Forward(self, x, x if target is None else target, pre, codes, x_hat, downstream)
+        terms = {"reconstruction": step.error(x_hat)} | self.activation.penalties(step)
         return terms | {type(loss).__name__: loss(step) for loss in self._losses()}, step
 
     def before_step(self) -> None:
         """What components do between the backward pass and the optimizer's step."""
         self.dictionary.before_step()
+        for loss in self._losses():
+            loss.before_step()
 
     def after_step(self) -> None:
         """What components do after the optimizer's step."""
-        self.dictionary.after_step()
-        self.activation.after_step()
+        for part in self._parts():
+            part.after_step()
+
+    @torch.no_grad()
+    def unit_directions(self) -> None:
+        """Bring directions to unit norm where they are not; reconstructions stay the same."""
+        self.activation.rescale(self.dictionary.unit_directions())
 
     @torch.no_grad()
     def fold(self) -> "SAE":
         """Absorb the input scaling into the weights: same reconstructions, `scale` is the identity.
 
-        Codes become larger by the factor `scale.scale`: they are then in the units of the input.
+        Codes become larger, as they are then in the units of the data: by the factor `scale.scale` where there is one
+        scale.
         """
-        self.dictionary.fold(self.scale.mean, self.scale.scale)
-        self.activation.rescale(self.scale.scale)
-        self.variance *= self.scale.scale**2
+        self.activation.rescale(self.dictionary.fold(self.scale, self.target_scale))
+        # With one scale this is exact; with one a site, sites weigh differently in the unit of the data.
+        self.variance *= self.target_scale.scale.square().mean()
         self.scale.reset()
+        self.target_scale.reset()
         return self
 
     def config(self) -> dict[str, Any]:
@@ -168,19 +228,19 @@ class SAE(nn.Module):
             "losses": [loss.config() for loss in self._losses()],
             "dictionary": self.dictionary.config(),
             "seed": self.seed,
-        }
+        } | ({"d_out": self.d_out} if self.d_out else {})
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "SAE":
         """An SAE with fresh weights from `config()`; components are looked up by name among the known ones."""
-        known = ("d_in", "n_latents", "activation", "losses", "dictionary", "seed")
+        known = ("d_in", "n_latents", "activation", "losses", "dictionary", "seed", "d_out")
         for key in config:
             if key not in known and key != "format":
                 raise ValueError(f"unknown key '{key}' of an SAE{near_miss(key, known)}")
         for key in known[:3]:
             if key not in config:
                 raise ValueError(f"an SAE's config needs the key '{key}'")
-        check_kinds(cls, {key: config[key] for key in ("d_in", "n_latents", "seed") if key in config})
+        check_kinds(cls, {key: config[key] for key in ("d_in", "n_latents", "seed", "d_out") if key in config})
         if not isinstance(config.get("losses", []), list):
             raise ValueError(f"losses must be a list, got {config['losses']!r}")
         return cls(
@@ -190,6 +250,7 @@ class SAE(nn.Module):
             losses=[Loss.build(loss) for loss in config.get("losses", [])],
             dictionary=Dictionary.build(config.get("dictionary", {"name": "Dense"})),
             seed=config.get("seed", 0),
+            d_out=config.get("d_out"),
         )
 
     def sharded_names(self) -> set[str]:

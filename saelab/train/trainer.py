@@ -101,9 +101,11 @@ class Trainer:
         """
         mesh = self.sae.mesh
         x = self._checked(mesh.own_rows(batch.x))
-        target = None if batch.target is None else self._checked(mesh.own_rows(batch.target))
+        target, gradient = (
+            None if part is None else self._checked(mesh.own_rows(part)) for part in (batch.target, batch.gradient)
+        )
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            terms, forward = self.sae.objective(x, target)
+            terms, forward = self.sae.objective(x, target, gradient, batch.downstream)
             loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             words = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
@@ -218,8 +220,11 @@ class Trainer:
         """Save the SAE, with the averaged weights where there is an average."""
         with self.average.swapped_in() if self.average else nullcontext():
             if self.average:
-                self.sae.dictionary.unit_directions()  # an average of unit directions is shorter than one
+                kept = {name: value.clone() for name, value in self.sae.state_dict().items()}
+                self.sae.unit_directions()  # an average of unit directions is shorter than one
             self.sae.save(folder)
+            if self.average:
+                self.sae.load_state_dict(kept)
 
     def prepare(self, source: Source) -> None:
         """Fit an SAE that has seen no row to a sample of the source; `fit` does it, before `step` it is yours to do.
@@ -229,11 +234,15 @@ class Trainer:
         """
         if source.d_in != self.sae.d_in:
             raise ValueError(f"the source's rows are {source.d_in} wide, the SAE reads {self.sae.d_in}")
+        if source.d_out != self.sae.d_out:
+            raise ValueError(f"the source's targets are {source.d_out} wide, the SAE has d_out={self.sae.d_out}")
         if self._prepared or int(self.sae.firing.rows):
             return
         statistics = source.statistics()
         scale = tuple(part.to(self.device) for part in statistics) if statistics else None
-        self.sae.initialise(source.sample(SAMPLE_ROWS).to(self.device), scale)  # type: ignore[arg-type]
+        sample = source.sample(SAMPLE_ROWS).to(self.device)
+        target = sample[:, source.d_in :] if source.d_out else None
+        self.sae.initialise(sample[:, : source.d_in], scale, target)  # type: ignore[arg-type]
         self._prepared = True
 
     def _begin(self, source: Source, rows: int, run: Run | None) -> None:

@@ -90,3 +90,19 @@ def test_rows_keep_their_precision(dtype):
 def test_what_is_no_array_of_rows_is_refused(rows, message):
     with pytest.raises(ValueError, match=message):
         ArraySource(rows)
+
+
+def test_targets_stay_with_their_rows():
+    source = ArraySource(ROWS, target=2 * ROWS[:, :1])
+    batch = next(source.batches(4))
+    assert source.d_out == 1
+    assert batch.x.shape == (4, ROWS.shape[1])
+    assert torch.equal(batch.target, 2 * batch.x[:, :1])
+    assert source.sample(3).shape == (3, ROWS.shape[1] + 1)
+    assert torch.equal(source.statistics()[0], ArraySource(ROWS).statistics()[0])
+
+
+@pytest.mark.parametrize("target", [torch.zeros(1, 2), torch.zeros(3)])
+def test_a_target_for_every_row_or_none(target):
+    with pytest.raises(ValueError, match="one target for each"):
+        ArraySource(ROWS, target=target)

@@ -54,6 +54,22 @@ def test_values_entries_and_gradients_match_a_dense_computation(function, rows, 
         assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("function", [topk_linear, reference])
+@pytest.mark.parametrize("k", [1, 4, 13])
+def test_the_largest_absolute_values_keep_their_signs(function, k):
+    tensors = inputs(rows=7, n_latents=13)
+    x, centre, weight, bias = tensors
+    pre = (x - centre) @ weight.T + bias
+    order = pre.detach().abs().argsort(dim=1, descending=True)[:, :k]
+    expected = pre.gather(1, order)
+    values, entries = function(*tensors, k, absolute=True)
+    assert (values < 0).any()
+    assert torch.equal(entries.indices, order)
+    assert_close(values, expected)
+    for found, wanted in zip(gradients(values, tensors), gradients(expected, tensors), strict=True):
+        assert_close(found, wanted)
+
+
 @pytest.mark.parametrize(("block_entries", "block_rows"), [(1, 1), (26, 1), (40, 2), (1 << 20, 3), (1, 100)])
 def test_blocks_change_nothing(monkeypatch, block_entries, block_rows):
     tensors = inputs(rows=7, n_latents=13)

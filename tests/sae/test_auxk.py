@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
+from saelab.sae.base import Sizes
 from saelab.sae.losses.auxk import AuxK, normalised_error
 
 B, D = 6, 10
@@ -159,7 +160,7 @@ def test_predicting_the_batch_mean_costs_one():
 @pytest.mark.parametrize(("d_in", "width"), [(1, 1), (2, 1), (4, 2), (64, 32), (512, 256), (768, 512), (1024, 512)])
 def test_k_aux_is_the_power_of_two_near_half_the_width(d_in, width):
     auxk = AuxK()
-    auxk.setup(d_in, 10_000)
+    auxk.setup(Sizes(d_in, d_in, 10_000))
     assert auxk.width == width
     assert auxk.config()["k_aux"] is None
 

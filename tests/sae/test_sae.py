@@ -117,7 +117,8 @@ def test_text_says_what_it_is():
         f"SAE(d_in={D}, n_latents={L}, TopK(k=4), AuxK(k_aux=None, weight=0.03125, dead_after=10000000))"
     )
     other = SAE(D, L, ReLU(), dictionary=Dense(decoder_bias=False))
-    assert repr(other) == f"SAE(d_in={D}, n_latents={L}, ReLU(l1=0.01), Dense(decoder_bias=False))"
+    dense = "Dense(decoder_bias=False, encoder_bias=True, tied=False, skip_connection=False)"
+    assert repr(other) == f"SAE(d_in={D}, n_latents={L}, ReLU(l1=0.01), {dense})"
 
 
 def test_a_new_activation_is_one_new_file(tmp_path, saved):

@@ -46,3 +46,21 @@ def test_a_scale_that_is_none_is_refused(size):
 def test_a_mean_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="mean must be finite"):
         Scale(D).set(torch.tensor([0.0, float("nan"), 0.0]), 1.0)
+
+
+def test_sites_have_a_scale_each():
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(1000, 6, generator=generator) * torch.tensor([1.0, 1, 1, 5, 5, 5]) + 2
+    scale = Scale(6, sites=2)
+    scale.fit(sample)
+    scaled = scale.apply_to(sample)
+    torch.testing.assert_close(scaled[:, :3].square().mean(), torch.tensor(1.0))
+    torch.testing.assert_close(scaled[:, 3:].square().mean(), torch.tensor(1.0))
+    torch.testing.assert_close(scale.undo(scaled), sample)
+    assert scale.scale.shape == (2,)
+    torch.testing.assert_close(scale.size[2] / scale.size[3], scale.scale[0] / scale.scale[1])
+
+
+def test_rows_that_cannot_be_cut_into_sites_are_refused():
+    with pytest.raises(ValueError, match="7 wide cannot be cut into 2 sites"):
+        Scale(7, sites=2)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from saelab.core.codes import Codes
-from saelab.sae.base import Activation, Forward, PreActivations
+from saelab.sae.base import Activation, Forward, PreActivations, Sizes
 
 TINY = 1e-12
 """Keeps the quotient finite on an all-zero row."""
@@ -27,7 +27,7 @@ class ReLU(Activation):
         Module.__init__(self)
         self.l1 = l1
 
-    def setup(self, d_in: int, n_latents: int) -> None:
+    def setup(self, sizes: Sizes) -> None:
         if not 0 <= self.l1 < float("inf"):
             raise ValueError(f"ReLU: l1 must not be negative, infinite or NaN, got {self.l1}")
 
@@ -35,7 +35,7 @@ class ReLU(Activation):
         codes = Codes.full(pre.dense().relu())
         return codes if torch.is_grad_enabled() else codes.compact()
 
-    def penalty(self, step: Forward) -> Tensor:
-        norms = step.sae.dictionary.directions().norm(dim=1)[step.codes.indices]
+    def penalties(self, step: Forward) -> dict[str, Tensor]:
+        norms = step.sae.dictionary.norms()[step.codes.indices]
         size = step.sae.mesh.sum_over_shards((step.codes.values.abs() * norms).sum(1))
-        return self.l1 * (size / step.x.norm(dim=1).clamp_min(TINY)).mean()
+        return {"sparsity": self.l1 * (size / step.x.norm(dim=1).clamp_min(TINY)).mean()}

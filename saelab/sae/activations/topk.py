@@ -7,7 +7,7 @@ always; fewer than k latents are active where fewer than k pre-activations are p
 from torch.nn import Module
 
 from saelab.core.codes import Codes
-from saelab.sae.base import Activation, PreActivations
+from saelab.sae.base import Activation, PreActivations, Sizes
 
 
 class TopK(Activation):
@@ -21,9 +21,9 @@ class TopK(Activation):
         Module.__init__(self)
         self.k = k
 
-    def setup(self, d_in: int, n_latents: int) -> None:
-        if not 1 <= self.k <= n_latents:
-            raise ValueError(f"TopK: k must be from 1 to the number of latents, {n_latents}; got k={self.k}")
+    def setup(self, sizes: Sizes) -> None:
+        if not 1 <= self.k <= sizes.n_latents:
+            raise ValueError(f"TopK: k must be from 1 to the number of latents, {sizes.n_latents}; got k={self.k}")
 
     def forward(self, pre: PreActivations) -> Codes:
         codes = pre.topk(self.k)

@@ -8,6 +8,9 @@ parallel and are then free), b_dec the geometric median of a sample, b_enc zero,
 random unit vectors have unit norm. While training, the gradient of each direction loses its part along the direction,
 and directions are brought back to unit norm after every step (the authors' code does so before the next step's update,
 so its forward pass sees directions one step off unit norm).
+
+A transcoder reads rows of one site and reconstructs those of another: nothing is subtracted before encoding, b_dec is
+only added, W_dec starts random, and W_enc is scaled so that reconstructions start with the targets' mean norm.
 """
 
 # Shape letters: B rows, D input width, L latents.
@@ -15,63 +18,137 @@ so its forward pass sees directions one step off unit norm).
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saelab.core.codes import Codes
+from saelab.core.codes import Codes, Entries
 from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.decode import decode
-from saelab.sae.base import Activation, Dictionary, PreActivations
+from saelab.kernels.select import topk_linear
+from saelab.sae.base import Activation, Dictionary, PreActivations, Sizes
+from saelab.sae.scale import Scale
 
 MEDIAN_ROWS = 32_768
 PROBES = 256
+
+
+class DensePre(PreActivations):
+    """Pre-activations through one matrix [L, D]."""
+
+    def __init__(
+        self, dictionary: Dictionary, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, mesh: Mesh = ALONE
+    ):
+        super().__init__(dictionary, x, centre, bias, mesh)
+        self.weight = weight
+
+    def all(self) -> Tensor:
+        return F.linear(self.centred, self.weight, self.bias)
+
+    def of(self, latents: Tensor) -> Tensor:
+        return F.linear(self.centred, self.weight[latents], self.bias[latents])
+
+    def at(self, centred: Tensor) -> "DensePre":
+        return DensePre(self.dictionary, centred, torch.zeros_like(self.centre), self.weight, self.bias, self.mesh)
+
+    def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
+        return topk_linear(self.x, self.centre, self.weight, self.bias, k, absolute)
 
 
 class Dense(Dictionary):
     """A dense encoder and a dense decoder with unit-norm directions.
 
     Args:
-        decoder_bias: whether a bias is subtracted before encoding and added after decoding.
+        decoder_bias: whether a bias is subtracted before encoding and added after decoding (in a transcoder: only
+            added).
+        encoder_bias: whether latents have a bias.
+        tied: whether the encoder is the decoder's transpose, W_enc = W_dec; not for transcoders.
+        skip_connection: whether a transcoder adds a linear map W_skip of its input to the reconstruction (Paulo et
+            al. 2025, arXiv 2501.18823).
     """
 
     sharded = ("W_enc", "b_enc", "W_dec")
-    W_enc: nn.Parameter
-    b_enc: nn.Parameter
     W_dec: nn.Parameter
+    b_enc: Tensor
     b_dec: Tensor
+    W_skip: nn.Parameter
 
-    def __init__(self, decoder_bias: bool = True):
+    def __init__(
+        self,
+        decoder_bias: bool = True,
+        encoder_bias: bool = True,
+        tied: bool = False,
+        skip_connection: bool = False,
+    ):
         nn.Module.__init__(self)
         self.decoder_bias = decoder_bias
+        self.encoder_bias = encoder_bias
+        self.tied = tied
+        self.skip_connection = skip_connection
 
-    def setup(self, d_in: int, n_latents: int, generator: torch.Generator, mesh: Mesh = ALONE) -> None:
-        self.mesh = mesh
-        bound = 1 / math.sqrt(d_in)
-        weight = mesh.own_latents(torch.empty(n_latents, d_in).uniform_(-bound, bound, generator=generator))
-        self.W_enc = nn.Parameter(weight)
-        self.W_dec = nn.Parameter(weight.clone())
-        self.b_enc = nn.Parameter(torch.zeros(len(weight)))
-        if self.decoder_bias:
-            self.b_dec = nn.Parameter(torch.zeros(d_in))
-        else:
-            self.register_buffer("b_dec", torch.zeros(d_in))
+    def setup(self, sizes: Sizes) -> None:
+        self._check(sizes)
+        self.sizes, mesh = sizes, sizes.mesh
+        bound = 1 / math.sqrt(sizes.d_in)
+        generator = sizes.generator()
+        weight = torch.empty(sizes.n_latents, sizes.d_in).uniform_(-bound, bound, generator=generator)
+        weight = self.start(weight)
+        out = torch.randn(sizes.n_latents, sizes.d_out, generator=generator) if sizes.is_transcoder else weight
+        if not self.tied:
+            self.W_enc = nn.Parameter(mesh.own_latents(weight))
+        self.W_dec = nn.Parameter(mesh.own_latents(out).clone())
+        self._hold("b_enc", sizes.own_latents, self.encoder_bias)
+        self._hold("b_dec", sizes.d_out, self.decoder_bias)
+        if self.skip_connection:
+            self.W_skip = nn.Parameter(torch.zeros(sizes.d_out, sizes.d_in))
         self.after_step()
 
+    def start(self, weight: Tensor) -> Tensor:
+        """Starting weights from random ones [L, D]."""
+        return weight
+
+    def _check(self, sizes: Sizes) -> None:
+        if self.tied and sizes.is_transcoder:
+            raise ValueError("tied weights are for SAEs: a transcoder reads and writes different rows")
+        if self.skip_connection and not sizes.is_transcoder:
+            raise ValueError("skip_connection is for transcoders: an SAE could copy its input through it (set d_out)")
+
+    def _hold(self, name: str, size: int, trained: bool) -> None:
+        if trained:
+            setattr(self, name, nn.Parameter(torch.zeros(size)))
+        else:
+            self.register_buffer(name, torch.zeros(size))
+
+    @property
+    def encoder(self) -> Tensor:
+        """The encoder's weight, [L, D]."""
+        return self.W_dec if self.tied else self.W_enc
+
     @torch.no_grad()
-    def initialise(self, sample: Tensor, activation: Activation, generator: torch.Generator) -> None:
+    def initialise(self, sample: Tensor, target: Tensor, activation: Activation, generator: torch.Generator) -> None:
         if self.decoder_bias:
-            self.b_dec.copy_(geometric_median(sample[:MEDIAN_ROWS]))
-        probes = torch.randn(PROBES, sample.shape[1], generator=generator).to(sample)
-        probes /= probes.norm(dim=1, keepdim=True)
-        codes = activation(self.pre(probes + self.b_dec))
-        norm = (self.decode(codes) - self.b_dec).norm(dim=1).mean()
-        if norm > 0:
-            self.W_enc.div_(norm)
+            self.b_dec.copy_(geometric_median(target[:MEDIAN_ROWS]))
+        if self.tied:
+            return
+        if self.sizes.is_transcoder:
+            probes, wanted = sample[:PROBES], (target[:PROBES] - self.b_dec).norm(dim=1).mean()
+        else:
+            probes = torch.randn(PROBES, sample.shape[1], generator=generator).to(sample)
+            probes /= probes.norm(dim=1, keepdim=True)
+            probes, wanted = probes + self.b_dec, torch.ones(()).to(sample)
+        norm = (self.decode(activation.learning(self.pre(probes))) - self.b_dec).norm(dim=1).mean()
+        if norm > 0 and wanted > 0:
+            self.W_enc.mul_(wanted / norm)
 
     def pre(self, x: Tensor) -> PreActivations:
-        return PreActivations(x, self.mesh.shared(self.b_dec), self.W_enc, self.b_enc, self.mesh)
+        centre = x.new_zeros(x.shape[1]) if self.sizes.is_transcoder else self.sizes.mesh.shared(self.b_dec)
+        return DensePre(self, x, centre, self.encoder, self.b_enc, self.sizes.mesh)
 
-    def decode(self, codes: Codes) -> Tensor:
-        return self.mesh.sum_over_shards(decode(codes, self.W_dec)) + self.b_dec
+    def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
+        weight, bias = (self.W_dec.detach(), self.b_dec.detach()) if frozen else (self.W_dec, self.b_dec)
+        return self.sizes.mesh.sum_over_shards(decode(codes, weight)) + bias
+
+    def skip(self, x: Tensor) -> Tensor | None:
+        return F.linear(x, self.W_skip) if self.skip_connection else None
 
     def bias(self) -> Tensor:
         return self.b_dec
@@ -80,17 +157,29 @@ class Dense(Dictionary):
         return self.W_dec
 
     @torch.no_grad()
-    def fold(self, mean: Tensor, scale: Tensor) -> None:
-        # Codes grow by `scale` and directions keep unit norm: W_enc sees scale * x', so only the biases change.
-        self.b_enc.mul_(scale)
-        self.b_dec.copy_(self.b_dec * scale + mean)
+    def fold(self, read: Scale, written: Scale) -> Tensor:
+        # A direction in the data's units is d_i * size, brought back to unit norm; codes grow by what it lost.
+        factor = (self.W_dec * written.size).norm(dim=1)
+        self.W_dec.mul_(written.size / factor[:, None])
+        if self.sizes.is_transcoder:
+            self.b_enc.sub_(self.W_enc @ (read.mean / read.size))
+        if not self.tied:
+            self.W_enc.mul_(factor[:, None] / read.size)
+        self.b_enc.mul_(factor)
+        self.b_dec.copy_(self.b_dec * written.size + written.mean)
+        if self.skip_connection:
+            self.W_skip.copy_(written.size.expand(self.sizes.d_out)[:, None] * self.W_skip / read.size)
+            self.b_dec.sub_(self.W_skip @ read.mean)
+        return factor
 
     @torch.no_grad()
-    def unit_directions(self) -> None:
+    def unit_directions(self) -> Tensor:
         norms = self.W_dec.norm(dim=1)
-        self.W_enc.mul_(norms[:, None])
-        self.b_enc.mul_(norms)
+        if not self.tied:
+            self.W_enc.mul_(norms[:, None])
+            self.b_enc.mul_(norms)
         self.after_step()
+        return torch.ones_like(norms) if self.tied else norms
 
     @torch.no_grad()
     def before_step(self) -> None:

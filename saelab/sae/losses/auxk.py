@@ -18,7 +18,7 @@ from torch.nn import Module
 
 from saelab.core.codes import Codes
 from saelab.core.mesh import ALONE, Mesh
-from saelab.sae.base import Forward, Loss
+from saelab.sae.base import Forward, Loss, Sizes
 
 
 class AuxK(Loss):
@@ -36,14 +36,14 @@ class AuxK(Loss):
         self.weight = weight
         self.dead_after = dead_after
 
-    def setup(self, d_in: int, n_latents: int) -> None:
+    def setup(self, sizes: Sizes) -> None:
         if self.k_aux is not None and self.k_aux < 1:
             raise ValueError(f"AuxK: k_aux must be at least 1, got {self.k_aux}")
         if self.dead_after < 1:
             raise ValueError(f"AuxK: dead_after must be at least 1 row, got {self.dead_after}")
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"AuxK: weight must not be negative, infinite or NaN, got {self.weight}")
-        self.width = self.k_aux or 2 ** round(torch.tensor(max(d_in / 2, 1)).log2().item())
+        self.width = self.k_aux or 2 ** round(torch.tensor(max(sizes.d_in / 2, 1)).log2().item())
 
     def note(self, rows: int) -> str | None:
         if self.dead_after < rows:

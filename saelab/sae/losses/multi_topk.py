@@ -11,7 +11,7 @@ activation's k there; here it is given, and the activation gives L(k).
 from torch import Tensor
 from torch.nn import Module
 
-from saelab.sae.base import Forward, Loss
+from saelab.sae.base import Forward, Loss, Sizes
 
 
 class MultiTopK(Loss):
@@ -27,13 +27,12 @@ class MultiTopK(Loss):
         self.k = k
         self.weight = weight
 
-    def setup(self, d_in: int, n_latents: int) -> None:
-        if not 1 <= self.k <= n_latents:
-            raise ValueError(f"MultiTopK: k must be from 1 to the number of latents, {n_latents}; got k={self.k}")
+    def setup(self, sizes: Sizes) -> None:
+        if not 1 <= self.k <= sizes.n_latents:
+            raise ValueError(f"MultiTopK: k must be from 1 to the number of latents, {sizes.n_latents}; got k={self.k}")
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"MultiTopK: weight must not be negative, infinite or NaN, got {self.weight}")
 
     def forward(self, step: Forward) -> Tensor:
         codes = step.pre.topk(self.k)
-        x_hat = step.sae.dictionary.decode(codes.with_values(codes.values.relu()))
-        return self.weight * (x_hat - step.target).square().mean() / step.sae.variance
+        return self.weight * step.error(step.decode(codes.with_values(codes.values.relu())))
