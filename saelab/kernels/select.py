@@ -25,36 +25,37 @@ picked, but of no fewer rows than this, below which the product itself slows dow
 
 
 def topk_linear(
-    x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool = False
+    x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool = False, groups: int = 1
 ) -> tuple[Tensor, Entries]:
     """The k largest of each row of (x - centre) @ weight.T + bias, largest first; ties fall the same way every time.
 
     Args:
         x: [B, D]; centre: [D]; weight: [L, D]; bias: [L].
-        k: 1 <= k <= L.
+        k: 1 <= k <= L / groups.
         absolute: whether the largest absolute values are meant; they keep their signs.
+        groups: cuts the latents into this many equal parts, one after another; the k largest of each are chosen.
 
     Returns:
-        values [B, K], differentiable in all four tensors, and the entries [B, K].
+        values [B, groups * K], differentiable in all four tensors, and their entries.
     """
-    assert 1 <= k <= len(weight), (k, len(weight))
+    assert 1 <= k <= len(weight) // groups, (k, len(weight), groups)
     entries = Entries(torch.empty(0), len(weight))
-    return _TopKLinear.apply(x, centre, weight, bias, (k, absolute), entries), entries
+    return _TopKLinear.apply(x, centre, weight, bias, (k, absolute, groups), entries), entries
 
 
 def reference(
-    x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool = False
+    x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool = False, groups: int = 1
 ) -> tuple[Tensor, Entries]:
     """`topk_linear` by plain autograd over the dense product."""
     pre = F.linear(x - centre, weight, bias)
-    indices = (pre.abs() if absolute else pre).topk(k, dim=1).indices
+    _, indices = _topk_of(pre.detach(), k, absolute, groups)
     return pre.gather(1, indices), Entries(indices, len(weight))
 
 
 class _TopKLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, kept: tuple[int, bool], entries: Entries
+        ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, kept: tuple[int, bool, int], entries: Entries
     ) -> Tensor:
         centred = x - centre
         values, indices = _topk_in_blocks(centred, weight, bias, *kept)
@@ -75,22 +76,34 @@ class _TopKLinear(torch.autograd.Function):
         return grad_x, grad_centre, grad_weight, grad_bias if needs[3] else None, None, None
 
 
-def _topk_in_blocks(centred: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool) -> tuple[Tensor, Tensor]:
+def _topk_in_blocks(
+    centred: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool, groups: int
+) -> tuple[Tensor, Tensor]:
     device = centred.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else centred.dtype
     rows, transposed, shift = centred.to(dtype), weight.to(dtype).T, bias.to(dtype)
-    values = centred.new_empty(len(rows), k)
-    indices = torch.empty(len(rows), k, dtype=torch.int64, device=rows.device)
+    values = centred.new_empty(len(rows), groups * k)
+    indices = torch.empty(len(rows), groups * k, dtype=torch.int64, device=rows.device)
     size = min(max(BLOCK_ROWS, BLOCK_ENTRIES // len(weight)), max(1, len(rows)))
     # One buffer for all blocks: fresh memory costs more in page faults than the arithmetic done in it.
     buffer = rows.new_empty(size, len(weight))
     for start in range(0, len(rows), size):
         block = rows[start : start + size]
         pre = torch.addmm(shift, block, transposed, out=buffer[: len(block)])
-        largest, chosen = (pre.abs() if absolute else pre).topk(k, dim=1)
-        values[start : start + size] = pre.gather(1, chosen) if absolute else largest
-        indices[start : start + size] = chosen
+        values[start : start + size], indices[start : start + size] = _topk_of(pre, k, absolute, groups)
     return values, indices
+
+
+def _topk_of(pre: Tensor, k: int, absolute: bool, groups: int) -> tuple[Tensor, Tensor]:
+    """Values and numbers [B, groups * K] of the k largest in each group of latents, from all of them [B, L]."""
+    width = pre.shape[1] // groups
+    cut = pre.view(len(pre) * groups, width)
+    values, indices = (cut.abs() if absolute else cut).topk(k, dim=1)
+    if absolute:
+        values = cut.gather(1, indices)
+    if groups > 1:
+        indices = indices.view(len(pre), groups, k) + width * torch.arange(groups, device=pre.device)[:, None]
+    return values.view(len(pre), groups * k), indices.view(len(pre), groups * k)
 
 
 def bag(indices: Tensor, weight: Tensor, values: Tensor) -> Tensor:

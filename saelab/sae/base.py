@@ -181,6 +181,11 @@ class Activation(Component, nn.Module, ABC):
     sharded: ClassVar[tuple[str, ...]] = ()
     """Parameters and buffers whose first axis is latents."""
 
+    @property
+    def kept(self) -> int | None:
+        """k, where codes while learning are made of `pre.topk(k)` alone, in its layout; None otherwise."""
+        return None
+
     def setup(self, sizes: Sizes) -> None:
         """Check the sizes and make parameters and buffers; ValueError for a setting that does not fit."""
 

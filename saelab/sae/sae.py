@@ -184,8 +184,11 @@ class SAE(nn.Module):
             self.firing.update(codes)
         x_hat, skipped = self.dictionary.decode(codes), self.dictionary.skip(x)
         x_hat = x_hat if skipped is None else x_hat + skipped
-        step = Forward(self, x, x if target is None else target, pre, codes, x_hat, downstream)
-        terms = {"reconstruction": step.error(x_hat)} | self.activation.penalties(step)
+        return self.terms(Forward(self, x, x if target is None else target, pre, codes, x_hat, downstream))
+
+    def terms(self, step: Forward) -> tuple[dict[str, Tensor], Forward]:
+        """The terms of the objective from a pass, and the pass."""
+        terms = {"reconstruction": step.error(step.x_hat)} | self.activation.penalties(step)
         return terms | {type(loss).__name__: loss(step) for loss in self._losses()}, step
 
     def before_step(self) -> None:

@@ -70,6 +70,21 @@ def test_the_largest_absolute_values_keep_their_signs(function, k):
         assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("function", [topk_linear, reference])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_groups_of_latents_are_chosen_from_one_by_one(function, absolute):
+    x, centre, weight, bias = tensors = inputs(rows=7, n_latents=12)
+    values, entries = function(*tensors, 2, absolute=absolute, groups=3)
+    parts = [
+        function(x, centre, weight[part : part + 4], bias[part : part + 4], 2, absolute=absolute) for part in (0, 4, 8)
+    ]
+    assert torch.equal(entries.indices, torch.cat([part.indices + 4 * n for n, (_, part) in enumerate(parts)], 1))
+    expected = torch.cat([part for part, _ in parts], 1)
+    assert_close(values, expected)
+    for found, wanted in zip(gradients(values, tensors), gradients(expected, tensors), strict=True):
+        assert_close(found, wanted)
+
+
 @pytest.mark.parametrize(("block_entries", "block_rows"), [(1, 1), (26, 1), (40, 2), (1 << 20, 3), (1, 100)])
 def test_blocks_change_nothing(monkeypatch, block_entries, block_rows):
     tensors = inputs(rows=7, n_latents=13)

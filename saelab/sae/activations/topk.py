@@ -25,6 +25,10 @@ class TopK(Activation):
         if not 1 <= self.k <= sizes.n_latents:
             raise ValueError(f"TopK: k must be from 1 to the number of latents, {sizes.n_latents}; got k={self.k}")
 
+    @property
+    def kept(self) -> int:
+        return self.k
+
     def forward(self, pre: PreActivations) -> Codes:
         codes = pre.topk(self.k)
         return codes.with_values(codes.values.relu())
