@@ -3,13 +3,21 @@
 A kind of component (activation, loss, dictionary, metric) is a base class that names the package its variants live
 in. A new variant is one new file there; saved files and the command line find it by its class name. Names that come
 from files are looked up among the discovered classes and never imported as paths.
+
+Variants may live in a distribution of their own. It announces its package in an entry point, in the group named like
+the kind's own package:
+
+    [project.entry-points."saelab.sae.activations"]
+    mine = "my_package.activations"
 """
 
 import difflib
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_type_hints
 
@@ -54,11 +62,17 @@ class Component:
     """The package that holds one file per variant, e.g. "saelab.sae.activations"."""
 
     @classmethod
+    def homes(cls) -> tuple[str, ...]:
+        """The packages that hold variants: our own, then those that installed distributions announce."""
+        return cls.home, *_announced(cls.home)
+
+    @classmethod
     def variants(cls) -> dict[str, type[Self]]:
         """Every variant of this kind by class name, importing the files of its package."""
-        package = importlib.import_module(cls.home)
-        for module in pkgutil.iter_modules(package.__path__, prefix=cls.home + "."):
-            importlib.import_module(module.name)
+        for home in cls.homes():
+            package = importlib.import_module(home)
+            for module in pkgutil.iter_modules(package.__path__, prefix=home + "."):
+                importlib.import_module(module.name)
         found, queue = {}, list(cls.__subclasses__())
         while queue:
             variant = queue.pop()
@@ -99,3 +113,16 @@ class Component:
                 raise ValueError(f"unknown key '{key}' of {where}{near_miss(key, variant.options())}")
         check_kinds(variant, arguments)
         return variant(**arguments)
+
+
+@cache
+def _announced(home: str) -> tuple[str, ...]:
+    """Packages that installed distributions announce for a kind, those that cannot be imported being an error."""
+    packages = []
+    for point in importlib.metadata.entry_points(group=home):
+        try:
+            importlib.import_module(point.value)
+        except ImportError as error:
+            raise ValueError(f"the plug-in '{point.name}' for {home} cannot be imported: {error}") from error
+        packages.append(point.value)
+    return tuple(sorted(set(packages)))

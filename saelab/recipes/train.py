@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from saelab.core.components import Component
 from saelab.core.files import read_json, write_json
 from saelab.core.mesh import Mesh, device_named, world_size
 from saelab.core.run import FORMAT, Run
@@ -28,8 +29,10 @@ DEFAULTS = {
 def add_options(parser: ArgumentParser) -> None:
     """The options of `saelab train`."""
     # A config may come from anyone: what it names is looked up among our own classes, never imported.
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["saelab.sae", "saelab.models"])
-    for kind in (Activation, Loss, Dictionary):
+    kinds: list[type[Component]] = [Activation, Loss, Dictionary]
+    known = ["saelab.sae", "saelab.models", *(home for kind in kinds for home in kind.homes())]
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=known)
+    for kind in kinds:
         kind.variants()  # imports every variant, so that each is an option by its name
     add = parser.add_argument
     add("--config", action="config", help="a YAML file of these options, such as a run's config.yaml")

@@ -227,4 +227,4 @@ def test_a_component_documents_every_setting(kind, variant):
 
 @every_component
 def test_a_component_lives_in_the_folder_of_its_kind(kind, variant):
-    assert variant.__module__.startswith(kind.home + ".")
+    assert variant.__module__.startswith(tuple(f"{home}." for home in kind.homes()))
