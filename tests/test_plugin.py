@@ -1,4 +1,4 @@
-"""An activation in one new file of somebody else's package is in --help, in a run and its config, and in the contract."""
+"""An activation in one new file of another package is in --help, in a run and its config, and in the contract tests."""
 
 import json
 import os
