@@ -169,6 +169,22 @@ class Mesh:
         first = self.shard * (every.shape[1] // self.shards)
         return chosen[:, first : first + width]
 
+    def largest_of_batch(self, values: Tensor, count: int) -> Tensor:
+        """Which of the entries [B, K] are among the `count` largest of all rows and all shards; [B, K] bool.
+
+        Exactly min(count, all entries) are: ties go to the lower process, row and slot. Every process has to hold
+        equally many entries.
+        """
+        flat = values.detach().flatten()
+        own = flat.sort(descending=True, stable=True).indices[:count]
+        if self.replicas * self.shards > 1:
+            sent = flat[own].contiguous()
+            parts = [torch.empty_like(sent) for _ in range(self.replicas * self.shards)]
+            dist.all_gather(parts, sent)
+            ranks = torch.cat(parts).sort(descending=True, stable=True).indices[:count] - self.rank * len(own)
+            own = own[ranks[(ranks >= 0) & (ranks < len(own))]]
+        return torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, own, True).view_as(values)
+
     def total(self, part: Tensor) -> Tensor:
         """Sum over shards; no gradient."""
         if self.shards == 1:

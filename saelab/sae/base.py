@@ -151,6 +151,37 @@ class Dictionary(Component, nn.Module, ABC):
         """How much a code of 1 counts in a sparsity penalty: the norm of the latent's direction; [L]."""
         return self.directions().norm(dim=1)
 
+    @property
+    def encoder(self) -> Tensor:
+        """The parameter that pre-activations are linear in, a latent a row; [L, n].
+
+        Raises:
+            ValueError: where there is no such parameter, as in the methods below.
+        """
+        raise self._lacks("one encoder weight that could be read from outside")
+
+    def latent_bias(self) -> Tensor:
+        """The parameter that is added to pre-activations; [L]."""
+        raise self._lacks("a trained latent bias")
+
+    def reset_latents(self, latents: Tensor, read: Tensor, written: Tensor, size: float) -> None:
+        """Start some latents anew, with a bias of 0.
+
+        Args:
+            latents: numbers of this shard's latents, [n].
+            read: along which their encoder rows then lie, [n, D]; not zero.
+            written: along which their directions then lie, [n, D]; not zero.
+            size: norm of their encoder rows; means nothing where the directions are the encoder.
+        """
+        raise self._lacks("latents that can be started anew along given rows")
+
+    def set_directions(self, directions: Tensor) -> None:
+        """Replace all directions, [L, D], of any norm other than zero; `unit_directions` is for the caller to do."""
+        raise self._lacks("directions that can be set freely")
+
+    def _lacks(self, what: str) -> ValueError:
+        return ValueError(f"the dictionary {type(self).__name__}, as it is set, does not have {what}")
+
     @abstractmethod
     def fold(self, read: Scale, written: Scale) -> Tensor:
         """Absorb the scalings of the rows read and written, so that rows go in and come out unscaled.

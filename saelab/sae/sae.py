@@ -299,7 +299,7 @@ def _sentence(config: dict[str, Any]) -> str:
 
 
 def load(folder: str | Path) -> SAE:
-    """The SAE saved in a folder.
+    """The SAE saved in a folder; an `Ensemble`, which reads and is measured like one, where it holds an ensemble.
 
     Raises:
         ValueError: naming the file and what is wrong with it: missing, damaged, a newer format, or weights that do
@@ -312,6 +312,10 @@ def load(folder: str | Path) -> SAE:
         raise ValueError(f"the run {folder} is not finished; `saelab train --resume {folder}` goes on with it")
     config = read_json(folder / CONFIG)
     check_format(folder / CONFIG, config.get("format"), FORMAT)
+    if config.get("kind") == "ensemble":
+        from saelab.sae.ensemble import load_ensemble  # here, because it is made of SAEs
+
+        return load_ensemble(folder)  # type: ignore[return-value]
     try:
         sae = SAE.from_config(config)
     except ValueError as error:

@@ -88,11 +88,7 @@ class Dense(Dictionary):
     def setup(self, sizes: Sizes) -> None:
         self._check(sizes)
         self.sizes, mesh = sizes, sizes.mesh
-        bound = 1 / math.sqrt(sizes.d_in)
-        generator = sizes.generator()
-        weight = torch.empty(sizes.n_latents, sizes.d_in).uniform_(-bound, bound, generator=generator)
-        weight = self.start(weight)
-        out = torch.randn(sizes.n_latents, sizes.d_out, generator=generator) if sizes.is_transcoder else weight
+        weight, out = self.start(sizes, sizes.generator())
         if not self.tied:
             self.W_enc = nn.Parameter(mesh.own_latents(weight))
         self.W_dec = nn.Parameter(mesh.own_latents(out).clone())
@@ -102,9 +98,11 @@ class Dense(Dictionary):
             self.W_skip = nn.Parameter(torch.zeros(sizes.d_out, sizes.d_in))
         self.after_step()
 
-    def start(self, weight: Tensor) -> Tensor:
-        """Starting weights from random ones [L, D]."""
-        return weight
+    def start(self, sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Starting weights of encoder and decoder, all latents' [L, D]; the decoder's are brought to unit norm."""
+        bound = 1 / math.sqrt(sizes.d_in)
+        weight = torch.empty(sizes.n_latents, sizes.d_in).uniform_(-bound, bound, generator=generator)
+        return weight, torch.randn(sizes.n_latents, sizes.d_out, generator=generator) if sizes.is_transcoder else weight
 
     def _check(self, sizes: Sizes) -> None:
         if self.tied and sizes.is_transcoder:
@@ -140,8 +138,11 @@ class Dense(Dictionary):
             self.W_enc.mul_(wanted / norm)
 
     def pre(self, x: Tensor) -> PreActivations:
-        centre = x.new_zeros(x.shape[1]) if self.sizes.is_transcoder else self.sizes.mesh.shared(self.b_dec)
-        return DensePre(self, x, centre, self.encoder, self.b_enc, self.sizes.mesh)
+        return DensePre(self, x, self.centre(x), self.encoder, self.b_enc, self.sizes.mesh)
+
+    def centre(self, x: Tensor) -> Tensor:
+        """What is subtracted from rows [B, D] before encoding; [D]."""
+        return x.new_zeros(x.shape[1]) if self.sizes.is_transcoder else self.sizes.mesh.shared(self.b_dec)
 
     def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
         weight, bias = (self.W_dec.detach(), self.b_dec.detach()) if frozen else (self.W_dec, self.b_dec)
@@ -158,19 +159,47 @@ class Dense(Dictionary):
 
     @torch.no_grad()
     def fold(self, read: Scale, written: Scale) -> Tensor:
-        # A direction in the data's units is d_i * size, brought back to unit norm; codes grow by what it lost.
-        factor = (self.W_dec * written.size).norm(dim=1)
-        self.W_dec.mul_(written.size / factor[:, None])
-        if self.sizes.is_transcoder:
-            self.b_enc.sub_(self.W_enc @ (read.mean / read.size))
-        if not self.tied:
-            self.W_enc.mul_(factor[:, None] / read.size)
+        # One factor for all latents, so that those with the largest codes stay the same. Where sites have scales of
+        # their own, directions then are not of unit norm: what they write in the data's units is not either.
+        size = written.scale.square().mean().sqrt()
+        factor = size.expand(len(self.W_dec)).clone()
+        self.W_dec.mul_(written.size / size)
+        self.fold_reading(read, factor)
         self.b_enc.mul_(factor)
         self.b_dec.copy_(self.b_dec * written.size + written.mean)
         if self.skip_connection:
             self.W_skip.copy_(written.size.expand(self.sizes.d_out)[:, None] * self.W_skip / read.size)
             self.b_dec.sub_(self.W_skip @ read.mean)
         return factor
+
+    def fold_reading(self, read: Scale, factor: Tensor) -> None:
+        """Make the encoder read unscaled rows and answer `factor` [L] times larger, but for the bias's own part."""
+        if self.sizes.is_transcoder:
+            self.b_enc.sub_(self.W_enc @ (read.mean / read.size))
+        if not self.tied:
+            self.W_enc.mul_(factor[:, None] / read.size)
+
+    def latent_bias(self) -> Tensor:
+        return self.b_enc if self.encoder_bias else super().latent_bias()
+
+    @torch.no_grad()
+    def reset_latents(self, latents: Tensor, read: Tensor, written: Tensor, size: float) -> None:
+        if not self._is_plain():
+            super().reset_latents(latents, read, written, size)
+        if not self.tied:
+            self.W_enc[latents] = (size * F.normalize(read, dim=1)).to(self.W_enc.dtype)
+        self.W_dec[latents] = F.normalize(written, dim=1).to(self.W_dec.dtype)
+        self.b_enc[latents] = 0
+
+    @torch.no_grad()
+    def set_directions(self, directions: Tensor) -> None:
+        if self.tied or not self._is_plain():
+            super().set_directions(directions)
+        self.W_dec.copy_(directions)
+
+    def _is_plain(self) -> bool:
+        """Whether the weights are whole [L, D] matrices; a variant may keep a part of each row only."""
+        return self.directions() is self.W_dec and self.encoder.shape[1] == self.sizes.d_in
 
     @torch.no_grad()
     def unit_directions(self) -> Tensor:

@@ -1,0 +1,216 @@
+"""An SAE made of SAEs: their dictionaries side by side (Gadgil et al. 2025, arXiv 2505.16077, as we read it).
+
+    bagging     x_hat = (1/S) sum_s x_hat_s(x)                        S SAEs that differ in their seeds
+    boosting    x_hat = sum_s x_hat_s(x - sum_{r<s} x_hat_r)          each reads what the ones before it left over
+
+Either is one SAE over the latents of all members: a code is the member's own code in the units of the data, divided
+by S where bagging averages, and the directions are the members' of unit length. So its scaling is the identity, and it
+encodes, decodes and is measured like any other SAE. It is not trained as a whole: `saelab.train.ensemble` trains the
+members. Transcoders are left out.
+"""
+
+# Shape letters: B rows, D width, L latents of all members together, S members.
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from saelab.core.codes import Codes
+from saelab.core.components import near_miss
+from saelab.core.files import check_format, read_json, write_json
+from saelab.core.mesh import ALONE, Mesh
+from saelab.kernels.decode import decode
+from saelab.sae.firing import Firing
+from saelab.sae.sae import SAE, load
+from saelab.sae.scale import Scale
+
+FORMAT = 1
+KIND = "ensemble"
+CONFIG = "config.json"
+HOW = ("bagging", "boosting")
+
+
+class SideBySide:
+    """The dictionary of an ensemble, as others see it: the members' directions one after another, in the data's units.
+
+    Nothing is kept here: what is asked for is worked out from the members' weights as they are then.
+    """
+
+    sites = 1
+
+    def __init__(self, ensemble: "Ensemble"):
+        self._saes, self._weight = ensemble.saes, ensemble.weight
+
+    def sizes(self, number: int) -> Tensor:
+        """How much one unit of member `number`'s codes counts in the data's units: its latents' factors [L_s]."""
+        return self._long(number).norm(dim=1)
+
+    def _long(self, number: int) -> Tensor:
+        sae = self._saes[number]
+        return sae.dictionary.directions() * sae.scale.size
+
+    def directions(self) -> Tensor:
+        """Directions [L, D] of unit length."""
+        long = [self._long(number) for number in range(len(self._saes))]
+        return torch.cat([part / _divisor(part.norm(dim=1))[:, None] for part in long])
+
+    def norms(self) -> Tensor:
+        """Their lengths [L]: 1, or 0 for a latent whose direction is zero."""
+        return self.directions().norm(dim=1)
+
+    def bias(self) -> Tensor:
+        """What is decoded when no latent is active; [D]."""
+        return torch.stack([sae.scale.undo(sae.dictionary.bias()) for sae in self._saes]).sum(0) * self._weight
+
+    def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
+        """Reconstruction [B, D]; `frozen` passes a gradient to the codes only."""
+        directions, bias = self.directions(), self.bias()
+        return decode(codes, directions.detach() if frozen else directions) + (bias.detach() if frozen else bias)
+
+    def skip(self, x: Tensor) -> None:
+        """Nothing goes past the latents."""
+
+
+def _divisor(norms: Tensor) -> Tensor:
+    return norms.where(norms > 0, 1)
+
+
+class Ensemble(nn.Module):
+    """Several SAEs of the same rows as one; latents are numbered through the members in their order.
+
+    Args:
+        saes: the members; they are not copied and may differ in everything but the width of their rows.
+        how: "bagging", the average of their reconstructions, or "boosting", the sum of reconstructions of what the
+            members before left over.
+
+    Raises:
+        ValueError: for no members, members of different widths, transcoders, or members dealt to several processes.
+    """
+
+    d_out = None
+
+    def __init__(self, saes: Sequence[SAE], how: str = "bagging"):
+        super().__init__()
+        if how not in HOW:
+            raise ValueError(f"unknown how '{how}' of an ensemble{near_miss(how, HOW)}")
+        _check(saes)
+        self.how, self.d_in = how, saes[0].d_in
+        self.n_latents = sum(sae.n_latents for sae in saes)
+        self.members = nn.ModuleList(saes)
+        self.scale = Scale(self.d_in).to(saes[0].scale.mean)
+
+    @property
+    def saes(self) -> list[SAE]:
+        """The members."""
+        return cast(list[SAE], list(self.members))  # a ModuleList forgets what it holds
+
+    @property
+    def weight(self) -> float:
+        """What a member's reconstruction counts."""
+        return 1 / len(self.members) if self.how == "bagging" else 1.0
+
+    @property
+    def mesh(self) -> Mesh:
+        """One process."""
+        return ALONE
+
+    @property
+    def target_scale(self) -> Scale:
+        """As it reconstructs what it reads, `scale`."""
+        return self.scale
+
+    @property
+    def dictionary(self) -> SideBySide:
+        """What knows the directions."""
+        return SideBySide(self)
+
+    @property
+    def firing(self) -> Firing:
+        """The members' counters one after another; `rows` is what the member that saw the fewest has seen."""
+        firing = Firing(self.n_latents).to(self.scale.mean.device)
+        firing.since.copy_(torch.cat([sae.firing.since for sae in self.saes]))
+        firing.rows.copy_(torch.stack([sae.firing.rows for sae in self.saes]).min())
+        return firing
+
+    def encode(self, x: Tensor) -> Codes:
+        """Codes over all members' latents of rows x [B, D], in the units of the data."""
+        parts, left = [], x
+        for number, sae in enumerate(self.saes):
+            own = sae.encode(left)
+            if self.how == "boosting" and number < len(self.members) - 1:
+                left = left - sae.decode(own)
+            factors = self.dictionary.sizes(number) * self.weight
+            parts.append(own.with_values(own.values * (factors if own.is_full else factors[own.indices])))
+        return _beside(parts)
+
+    def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
+        """Reconstructed rows [B, D], in the units of the data; x is not needed."""
+        return self.dictionary.decode(codes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction [B, D] of rows x [B, D]."""
+        return self.decode(self.encode(x))
+
+    def save(self, folder: str | Path) -> None:
+        """Write each member into a folder of its own, and then `config.json` beside them."""
+        folder = Path(folder)
+        for number, sae in enumerate(self.saes):
+            sae.save(folder / _member(number))
+        write_json(folder / CONFIG, {"format": FORMAT, "kind": KIND, "how": self.how, "members": len(self.members)})
+
+    def __repr__(self) -> str:
+        return f"Ensemble({self.how} of {self.saes})"
+
+
+def _check(saes: Sequence[SAE]) -> None:
+    if not saes:
+        raise ValueError("an ensemble needs at least one SAE")
+    for number, sae in enumerate(saes):
+        if not isinstance(sae, SAE):
+            raise ValueError(f"an ensemble is made of SAEs; member {number} is of the kind {type(sae).__name__}")
+        if sae.d_out:
+            raise ValueError(f"an ensemble is made of SAEs; member {number} is a transcoder (d_out={sae.d_out})")
+        if sae.d_in != saes[0].d_in:
+            raise ValueError(f"the members read the same rows: member {number} has d_in={sae.d_in}, not {saes[0].d_in}")
+        if sae.mesh.shards > 1:
+            raise ValueError(f"an ensemble lives on one process; member {number} is dealt to {sae.mesh.shards} shards")
+
+
+def _beside(parts: list[Codes]) -> Codes:
+    """Codes of the same rows over the latents of one member after another; full where all are."""
+    values = torch.cat([part.values for part in parts], 1)
+    if all(part.is_full for part in parts):
+        return Codes.full(values)
+    indices, before = [], 0
+    for part in parts:
+        indices.append(part.indices + before)
+        before += part.n_latents
+    return Codes(values, torch.cat(indices, 1), before)
+
+
+def _member(number: int) -> str:
+    return f"member-{number}"
+
+
+def load_ensemble(folder: str | Path) -> Ensemble:
+    """The ensemble saved in a folder.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it, of the ensemble or of a member.
+    """
+    folder = Path(folder)
+    path, config = folder / CONFIG, read_json(folder / CONFIG)
+    check_format(path, config.get("format"), FORMAT)
+    if config.get("kind") != KIND:
+        raise ValueError(f"{path} is not that of an ensemble; saelab.load opens an SAE")
+    members = config.get("members")
+    if type(members) is not int or members < 1:
+        raise ValueError(f"{path}: members must be a number of at least 1, got {members!r}")
+    saes = [load(folder / _member(number)) for number in range(members)]
+    try:
+        return Ensemble(saes, str(config.get("how")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

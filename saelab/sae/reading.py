@@ -1,0 +1,94 @@
+"""Reading a trained SAE with another activation: another k, or one threshold in the place of a k.
+
+    TopK(k')        for a sweep of k' other than the one it was trained with
+    JumpReLU(θ)     f = pre * 1[pre > θ], θ chosen so that the mean L0 is what is wanted
+
+Plain TopK over-fits its k, and a fixed threshold reads about as well as a fixed k at the same mean L0 (Gao et al. 2024,
+arXiv 2406.04093, as we read it). Nothing is trained here, and one threshold serves all latents: thresholds
+of their own per latent are learnt by the activations that have them.
+"""
+
+# Shape letters: n rows, B rows of a block, D input width, L latents, M entries that are to be active.
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from saelab.sae.base import Activation, Sizes
+from saelab.sae.sae import SAE
+
+BLOCK_ENTRIES = 1 << 22
+"""Pre-activations worked out at once."""
+
+
+def reread(sae: SAE, activation: Activation) -> SAE:
+    """The same SAE read through another activation, without losses; it can be saved like any other.
+
+    Dictionary, scaling and counters are the same objects in both, no weight is copied: what is trained or folded in
+    one changes under the other too.
+
+    Args:
+        sae: a trained SAE.
+        activation: a new one, e.g. `TopK(k=8)`; it is set up for the SAE's sizes, on its device.
+
+    Raises:
+        ValueError: for an activation that does not fit the sizes, or that is the SAE's own.
+    """
+    if activation is sae.activation:
+        raise ValueError("activation is the SAE's own already; give a new one, as it is set up anew")
+    activation.setup(Sizes(sae.d_in, sae.d_out or sae.d_in, sae.n_latents, bool(sae.d_out), sae.seed, sae.mesh))
+    other = copy.copy(sae)
+    # A shallow copy shares the tables of parts with the original, which must keep its own activation and losses.
+    other._modules, other._buffers = dict(sae._modules), dict(sae._buffers)
+    other.activation = activation.to(sae.scale.mean).train(sae.training)
+    other.losses = nn.ModuleList()
+    return other
+
+
+@torch.no_grad()
+def threshold_for(sae: SAE, rows: Tensor, l0: float) -> float:
+    """The threshold on pre-activations over which `l0` latents of a row lie on average.
+
+    With M = l0 * n rounded, it lies half-way between the M-th and the next largest of all positive pre-activations,
+    so that exactly M lie above it; where those two tie, all that tie are left out. It is exact, in one pass, and holds
+    at most 3 M of them beside one block of rows.
+
+    Args:
+        sae: whose pre-activations; on one process.
+        rows: rows to count on [n, D], in the units of the data.
+        l0: latents of a row to lie above it on average, more than 0.
+
+    Raises:
+        ValueError: for an `l0` that is not positive or that more than the positive pre-activations would have to
+            make up, rows of another width or none, or an SAE that is dealt to several shards.
+    """
+    _check(sae, rows, l0)
+    wanted = max(1, round(l0 * len(rows)))
+    held: list[Tensor] = []
+    least = 0.0  # what is not above it does not count
+    for block in rows.to(sae.scale.mean.device).split(max(1, BLOCK_ENTRIES // sae.n_latents)):
+        pre = sae.dictionary.pre(sae.scale.apply_to(block)).dense()
+        held.append(_largest(pre[pre > least], wanted + 1))
+        if sum(map(len, held)) > 2 * (wanted + 1):
+            held = [_largest(torch.cat(held), wanted + 1)]
+            least = held[0].min().item()
+    found = torch.cat(held)
+    if len(found) < wanted:
+        most = len(found) / len(rows)
+        raise ValueError(f"l0 must be at most {most:.4g}, the mean number of positive pre-activations; got {l0}")
+    ends = _largest(found, wanted + 1).double().sort(descending=True).values[wanted - 1 :]
+    return ends.sum().item() / 2  # half-way to the next, or to zero after the last
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    return values if len(values) <= count else values.topk(count, sorted=False).values
+
+
+def _check(sae: SAE, rows: Tensor, l0: float) -> None:
+    if sae.mesh.shards > 1:
+        raise ValueError("a threshold is worked out on one process: load the SAE there")
+    if rows.ndim != 2 or rows.shape[1] != sae.d_in or not len(rows):
+        raise ValueError(f"expected rows of shape [n, {sae.d_in}] with n >= 1, got {list(rows.shape)}")
+    if not 0 < l0 <= sae.n_latents:
+        raise ValueError(f"l0 must be above 0 and at most the number of latents, {sae.n_latents}; got {l0}")
