@@ -141,8 +141,11 @@ def _check_config(path: Path) -> None:
 
 def _kinds() -> list[type[Component]]:
     from saelab.sae.base import Activation, Dictionary, Loss
+    from saelab.train.algorithm import Algorithm
+    from saelab.train.optimizer import Optimizer
+    from saelab.train.ramp import Ramp
 
-    return [Activation, Dictionary, Loss]
+    return [Activation, Dictionary, Loss, Algorithm, Optimizer, Ramp]
 
 
 def explained(parser: ArgumentParser, message: str) -> str:

@@ -13,24 +13,28 @@ from saelab.core.mesh import Mesh, device_named, world_size
 from saelab.core.run import FORMAT, Run
 from saelab.data.source import Source
 from saelab.data.store import Store, StoreSource
+from saelab.models.contexts import ContextSource
 from saelab.models.harvest import LiveSource
 from saelab.models.subject import Subject
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.sae.sae import SAE
+from saelab.train.algorithm import Algorithm
+from saelab.train.optimizer import Optimizer
 from saelab.train.trainer import Trainer
 
 DEFAULTS = {
     "sae.n_latents": 4096,
     "sae.activation": {"class_path": "TopK", "init_args": {"k": 32}},
     "sae.losses": [{"class_path": "AuxK"}],
+    "trainer.optimizer": {"class_path": "Adam"},
 }
 
 
 def add_options(parser: ArgumentParser) -> None:
     """The options of `saelab train`."""
     # A config may come from anyone: what it names is looked up among our own classes, never imported.
-    kinds: list[type[Component]] = [Activation, Loss, Dictionary]
-    known = ["saelab.sae", "saelab.models", *(home for kind in kinds for home in kind.homes())]
+    kinds: list[type[Component]] = [Activation, Loss, Dictionary, Algorithm, Optimizer]
+    known = ["saelab.sae", "saelab.models", "saelab.train", *(home for kind in kinds for home in kind.homes())]
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=known)
     for kind in kinds:
         kind.variants()  # imports every variant, so that each is an option by its name
@@ -40,6 +44,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--resume", type=str | None, help="go on with this run, with its own settings, from its newest checkpoint")
     add("--store", type=str | None, help="train on this store of activations")
     add("--live", type=Subject | None, help="train on activations computed on the fly")
+    add("--downstream", type=str | None, help="what a live model adds for those that ask: kl, ce, gradient")
     add("--rows", type=int, default=2_000_000, help="rows (tokens) to train on in all")
     add("--seed", type=int, default=0, help="of the order in which a store's rows are seen")
     add("--window_rows", type=int, default=1 << 17, help="rows of a store that are shuffled together in memory")
@@ -48,7 +53,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--save_every", type=int, default=1000, help="steps between checkpoints")
     add("--tensorboard", type=bool, default=False, help="write TensorBoard's event files into the run's folder too")
     add("--format", type=int, default=FORMAT, help="of the config file; written by saelab")
-    parser.add_class_arguments(SAE, "sae", skip={"d_in", "mesh"}, instantiate=False)
+    parser.add_class_arguments(SAE, "sae", skip={"d_in", "d_out", "mesh"}, instantiate=False)
     parser.add_class_arguments(Trainer, "trainer", skip={"sae"}, instantiate=False)
     parser.add_class_arguments(Mesh, "mesh", instantiate=False)
     parser.set_defaults(DEFAULTS)
@@ -104,12 +109,15 @@ class _Job:
         for name in ("rows", "log_every", "save_every"):
             if getattr(made, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(made, name)}")
+        if made.store and made.downstream:
+            raise ValueError("--downstream needs the model: give --live.model, ... instead of --store")
         if made.live and made.seed:
             raise ValueError("--seed orders the rows of a store; for a live model give --live.seed")
         self.made = made
         self.mesh = _mesh(made)
         self.source, self.origin = _source(made, self.mesh.rank)
-        self.sae = SAE(self.source.d_in, **vars(made.sae), mesh=self.mesh).to(device_named(made.device, self.mesh.rank))
+        self.sae = SAE(self.source.d_in, **vars(made.sae), mesh=self.mesh, d_out=self.source.d_out)
+        self.sae.to(device_named(made.device, self.mesh.rank))
         self.trainer = Trainer(self.sae, **vars(made.trainer))
 
     def new_run(self, out: str, settings: dict[str, Any]) -> Run:
@@ -122,7 +130,8 @@ class _Job:
 
     def train(self, run: Run) -> None:
         made = self.made
-        notes = [loss.note(made.rows) for loss in made.sae.losses] if self.mesh.is_first else []
+        parts = [*made.sae.losses, *self.trainer.algorithms]
+        notes = [part.note(made.rows) for part in parts] if self.mesh.is_first else []
         for note in filter(None, notes):
             print(f"note: {note}")
         self.trainer.fit(self.source, made.rows, run, made.log_every, made.save_every, made.tensorboard)
@@ -145,7 +154,12 @@ def _source(made: Namespace, rank: int) -> tuple[Source, dict[str, Any]]:
         if not store.manifest.complete:
             print(f"note: the harvest of {made.store} was not finished; training on its {len(store):,} rows")
         return StoreSource(store, made.seed, window_rows=made.window_rows), store.manifest.origin
-    source = LiveSource(made.live, model=made.live.language_model(rank))
+    if made.downstream not in (None, "gradient") and made.mesh.replicas > 1:
+        raise ValueError("--downstream needs whole contexts, which replicas would share: leave --mesh.replicas out")
+    model = made.live.language_model(rank)
+    source: LiveSource | ContextSource = LiveSource(made.live, model=model)
+    if made.downstream:
+        source = ContextSource(made.live, made.downstream, model=model)
     return source, made.live.origin(source.model, source.split)
 
 

@@ -11,11 +11,9 @@ from saelab.sae.sae import fit
 if TYPE_CHECKING:
     from saelab.train.trainer import Trainer
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 """Newest checkpoints that are kept."""
-ADAM = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam keeps of each parameter."""
 
 
 def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
@@ -24,6 +22,11 @@ def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
     tensors = {f"sae.{name}": value for name, value in sae.whole(sae.state_dict()).items()}
     for part, values in _by_parameter(trainer).items():
         tensors |= {f"{part}.{name}": value for name, value in sae.whole(values).items()}
+    for algorithm in trainer.algorithms:
+        prefix = f"algorithm.{type(algorithm).__name__}"
+        for name, value in algorithm.state_dict().items():
+            whole = sae.mesh.all_latents(value) if name in algorithm.sharded else value
+            tensors[f"{prefix}.{name}"] = whole
     about = {
         "format": FORMAT,
         "step": trainer.step_number,
@@ -32,6 +35,7 @@ def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
         "source": place,
         "sae": trainer.sae.config(),
         "trainer": trainer.settings(),
+        "optimizer": {name: sorted(kept) for name, kept in _optimizer_state(trainer).items()},
     }
     path = folder / f"step-{trainer.step_number:08d}.safetensors"
     if sae.mesh.is_first:
@@ -51,7 +55,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         remedy = f"; remove it to go on from {older[-1].name}" if older else ""
         raise ValueError(f"{error}{remedy}") from None
     check_format(path, about.get("format"), FORMAT)
-    missing = {"step", "rows", "rows_planned", "source", "sae", "trainer"} - about.keys()
+    if about["format"] < FORMAT:
+        raise ValueError(f"{path} has format {about['format']}, this saelab goes on from {FORMAT}: train it anew")
+    missing = {"step", "rows", "rows_planned", "source", "sae", "trainer", "optimizer"} - about.keys()
     if missing:
         raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(sorted(missing))}")
     return tensors, about
@@ -76,7 +82,8 @@ def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
             if about[kind].get(key) != value:
                 raise ValueError(f"{path} was taken with {key} = {about[kind].get(key)!r}, this run has {value!r}")
     fit(trainer.sae, trainer.sae.own(_group(tensors, "sae.")), path)
-    _restore_optimizer(trainer, tensors, path)
+    _restore_optimizer(trainer, tensors, path, about["optimizer"])
+    _restore_algorithms(trainer, tensors, path)
     if trainer.average:
         _restore_average(trainer, tensors, path)
         trainer.average.steps = about["step"]
@@ -86,32 +93,49 @@ def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
     return place
 
 
-def _names(trainer: "Trainer") -> list[str]:
-    return [name for name, _ in trainer.sae.named_parameters()]
+def _optimizer_state(trainer: "Trainer") -> dict[str, dict[str, Tensor]]:
+    """What the optimizer keeps of each parameter that it has moved, as {parameter's name: {key: tensor}}."""
+    states = [stepper.state for stepper in trainer.steppers]
+    named = trainer.sae.named_parameters()
+    return {name: state[parameter] for name, parameter in named for state in states if state.get(parameter)}
 
 
 def _by_parameter(trainer: "Trainer") -> dict[str, dict[str, Tensor]]:
     """What the optimizer and the average hold, as {part: {parameter's name: tensor}}."""
-    names = _names(trainer)
     parts: dict[str, dict[str, Tensor]] = {}
-    for number, state in trainer.optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            parts.setdefault(f"adam.{key}", {})[names[number]] = value
+    for name, kept in _optimizer_state(trainer).items():
+        for key, value in kept.items():
+            parts.setdefault(f"optimizer.{key}", {})[name] = value
     if trainer.average:
+        names = [name for name, _ in trainer.sae.named_parameters()]
         parts["average"] = dict(zip(names, trainer.average.sums, strict=True))
     return parts
 
 
-def _restore_optimizer(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:
-    names = _names(trainer)
-    shapes = {name: parameter.shape for name, parameter in trainer.sae.named_parameters()}
-    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(names))}
-    for key in ADAM:
-        own = trainer.sae.own(_group(tensors, f"adam.{key}."))
-        for number, name in enumerate(names):
-            state[number][key] = _fitting(path, own, name, [] if key == "step" else list(shapes[name]))
-    groups = trainer.optimizer.state_dict()["param_groups"]
-    trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
+def _restore_optimizer(trainer: "Trainer", tensors: dict[str, Tensor], path: Path, kept: dict[str, list[str]]) -> None:
+    own = {
+        key: trainer.sae.own(_group(tensors, f"optimizer.{key}."))
+        for key in sorted({key for keys in kept.values() for key in keys})
+    }
+    name_of = {parameter: name for name, parameter in trainer.sae.named_parameters()}
+    for stepper in trainer.steppers:
+        parameters = [parameter for group in stepper.param_groups for parameter in group["params"]]
+        state = {}
+        for number, parameter in enumerate(parameters):
+            name, shape = name_of[parameter], list(parameter.shape)
+            state[number] = {
+                key: _fitting(path, own[key], name, [] if key == "step" else shape) for key in kept.get(name, ())
+            }
+        kept_groups = stepper.state_dict()["param_groups"]
+        stepper.load_state_dict({"state": state, "param_groups": kept_groups})
+
+
+def _restore_algorithms(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:
+    for algorithm in trainer.algorithms:
+        whole = _group(tensors, f"algorithm.{type(algorithm).__name__}.")
+        mesh = trainer.sae.mesh
+        own = {name: mesh.own_latents(value) if name in algorithm.sharded else value for name, value in whole.items()}
+        fit(algorithm, own, path)
 
 
 def _restore_average(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,18 @@ from saelab.data.source import Batch, Source
 from saelab.sae.base import Forward
 from saelab.sae.sae import SAE
 from saelab.train import checkpoint
+from saelab.train.algorithm import Algorithm
 from saelab.train.average import WeightAverage
+from saelab.train.optimizer import Optimizer
+from saelab.train.optimizers.adam import Adam
+from saelab.train.ramp import Ramp, ramped
 from saelab.train.schedule import default_rate, rate_at
 
-EPSILON = 6.25e-10
-"""Adam's epsilon in Gao et al. 2024's code; gradients of wide SAEs are small."""
 SAMPLE_ROWS = 32_768
 
 
 class Trainer:
-    """Trains an SAE with Adam (betas 0.9 and 0.999, epsilon 6.25e-10).
+    """Trains an SAE; the constructor is the configuration of a run.
 
     Args:
         sae: what is trained, in place, on the device where it is.
@@ -45,9 +47,12 @@ class Trainer:
         clip: largest norm of the whole gradient, if it is to be clipped.
         average: momentum of an exponential average of the weights, which then is what is saved; e.g. 0.999.
         bf16: whether matrix products run in bfloat16 (autocast).
+        optimizer: how weights follow their gradients; `Adam()` by default.
+        algorithms: what else is done to the SAE while it learns, e.g. `[Resampling()]`.
+        ramps: settings that move to their values over the first steps, e.g. `[Ramp("activation.l1", 0, 5000)]`.
 
     Raises:
-        ValueError: for a setting out of its range.
+        ValueError: for a setting out of its range, or an algorithm or ramp that does not fit the SAE.
     """
 
     def __init__(
@@ -60,6 +65,9 @@ class Trainer:
         clip: float | None = None,
         average: float | None = None,
         bf16: bool = False,
+        optimizer: Optimizer | None = None,
+        algorithms: Sequence[Algorithm] = (),
+        ramps: Sequence[Ramp] = (),
     ):
         self.sae = sae
         self.lr = default_rate(sae.n_latents) if lr is None else lr
@@ -67,7 +75,10 @@ class Trainer:
         self._check()
         parameters = list(sae.parameters())
         self.device = parameters[0].device
-        self.optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=(0.9, 0.999), eps=EPSILON, fused=True)
+        self.optimizer = Adam() if optimizer is None else optimizer
+        self.steppers = self.optimizer.make(sae, self.lr)
+        self.algorithms, self.ramps = list(algorithms), list(ramps)
+        self._set_up()
         self.average = WeightAverage(parameters, average) if average is not None else None
         self.step_number = 0
         self.rows_seen = 0
@@ -78,7 +89,19 @@ class Trainer:
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have the same."""
         own = {key: getattr(self, key) for key in ("lr", "batch", "warmup", "decay", "clip", "bf16")}
-        return own | {"average": self.average.momentum if self.average else None}
+        own |= {"average": self.average.momentum if self.average else None, "optimizer": self.optimizer.config()}
+        return own | {key: [part.config() for part in getattr(self, key)] for key in ("algorithms", "ramps")}
+
+    def _set_up(self) -> None:
+        for kind, names in (
+            ("algorithm", [type(algorithm).__name__ for algorithm in self.algorithms]),
+            ("ramp of", [ramp.setting for ramp in self.ramps]),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"the {kind} {name} is given {names.count(name)} times; give it once")
+        for part in (*self.algorithms, *self.ramps):
+            part.setup(self.sae)
 
     def _check(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -91,7 +114,7 @@ class Trainer:
             raise ValueError(f"clip must be positive, got {self.clip}; leave it out for no clipping")
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], Forward]:
-        """One update on a batch (this process's rows of it): forward, backward, components' hooks, Adam.
+        """One update on a batch (this process's rows of it): forward, backward, hooks, optimizer, hooks.
 
         Returns:
             The terms of the objective (detached scalars, `loss` their sum) and the forward pass.
@@ -99,32 +122,54 @@ class Trainer:
         Raises:
             ValueError: if the batch or the loss is not finite; the weights are then as they were before.
         """
-        mesh = self.sae.mesh
-        x = self._checked(mesh.own_rows(batch.x))
+        x = self._checked(self.sae.mesh.own_rows(batch.x))
         target, gradient = (
-            None if part is None else self._checked(mesh.own_rows(part)) for part in (batch.target, batch.gradient)
+            None if part is None else self._checked(self.sae.mesh.own_rows(part))
+            for part in (batch.target, batch.gradient)
         )
-        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            terms, forward = self.sae.objective(x, target, gradient, batch.downstream)
-            loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            words = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-            raise ValueError(f"the loss at step {self.step_number} is not finite ({words}); lower lr or set clip")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        mesh.average_gradients(self.sae.parameters())
-        self.sae.before_step()
-        if self.clip is not None:
-            self._clip_gradient(self.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-        self.optimizer.step()
-        self.sae.after_step()
-        if self.average:
-            self.average.update()
+        with ramped(self.ramps, self.step_number):
+            with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+                terms, forward = self.sae.objective(x, target, gradient, batch.downstream)
+                loss = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(loss):
+                words = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+                raise ValueError(f"the loss at step {self.step_number} is not finite ({words}); lower lr or set clip")
+            self._update(loss, forward)
         self.step_number += 1
         self.rows_seen += len(batch.x)
         return {"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()}, forward
+
+    def _update(self, loss: Tensor, forward: Forward) -> None:
+        """Change the weights by the gradient of a loss and by what components and algorithms do around it."""
+        for stepper in self.steppers:
+            stepper.zero_grad(set_to_none=True)
+        loss.backward()
+        self.sae.mesh.average_gradients(self.sae.parameters())
+        self.sae.before_step()
+        for algorithm in self.algorithms:
+            algorithm.before_step(self, forward)
+        if self.clip is not None:
+            self._clip_gradient(self.clip)
+        for stepper in self.steppers:
+            for group in stepper.param_groups:
+                group["lr"] = self.rate()
+            stepper.step()
+        self.sae.after_step()
+        for algorithm in self.algorithms:
+            algorithm.after_step(self, forward)
+        if self.average:
+            self.average.update()
+
+    @torch.no_grad()
+    def forget(self, latents: Tensor) -> None:
+        """Zero what the optimizer keeps of the dictionary's weights of some of this shard's latents [n]."""
+        sharded = self.sae.sharded_names()
+        for name, parameter in self.sae.named_parameters():
+            if name.startswith("dictionary.") and name in sharded:
+                for stepper in self.steppers:
+                    for value in stepper.state.get(parameter, {}).values():
+                        if value.shape == parameter.shape:
+                            value[latents] = 0
 
     @torch.no_grad()
     def _clip_gradient(self, largest: float) -> None:
@@ -265,7 +310,8 @@ class Trainer:
         record["l0"] = mesh.total(forward.codes.l0().float().mean()).item()
         # Rows since a latent last fired are what AuxK goes by; here a fixed horizon makes runs comparable.
         record["silent_100k"] = int(mesh.total(self.sae.firing.dead(100_000).sum()))
-        record["lr"] = self.optimizer.param_groups[0]["lr"]
+        record["lr"] = self.steppers[0].param_groups[0]["lr"]
+        record |= {ramp.setting: ramp.at(self.step_number - 1) for ramp in self.ramps}
         now, (then, seen) = time.perf_counter(), self._said
         record["rows_per_second"] = (self.rows_seen - seen) / (now - then)  # waiting for data counts
         self._said = (now, self.rows_seen)

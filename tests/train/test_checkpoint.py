@@ -72,10 +72,10 @@ def test_a_restored_trainer_is_the_same_and_goes_on_the_same(tmp_path, average):
 
 def test_what_is_held(saved):
     tensors, _ = read_tensors(saved)
-    assert {key.split(".")[0] for key in tensors} == {"sae", "adam", "average"}
+    assert {key.split(".")[0] for key in tensors} == {"sae", "optimizer", "average"}
     assert "sae.firing.since" in tensors
     n_parameters = len(list(make().sae.parameters()))
-    assert [sum(key.startswith(part) for key in tensors) for part in ("adam.", "average.")] == [
+    assert [sum(key.startswith(part) for key in tensors) for part in ("optimizer.", "average.")] == [
         3 * n_parameters,
         n_parameters,
     ]
@@ -120,8 +120,14 @@ def test_a_checkpoint_of_another_average_is_refused(saved, average):
 
 
 def test_a_newer_format_is_refused(saved):
-    edit(saved, format=2)
-    with pytest.raises(ValueError, match=r"step-00000005\.safetensors has format 2, newer than 1"):
+    edit(saved, format=3)
+    with pytest.raises(ValueError, match=r"step-00000005\.safetensors has format 3, newer than 2"):
+        checkpoint.restore(saved, make())
+
+
+def test_an_older_format_is_refused(saved):
+    edit(saved, format=1)
+    with pytest.raises(ValueError, match=r"step-00000005\.safetensors has format 1, .* goes on from 2: train it anew"):
         checkpoint.restore(saved, make())
 
 
@@ -137,7 +143,7 @@ def test_a_truncated_file_is_refused(saved):
         checkpoint.restore(saved, make())
 
 
-@pytest.mark.parametrize("part", ["sae.", "adam.", "average."])
+@pytest.mark.parametrize("part", ["sae.", "optimizer.", "average."])
 @pytest.mark.parametrize("change", ["missing", "shape"])
 def test_tensors_that_do_not_fit_are_refused(saved, part, change):
     tensors, metadata = read_tensors(saved)

@@ -34,6 +34,11 @@ from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
 from saelab.train import Trainer
+from saelab.train.algorithms.bias_adaptation import BiasAdaptation
+from saelab.train.algorithms.closed_form_decoder import ClosedFormDecoder
+from saelab.train.algorithms.resampling import Resampling
+from saelab.train.optimizers.muon import Muon
+from saelab.train.ramp import Ramp
 
 
 def die_at(call, count, on, number):
@@ -55,7 +60,13 @@ def train(run, store, steps, k=3, average=0.9, step=None, call=None, count=1, on
         die_at(call, count, on, number)
     run = Run.open(run) if os.path.exists(run + "/config.yaml") else Run.create(run, {})
     sae = SAE(6, 96, TopK(k), [AuxK(k_aux=4, dead_after=40)])
-    learner = Trainer(sae, lr=3e-3, batch=8, warmup=5, decay=0.3, average=average, clip=1.0)
+    algorithms = [
+        Resampling(every=100, dead_after=72, times=2),
+        BiasAdaptation(every=90, rate=0.05),
+        ClosedFormDecoder(every=110, rows=50),
+    ]
+    ramps = [Ramp("activation.k", 6, 20)]
+    learner = Trainer(sae, 3e-3, 8, 5, 0.3, 1.0, average, optimizer=Muon(), algorithms=algorithms, ramps=ramps)
     if step:
         real = learner.step
 
@@ -154,6 +165,9 @@ def test_the_undisturbed_run_has_everything_switched_on(whole):
     tensors, _ = read_tensors(whole / "checkpoints" / f"step-{STEPS:08d}.safetensors")
     assert tensors["sae.firing.since"].max() > 40
     assert any(key.startswith("average.") for key in tensors)
+    assert any(key.startswith("algorithm.ClosedFormDecoder.") for key in tensors)
+    assert (tensors["sae.dictionary.b_enc"] != 0).any()
+    assert [record["activation.k"] for record in log[::5]] == [6, 5, 4, 4, 3, 3, 3, 3]
     assert len(log) * 8 > 150  # more than one pass
 
 
