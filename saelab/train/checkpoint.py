@@ -1,5 +1,6 @@
 """Checkpoints: all that a run depends on from here, in one safetensors file that appears whole or not at all."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def newest(folder: Path) -> Path | None:
     """The latest checkpoint in a folder, if there is one."""
-    return max(folder.glob("step-*.safetensors"), default=None)
+    return next(iter(newest_of_all([folder])), None)
+
+
+def newest_of_all(folders: Sequence[Path]) -> list[Path]:
+    """The latest checkpoints of one step that all folders have; none, where they have no step in common."""
+    names = [{path.name for path in folder.glob("step-*.safetensors")} for folder in folders]
+    common = set.intersection(*names) if names else set()
+    return [folder / max(common) for folder in folders] if common else []
 
 
 def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:

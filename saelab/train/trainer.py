@@ -7,26 +7,21 @@ checkpoints and exact resume.
 # Shape letters: B rows, D input width.
 
 import math
-import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saelab.core.log import Log, Record
-from saelab.core.progress import Bar, progress
 from saelab.core.run import Run
 from saelab.data.source import Batch, Source
 from saelab.sae.base import Forward
 from saelab.sae.sae import SAE
-from saelab.train import checkpoint
 from saelab.train.algorithm import Algorithm
 from saelab.train.average import WeightAverage
+from saelab.train.loop import Habits, run_loop
 from saelab.train.optimizer import Optimizer
 from saelab.train.optimizers.adam import Adam
 from saelab.train.ramp import Ramp, ramped
@@ -84,7 +79,6 @@ class Trainer:
         self.rows_seen = 0
         self.rows_planned: int | None = None
         self._prepared = False
-        self._said = (0.0, 0)
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have the same."""
@@ -122,28 +116,45 @@ class Trainer:
         Raises:
             ValueError: if the batch or the loss is not finite; the weights are then as they were before.
         """
-        x = self._checked(self.sae.mesh.own_rows(batch.x))
+        x = self.checked(self.sae.mesh.own_rows(batch.x))
         target, gradient = (
-            None if part is None else self._checked(self.sae.mesh.own_rows(part))
+            None if part is None else self.checked(self.sae.mesh.own_rows(part))
             for part in (batch.target, batch.gradient)
         )
-        with ramped(self.ramps, self.step_number):
-            with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+        with self.ramped():
+            with self.precision():
                 terms, forward = self.sae.objective(x, target, gradient, batch.downstream)
-                loss = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(loss):
-                words = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-                raise ValueError(f"the loss at step {self.step_number} is not finite ({words}); lower lr or set clip")
-            self._update(loss, forward)
-        self.step_number += 1
-        self.rows_seen += len(batch.x)
+            loss = self.loss(terms)
+            self.zero_gradients()
+            loss.backward()
+            self.update(forward, len(batch.x))
         return {"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()}, forward
 
-    def _update(self, loss: Tensor, forward: Forward) -> None:
-        """Change the weights by the gradient of a loss and by what components and algorithms do around it."""
+    # ---- the parts of a step, for those who train several SAEs together ----
+
+    def ramped(self) -> AbstractContextManager[None]:
+        """Settings have the coming step's values inside."""
+        return ramped(self.ramps, self.step_number)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Matrix products run in the trainer's precision inside."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def loss(self, terms: dict[str, Tensor]) -> Tensor:
+        """The sum of an objective's terms; ValueError if it is not finite."""
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            words = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+            raise ValueError(f"the loss at step {self.step_number} is not finite ({words}); lower lr or set clip")
+        return loss
+
+    def zero_gradients(self) -> None:
+        """Forget the last step's gradients."""
         for stepper in self.steppers:
             stepper.zero_grad(set_to_none=True)
-        loss.backward()
+
+    def update(self, forward: Forward, rows: int) -> None:
+        """Change the weights by their gradients and by what components and algorithms do around it; count the step."""
         self.sae.mesh.average_gradients(self.sae.parameters())
         self.sae.before_step()
         for algorithm in self.algorithms:
@@ -159,6 +170,8 @@ class Trainer:
             algorithm.after_step(self, forward)
         if self.average:
             self.average.update()
+        self.step_number += 1
+        self.rows_seen += rows
 
     @torch.no_grad()
     def forget(self, latents: Tensor) -> None:
@@ -183,7 +196,8 @@ class Trainer:
         for grad in gradients.values():
             grad *= (largest / norm).clamp(max=1)
 
-    def _checked(self, x: Tensor) -> Tensor:
+    def checked(self, x: Tensor) -> Tensor:
+        """Rows [B, D] where the SAE is, in float32; ValueError for NaN or infinity."""
         x = x.to(self.device, torch.float32, non_blocking=True)
         if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
             row = int((~torch.isfinite(x).all(1)).nonzero()[0])
@@ -229,34 +243,8 @@ class Trainer:
             ValueError: see `step`, and for a source of another width.
             KeyboardInterrupt: on Ctrl-C, after the step under way and a checkpoint.
         """
-        if log_every < 1 or save_every < 1:
-            raise ValueError(f"log_every and save_every must be at least 1, got {log_every} and {save_every}")
-        self._begin(source, rows, run)
-        mesh, last = self.sae.mesh, -(-rows // self.batch)
-        log = None
-        if run and mesh.is_first:
-            log = Log(run.log_file, self.step_number, run.folder if tensorboard else None)
-        bar = progress("train", last * self.batch, "rows", done=self.rows_seen, show=show and mesh.is_first)
-        batches = source.batches(self.batch)
-        try:
-            with bar as shown, interrupts() as stopped:
-                while self.step_number < last:
-                    batch = next(batches)
-                    terms, forward = self.step(batch)
-                    done = self.step_number
-                    if done % log_every == 0 or done in (1, last):
-                        self._say(terms, forward, shown, log)
-                    shown.advance(len(batch.x))
-                    interrupted = mesh.any(stopped.is_set()) and done < last
-                    if run and (done % save_every == 0 or done == last or interrupted):
-                        checkpoint.save(run.checkpoints, self, batch.place or {})
-                    if interrupted:
-                        raise KeyboardInterrupt(self._farewell(run))
-        finally:
-            self.rows_planned = None
-            batches.close()  # type: ignore[attr-defined]
-            if log:
-                log.close()
+        habits = Habits(log_every, save_every, tensorboard, show)
+        run_loop([self], lambda batch: [self.step(batch)], source, rows, [run] if run else None, habits)
         if run:
             self.save(run.sae)
         return self.sae
@@ -289,58 +277,3 @@ class Trainer:
         target = sample[:, source.d_in :] if source.d_out else None
         self.sae.initialise(sample[:, : source.d_in], scale, target)  # type: ignore[arg-type]
         self._prepared = True
-
-    def _begin(self, source: Source, rows: int, run: Run | None) -> None:
-        if rows < 1:
-            raise ValueError(f"rows must be at least 1, got {rows}")
-        path = checkpoint.newest(run.checkpoints) if run and not self.step_number else None
-        if path:
-            source.restore(checkpoint.restore(path, self))
-        self.prepare(source)
-        self.rows_planned = rows
-        self._said = (time.perf_counter(), self.rows_seen)
-
-    @torch.no_grad()
-    def _say(self, terms: dict[str, Tensor], forward: Forward, bar: Bar, log: Log | None) -> None:
-        spread = (forward.target - forward.target.mean(0)).square().sum()
-        record: Record = {"step": self.step_number, "rows": self.rows_seen}
-        record |= {name: value.item() for name, value in terms.items()}
-        record["fvu"] = ((forward.x_hat - forward.target).square().sum() / spread).item()
-        mesh = self.sae.mesh
-        record["l0"] = mesh.total(forward.codes.l0().float().mean()).item()
-        # Rows since a latent last fired are what AuxK goes by; here a fixed horizon makes runs comparable.
-        record["silent_100k"] = int(mesh.total(self.sae.firing.dead(100_000).sum()))
-        record["lr"] = self.steppers[0].param_groups[0]["lr"]
-        record |= {ramp.setting: ramp.at(self.step_number - 1) for ramp in self.ramps}
-        now, (then, seen) = time.perf_counter(), self._said
-        record["rows_per_second"] = (self.rows_seen - seen) / (now - then)  # waiting for data counts
-        self._said = (now, self.rows_seen)
-        bar.advance(0, f"fvu {record['fvu']:.3f}  l0 {record['l0']:.1f}  silent {record['silent_100k']}")
-        if log:
-            log.write(record)
-
-    def _farewell(self, run: Run | None) -> str:
-        if run is None:
-            return f"stopped after step {self.step_number}"
-        return f"stopped after step {self.step_number}; `saelab train --resume {run.folder}` goes on from there"
-
-
-@contextmanager
-def interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets instead of stopping the program at once; a second Ctrl-C stops it."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,8 +20,8 @@ from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
 from saelab.train import Trainer
+from saelab.train.loop import interrupts
 from saelab.train.schedule import rate_at
-from saelab.train.trainer import interrupts
 
 B, D, L, K = 8, 6, 96, 3
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")

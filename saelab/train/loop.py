@@ -1,0 +1,160 @@
+"""The loop around training steps: progress, logs, checkpoints, interrupts. For one trainer, or several in step."""
+
+# Shape letters: none; rows are counted only.
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saelab.core.log import Log, Record
+from saelab.core.progress import progress
+from saelab.core.run import Run
+from saelab.data.source import Batch, Source
+from saelab.sae.base import Forward
+from saelab.train import checkpoint
+
+if TYPE_CHECKING:
+    from saelab.train.trainer import Trainer
+
+Passed = tuple[dict[str, Tensor], Forward]
+"""The terms of one SAE's objective, and the pass that led to them."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How often a loop says and keeps where it stands."""
+
+    log_every: int = 50
+    """Steps between records."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    tensorboard: bool = False
+    """Whether to write TensorBoard's event files too."""
+    show: bool = True
+    """Whether to show progress."""
+
+    def check(self) -> None:
+        """ValueError unless both intervals are at least 1."""
+        if self.log_every < 1 or self.save_every < 1:
+            raise ValueError(f"log_every and save_every must be at least 1, got {self.log_every} and {self.save_every}")
+
+
+def run_loop(
+    trainers: Sequence["Trainer"],
+    step: Callable[[Batch], list[Passed]],
+    source: Source,
+    rows: int,
+    runs: Sequence[Run] | None,
+    habits: Habits,
+) -> None:
+    """Take steps until `rows` rows were seen, each batch by all trainers; see `Trainer.fit`."""
+    habits.check()
+    _begin(trainers, source, rows, runs)
+    lead = trainers[0]
+    mesh, last = lead.sae.mesh, -(-rows // lead.batch)
+    tellers = [_Teller(trainer, run, habits) for trainer, run in zip(trainers, runs or [None] * len(trainers))]  # noqa: B905
+    bar = progress("train", last * lead.batch, "rows", done=lead.rows_seen, show=habits.show and mesh.is_first)
+    batches = source.batches(lead.batch)
+    with ExitStack() as ending:
+        ending.callback(batches.close)  # type: ignore[attr-defined]
+        for teller in tellers:
+            ending.callback(teller.close)
+        shown, stopped = ending.enter_context(bar), ending.enter_context(interrupts())
+        while lead.step_number < last:
+            batch = next(batches)
+            passed = step(batch)
+            done = lead.step_number
+            if done % habits.log_every == 0 or done in (1, last):
+                words = [teller.say(*one) for teller, one in zip(tellers, passed, strict=True)]
+                shown.advance(0, words[0])
+            shown.advance(len(batch.x))
+            interrupted = mesh.any(stopped.is_set()) and done < last
+            if runs and (done % habits.save_every == 0 or done == last or interrupted):
+                for trainer, run in zip(trainers, runs, strict=True):
+                    checkpoint.save(run.checkpoints, trainer, batch.place or {})
+            if interrupted:
+                raise KeyboardInterrupt(_farewell(done, runs))
+
+
+def _begin(trainers: Sequence["Trainer"], source: Source, rows: int, runs: Sequence[Run] | None) -> None:
+    if rows < 1:
+        raise ValueError(f"rows must be at least 1, got {rows}")
+    paths = checkpoint.newest_of_all([run.checkpoints for run in runs or ()])
+    if paths and not trainers[0].step_number:
+        for trainer, path in zip(trainers, paths, strict=True):
+            place = checkpoint.restore(path, trainer)
+        source.restore(place)
+    for trainer in trainers:
+        trainer.prepare(source)
+        trainer.rows_planned = rows
+
+
+def _farewell(step: int, runs: Sequence[Run] | None) -> str:
+    if not runs:
+        return f"stopped after step {step}"
+    command = "train" if len(runs) == 1 else "sweep"
+    folder = runs[0].folder if len(runs) == 1 else runs[0].folder.parent
+    return f"stopped after step {step}; `saelab {command} --resume {folder}` goes on from there"
+
+
+class _Teller:
+    """Writes one trainer's records."""
+
+    def __init__(self, trainer: "Trainer", run: Run | None, habits: Habits):
+        self.trainer, self.log = trainer, None
+        if run and trainer.sae.mesh.is_first:
+            self.log = Log(run.log_file, trainer.step_number, run.folder if habits.tensorboard else None)
+        self._said = (time.perf_counter(), trainer.rows_seen)
+
+    def close(self) -> None:
+        self.trainer.rows_planned = None
+        if self.log:
+            self.log.close()
+
+    @torch.no_grad()
+    def say(self, terms: dict[str, Tensor], forward: Forward) -> str:
+        """Write a record; returns a few words for the progress bar."""
+        trainer, mesh = self.trainer, self.trainer.sae.mesh
+        spread = (forward.target - forward.target.mean(0)).square().sum()
+        record: Record = {"step": trainer.step_number, "rows": trainer.rows_seen}
+        record |= {name: value.item() for name, value in terms.items()}
+        record["fvu"] = ((forward.x_hat - forward.target).square().sum() / spread).item()
+        record["l0"] = mesh.total(forward.codes.l0().float().mean()).item()
+        # Rows since a latent last fired are what AuxK goes by; here a fixed horizon makes runs comparable.
+        record["silent_100k"] = int(mesh.total(trainer.sae.firing.dead(100_000).sum()))
+        record["lr"] = trainer.steppers[0].param_groups[0]["lr"]
+        record |= {ramp.setting: ramp.at(trainer.step_number - 1) for ramp in trainer.ramps}
+        now, (then, seen) = time.perf_counter(), self._said
+        record["rows_per_second"] = (trainer.rows_seen - seen) / (now - then)  # waiting for data counts
+        self._said = (now, trainer.rows_seen)
+        if self.log:
+            self.log.write(record)
+        return f"fvu {record['fvu']:.3f}  l0 {record['l0']:.1f}  silent {record['silent_100k']}"
+
+
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets instead of stopping the program at once; a second Ctrl-C stops it."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
