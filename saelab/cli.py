@@ -83,6 +83,14 @@ def _train(words: list[str]) -> None:
     train_from_options(parser, parse(parser, words))
 
 
+def _sweep(words: list[str]) -> None:
+    from saelab.recipes.sweep import add_sweep_options, sweep_from_options
+
+    parser = _parser("sweep")
+    add_sweep_options(parser)
+    sweep_from_options(parser, parse(parser, words))
+
+
 def _measure(words: list[str]) -> None:
     from saelab.recipes.measure import measure_runs
 
@@ -105,6 +113,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "quickstart": ("the bundled model, the Python standard library: train, measure, show", _quickstart),
     "harvest": ("write a model's activations into a store", _harvest),
     "train": ("train an SAE on a store or a live model", _train),
+    "sweep": ("train SAEs that differ in settings, as one computation", _sweep),
     "measure": ("every metric of any number of SAEs, in one table", _measure),
     "show": ("print a run's config and scores", _show),
 }
@@ -140,12 +149,13 @@ def _check_config(path: Path) -> None:
 
 
 def _kinds() -> list[type[Component]]:
+    from saelab.data.synthetic.world import World
     from saelab.sae.base import Activation, Dictionary, Loss
     from saelab.train.algorithm import Algorithm
     from saelab.train.optimizer import Optimizer
     from saelab.train.ramp import Ramp
 
-    return [Activation, Dictionary, Loss, Algorithm, Optimizer, Ramp]
+    return [Activation, Dictionary, Loss, Algorithm, Optimizer, Ramp, World]
 
 
 def explained(parser: ArgumentParser, message: str) -> str:

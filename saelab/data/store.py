@@ -3,12 +3,15 @@
     manifest.json            what the rows are, where they come from, every complete shard with its checksum
     shard-00000.safetensors  rows [n, D], token [n], document [n], position [n]
 
+Where other activations are to be reconstructed than those that are read, they stand behind them in the same row:
+[n, D + D_out], and the manifest says both widths. Mean and scale are those of what is read.
+
 Rows stand in text order, so that the context of any row can be read back; shuffling is the reader's work. The manifest
 names only shards that are complete, so a store is readable whenever its writer was killed, and the writer goes on from
 there. Opening checks sizes; each shard's checksum is checked before its first row is used.
 """
 
-# Shape letters: n rows of a shard, D input width.
+# Shape letters: n rows of a shard, D input width, D_out width of the target, where there is one.
 
 import copy
 import json
@@ -56,23 +59,33 @@ class Manifest:
     notes: dict[str, Any] = field(default_factory=dict)
     """What the writer needs to go on, e.g. the norm above which a row is an outlier."""
     sums: list[float] = field(default_factory=list)
-    """Sum of all rows [D], in float64."""
+    """Sum of all input rows [D], in float64."""
     sum_squares: float = 0.0
-    """Sum of all squared entries, in float64."""
+    """Sum of all squared entries of input rows, in float64."""
     complete: bool = False
+    d_out: int | None = None
+    """Width of the target behind each input row, where there is one."""
 
     @property
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
+    @property
+    def width(self) -> int:
+        """Width of a row on the disk: input and target."""
+        return self.d_in + (self.d_out or 0)
+
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean [D] and scale, the root mean square of a centred entry."""
+        """Mean [D] and scale, the root mean square of a centred entry, of the input rows."""
         mean = torch.tensor(self.sums, dtype=torch.float64) / self.rows
         variance = self.sum_squares / (self.rows * self.d_in) - mean.square().mean()
         return mean.float(), variance.clamp_min(0).sqrt().float()
 
     def save(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, {"format": FORMAT, "rows": self.rows, **asdict(self)})
+        data = {"format": FORMAT, "rows": self.rows, **asdict(self)}
+        if self.d_out is None:
+            del data["d_out"]  # as stores were before there were targets
+        write_json(folder / MANIFEST, data)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -97,30 +110,31 @@ class StoreWriter:
 
     Args:
         folder: a new folder, or one that holds an unfinished store of the same origin, which is gone on with.
-        d_in: width of a row.
+        d_in: width of an input row.
         dtype: "bf16", "fp16" or "fp32".
         origin: what the rows are made from.
+        d_out: width of the target behind each input row, where there is one.
 
     Raises:
         ValueError: if the folder holds something else; the message says what differs.
     """
 
-    def __init__(self, folder: str | Path, d_in: int, dtype: str, origin: dict[str, Any]):
+    def __init__(self, folder: str | Path, d_in: int, dtype: str, origin: dict[str, Any], d_out: int | None = None):
         self.folder = Path(folder)
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype '{dtype}'{near_miss(dtype, DTYPES)}")
         if (self.folder / MANIFEST).exists():
             self.manifest = Manifest.read(self.folder)
-            self._check_same(Manifest(d_in, dtype, origin))
+            self._check_same(Manifest(d_in, dtype, origin, d_out=d_out))
         elif not is_vacant(self.folder):
             raise ValueError(f"{self.folder} is not empty and is not a store; choose another folder")
         else:
-            self.manifest = Manifest(d_in, dtype, origin, sums=[0.0] * d_in)
+            self.manifest = Manifest(d_in, dtype, origin, sums=[0.0] * d_in, d_out=d_out)
 
     def _check_same(self, wanted: Manifest) -> None:
         found, asked = {**self.manifest.origin}, {**wanted.origin}
-        found |= {"d_in": self.manifest.d_in, "dtype": self.manifest.dtype}
-        asked |= {"d_in": wanted.d_in, "dtype": wanted.dtype}
+        found |= {key: getattr(self.manifest, key) for key in ("d_in", "d_out", "dtype")}
+        asked |= {key: getattr(wanted, key) for key in ("d_in", "d_out", "dtype")}
         for key in [*asked, *found]:
             if found.get(key) != asked.get(key):
                 raise ValueError(
@@ -136,7 +150,7 @@ class StoreWriter:
         names: Sequence[tuple[int, str]] = (),
         **columns: Tensor,
     ) -> None:
-        """Write one shard of rows [n, D] in text order with its columns [n], then list it in the manifest.
+        """Write one shard of rows [n, D + D_out] in text order with its columns [n], then list it in the manifest.
 
         `names` gives number and name of each document that begins in the shard.
 
@@ -145,8 +159,8 @@ class StoreWriter:
             OSError: if the disk is full; the store keeps every earlier shard.
         """
         manifest = copy.deepcopy(self.manifest)  # ours changes with what is on the disk
-        if rows.ndim != 2 or rows.shape[1] != manifest.d_in:
-            raise ValueError(f"the store's rows are {manifest.d_in} wide, got {list(rows.shape)}")
+        if rows.ndim != 2 or rows.shape[1] != manifest.width:
+            raise ValueError(f"the store's rows are {manifest.width} wide, got {list(rows.shape)}")
         for name, column in columns.items():
             if len(column) != len(rows):
                 raise ValueError(f"the column {name} has {len(column)} entries for {len(rows)} rows")
@@ -160,7 +174,7 @@ class StoreWriter:
         file = f"shard-{len(manifest.shards):05d}.safetensors"
         path = self.folder / file
         write_tensors(path, {"rows": stored, **columns}, {"documents": [list(pair) for pair in names]})
-        exact = stored.double()
+        exact = stored[:, : manifest.d_in].double()
         sums = torch.tensor(manifest.sums, dtype=torch.float64) + exact.sum(0)
         manifest.sums = sums.tolist()
         manifest.sum_squares += exact.square().sum().item()
@@ -198,7 +212,7 @@ class Store:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
-        self.d_in = self.manifest.d_in
+        self.d_in, self.d_out = self.manifest.d_in, self.manifest.d_out
         if not self.manifest.rows:
             raise ValueError(f"the store {self.folder} holds no rows yet; run the harvest again to go on with it")
         for shard in self.manifest.shards:
@@ -214,7 +228,7 @@ class Store:
         return self.manifest.rows
 
     def rows(self, shard: int) -> Tensor:
-        """The rows [n, D] of a shard, mapped from the disk: reading some of them reads only those pages."""
+        """The rows [n, D + D_out] of a shard, mapped from the disk: reading some of them reads only those pages."""
         if shard not in self._rows:
             path = self._checked(shard)
             self._rows[shard] = _mapped(path, "rows")
@@ -263,6 +277,7 @@ class StoreSource(WindowSource):
     def __init__(self, store: Store | str | Path, seed: int = 0, block_rows: int = 64, window_rows: int = 1 << 17):
         self.store = store if isinstance(store, Store) else Store(store)
         super().__init__(self.store.d_in, seed)
+        self.d_out = self.store.d_out
         if block_rows < 1 or window_rows < block_rows:
             raise ValueError(f"need 1 <= block_rows <= window_rows, got {block_rows} and {window_rows}")
         counts = torch.tensor([shard.rows for shard in self.store.manifest.shards])

@@ -54,7 +54,7 @@ class TextChunk:
     model: LanguageModel
     tokens: TokenRows
     activations: Tensor
-    """[R, T, D], at all positions."""
+    """What is to be reconstructed at all positions, [R, T, D]."""
     keep: Tensor
     """[R, T] bool: the positions of the chunk's rows, in reading order."""
     group: Tensor
@@ -62,7 +62,7 @@ class TextChunk:
     logits: Tensor
     """[R, T, V] of the unchanged model."""
     mean: Tensor
-    """[D], mean of the first rows of the evaluation."""
+    """[D], mean of the first rows to be reconstructed of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class View:
 
     sae: SAE
     x: Tensor
-    """Rows [B, D], float32, in the data's own units."""
+    """Rows that are to be reconstructed [B, D], float32, in the data's own units: those that were read or, of a
+    transcoder, their targets."""
     x_hat: Tensor
     """Their reconstructions [B, D]."""
     codes: Codes

@@ -1,7 +1,8 @@
 """What the language model loses when its activations are replaced.
 
-At the positions that rows are kept of, the site's value is replaced by its reconstruction, by the mean row, or by zero;
-other positions (BOS, padding, outliers) stay as they are. Cross entropies are in nats per token, over the predictions
+At the positions that rows are kept of, the site's value (of a transcoder: the target site's; of several sites: each of
+them) is replaced by its reconstruction, by the mean row, or by zero; other positions (BOS, padding, outliers) stay as
+they are. Cross entropies are in nats per token, over the predictions
 made at those positions.
 
     ce_delta          ce_sae - ce_clean

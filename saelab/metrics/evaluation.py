@@ -1,6 +1,6 @@
 """The data a sweep runs over: text through a language model, or a store of activations."""
 
-# Shape letters: R packed rows of tokens, T tokens of each, B rows of a chunk, D width.
+# Shape letters: R packed rows of tokens, T tokens of each, B rows of a chunk, D width, D_out of a target.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saelab.data.store import Store
 from saelab.metrics.base import GROUPS, TextChunk
-from saelab.models.harvest import keep_rows, norm_limit
+from saelab.models.harvest import averaged, keep_rows, norm_limit
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
 
@@ -32,6 +32,14 @@ class Chunk:
     group: Tensor
     """[B] int64."""
     text: TextChunk | None
+    target: Tensor | None = None
+    """Rows to reconstruct [B, D_out], float32, where they are not those read."""
+
+
+def _chunk(rows: Tensor, d_in: int, group: Tensor, text: TextChunk | None) -> Chunk:
+    """A chunk of rows [B, D] behind which targets may stand, [B, D + D_out]."""
+    rows = rows.float()
+    return Chunk(rows[:, :d_in], group, text, rows[:, d_in:] if rows.shape[1] > d_in else None)
 
 
 class Groups:
@@ -63,8 +71,12 @@ class Evaluation(ABC):
     """Chunks of rows, the same every time it is gone through."""
 
     d_in: int
+    d_out: int | None = None
+    """Width of the rows to reconstruct, where they are not those read."""
     tokens: int
     """About how many rows there are."""
+    why_no_model: str | None = "needs a model, and this data is activations only"
+    """Why metrics that run the model cannot be had; None where they can."""
 
     @abstractmethod
     def chunks(self, need_logits: bool) -> Iterator[Chunk]:
@@ -75,7 +87,7 @@ class TextEvaluation(Evaluation):
     """Text run through a subject's model.
 
     Args:
-        subject: model, site and text.
+        subject: model, site and text; what is averages over documents has no place in the model to put it back.
         tokens: rows to measure on, rounded up to whole chunks.
         split: which part of the text; by default the documents that a harvest leaves out.
         model: the subject's model, if it is already loaded.
@@ -86,7 +98,9 @@ class TextEvaluation(Evaluation):
             raise ValueError(f"tokens must be at least 1, got {tokens}")
         self.subject, self.tokens, self.split = subject, tokens, split
         self.model = model or subject.language_model()
-        self.d_in = self.model.d_in
+        self.d_in, self.d_out = self.model.d_in, self.model.d_out
+        averages = "needs rows that can be put back into the model, and these are averages over documents"
+        self.why_no_model = averages if subject.average else None
         tokens_at_once = CHUNK_TOKENS
         if self.model.device.type == "cpu":
             tokens_at_once = min(tokens_at_once, LOGITS_BYTES // (4 * len(self.model.tokenizer)))
@@ -94,13 +108,13 @@ class TextEvaluation(Evaluation):
         self._limit, self._mean = self._survey()
 
     def _survey(self) -> tuple[float, Tensor]:
-        """The outlier limit and the mean, from the beginning of the text."""
-        limit, total, count = float("inf"), torch.zeros(self.d_in, dtype=torch.float64), 0
+        """The outlier limit and the mean of the rows to reconstruct, from the beginning of the text."""
+        limit, total, count = float("inf"), torch.zeros(self.d_out or self.d_in, dtype=torch.float64), 0
         for block in self.subject.token_rows(self.model, self.split, self._at_once):
             activations = self.model.activations(block.ids)
             if not count:
-                limit = norm_limit(activations, block)
-            rows = keep_rows(activations, block, limit).rows
+                limit = norm_limit(activations[..., : self.d_in], block)
+            rows = self.model.written(keep_rows(activations, block, limit, self.d_in).rows)
             total, count = total + rows.double().sum(0), count + len(rows)
             if count >= min(MEAN_TOKENS, self.tokens):
                 break
@@ -113,12 +127,15 @@ class TextEvaluation(Evaluation):
                 logits, activations = self.model.run(block.ids)
             else:
                 logits, activations = None, self.model.activations(block.ids)
-            kept = keep_rows(activations, block, self._limit)
+            kept = keep_rows(activations, block, self._limit, self.d_in)
             groups.meet(block.names)
             group, text = groups.of(block.document), None
             if logits is not None:
-                text = TextChunk(self.model, block, activations, kept.keep, group, logits, self._mean)
-            yield Chunk(kept.rows.float(), group[kept.keep], text)
+                written = self.model.written(activations)
+                text = TextChunk(self.model, block, written, kept.keep, group, logits, self._mean)
+            if self.subject.average:
+                kept = averaged(kept)
+            yield _chunk(kept.rows, self.d_in, groups.of(kept.columns["document"]), text)
             seen += len(kept.rows)
             if seen >= self.tokens:
                 return
@@ -134,7 +151,7 @@ class StoreEvaluation(Evaluation):
 
     def __init__(self, store: Store | str | Path, tokens: int | None = None):
         self.store = store if isinstance(store, Store) else Store(store)
-        self.d_in = self.store.d_in
+        self.d_in, self.d_out = self.store.d_in, self.store.d_out
         if tokens is not None and tokens < 1:
             raise ValueError(f"tokens must be at least 1, got {tokens}")
         self.tokens = min(len(self.store), len(self.store) if tokens is None else tokens)
@@ -147,7 +164,7 @@ class StoreEvaluation(Evaluation):
             for x, group in zip(
                 self.store.rows(number).split(CHUNK_TOKENS), documents.split(CHUNK_TOKENS), strict=True
             ):
-                yield Chunk(x[:left].float(), group[:left], None)
+                yield _chunk(x[:left], self.d_in, group[:left], None)
                 left -= len(x)
                 if left <= 0:
                     return

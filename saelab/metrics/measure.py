@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saelab.core.progress import progress
 from saelab.metrics.base import Metric, Score, View
-from saelab.metrics.evaluation import Chunk, Evaluation, TextEvaluation
+from saelab.metrics.evaluation import Chunk, Evaluation
 from saelab.sae.sae import SAE
 
 
@@ -31,7 +31,7 @@ def measure(
     """Measure SAEs of one site.
 
     Args:
-        saes: by name; all as wide as the evaluation's rows.
+        saes: by name; all as wide as the evaluation's rows, transcoders where it has targets.
         evaluation: the data.
         metrics: class names; by default every metric there is.
         show: whether to show progress.
@@ -40,16 +40,14 @@ def measure(
         ValueError: for an SAE of another width, an unknown metric, or reconstructions that are not finite.
     """
     for name, sae in saes.items():
-        if sae.d_in != evaluation.d_in:
-            raise ValueError(f"{name} reads rows {sae.d_in} wide, the data's are {evaluation.d_in}")
+        _check_widths(name, sae, evaluation)
     chosen = [Metric.named(name) for name in metrics] if metrics is not None else list(Metric.variants().values())
-    has_model = isinstance(evaluation, TextEvaluation)
     results = {name: Measured() for name in saes}
     running: dict[str, list[Metric]] = {name: [] for name in saes}
     for kind in chosen:
         for name in saes:
-            if kind.needs_model and not has_model:
-                results[name].skipped[kind.__name__] = "needs a model, and this data is activations only"
+            if kind.needs_model and evaluation.why_no_model:
+                results[name].skipped[kind.__name__] = evaluation.why_no_model
             else:
                 running[name].append(kind())
     need_logits = any(metric.needs_model for metrics in running.values() for metric in metrics)
@@ -71,10 +69,20 @@ def measure(
     return results
 
 
+def _check_widths(name: str, sae: SAE, evaluation: Evaluation) -> None:
+    if sae.d_in != evaluation.d_in:
+        raise ValueError(f"{name} reads rows {sae.d_in} wide, the data's are {evaluation.d_in}")
+    if sae.d_out != evaluation.d_out:
+        wanted = f"a target {sae.d_out} wide" if sae.d_out else "what it reads"
+        found = f"a target {evaluation.d_out} wide" if evaluation.d_out else "none"
+        raise ValueError(f"{name} reconstructs {wanted}, the data has {found}; measure it on data of its own site")
+
+
 def _view(name: str, sae: SAE, chunk: Chunk) -> View:
-    x = chunk.x.to(sae.scale.mean.device)
+    device = sae.scale.mean.device
+    x = chunk.x.to(device)
     codes = sae.encode(x)
-    x_hat = sae.decode(codes)
+    x_hat = sae.decode(codes, x)
     if not torch.isfinite(x_hat).all():
         raise ValueError(f"{name} reconstructs NaN or infinity; its weights or the activations are not finite")
-    return View(sae, x, x_hat, codes, chunk.group, chunk.text)
+    return View(sae, x if chunk.target is None else chunk.target.to(device), x_hat, codes, chunk.group, chunk.text)

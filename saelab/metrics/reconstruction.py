@@ -9,7 +9,7 @@
     l2_ratio     mean over rows of ||x_hat|| / ||x||
     relative_bias  sum ||x_hat||^2 / sum x . x_hat: 1 is unbiased, below 1 is shrinkage
 
-Explained variance is 1 - fvu.
+Explained variance is 1 - fvu. Of a transcoder, x is the target.
 """
 
 import torch
@@ -50,7 +50,7 @@ class Reconstruction(Metric):
             self.chunks.append((error.sum() / (x - x.mean(0)).square().sum()).item())
 
     def scores(self, sae: SAE) -> dict[str, Score]:
-        totals, width = self.totals, sae.d_in
+        totals, width = self.totals, sae.d_out or sae.d_in
         mean = totals.total("centred") / totals.n
         rows = totals.by_group("rows")
         spread = totals.by_group("square") - 2 * totals.by_group("centred") @ mean + rows * mean.square().sum()

@@ -1,15 +1,16 @@
 """Activations of a language model as rows: into a store on disk, or straight to the trainer.
 
 Left out and counted, because they ruin squared errors and no one asks about them: BOS and document-joining tokens,
-padding, and rows whose norm is more than ten times the median norm of the first block (attention sinks).
+padding, and rows whose norm is more than ten times the median norm of the first block (attention sinks). The norm is
+that of what is read; a target's activations, which stand behind it, do not count.
 """
 
-# Shape letters: R packed rows of tokens, T tokens of each, D width, n kept rows.
+# Shape letters: R packed rows of tokens, T tokens of each, D width of what is read and, where there is a target, of it
+# too, n kept rows.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ TOKENS_AT_ONCE = 4096
 """Tokens the model reads in one pass."""
 
 
+READ_AT_ONCE = 64
+"""Packed rows of text that are put together at once, before anyone asks for them."""
+
+
 def blocks_of(subject: Subject) -> int:
     """Packed rows the model reads in one pass."""
     return max(1, TOKENS_AT_ONCE // subject.seq_len)
@@ -42,7 +47,7 @@ class Kept:
     rows: Tensor
     """[n, D], on the CPU."""
     columns: dict[str, Tensor]
-    """token, document and position of each row, [n] int32."""
+    """token, document and position of each row, [n] int32; see `averaged` for rows that are averages."""
     keep: Tensor
     """[R, T] bool: which positions the rows stand at, in reading order."""
     dropped: dict[str, int]
@@ -52,15 +57,27 @@ class Kept:
 
 
 def norm_limit(activations: Tensor, tokens: TokenRows) -> float:
-    """The norm above which a row counts as an outlier, from a first block of activations [R, T, D]."""
+    """The norm above which a row counts as an outlier, from what is read in a first block, [R, T, D]."""
     norms = activations[tokens.keep.to(activations.device)].float().norm(dim=1)
     norms = norms[torch.isfinite(norms)]
     return OUTLIER * norms.median().item() if len(norms) else float("inf")
 
 
-def keep_rows(activations: Tensor, tokens: TokenRows, limit: float) -> Kept:
-    """Split activations [R, T, D] of a block of text into the rows kept and counts of the others."""
-    norms = activations.float().norm(dim=2).cpu()
+def limit_of(model: LanguageModel, block: TokenRows) -> float:
+    """The same, from the block's tokens."""
+    return norm_limit(model.activations(block.ids)[..., : model.d_in], block)
+
+
+def keep_rows(activations: Tensor, tokens: TokenRows, limit: float, d_in: int | None = None) -> Kept:
+    """Split activations [R, T, D] of a block of text into the rows kept and counts of the others.
+
+    Args:
+        activations: at all positions.
+        tokens: the block.
+        limit: the norm above which a row is left out.
+        d_in: how many of the columns were read, and so make the norm; by default all.
+    """
+    norms = activations[..., :d_in].float().norm(dim=2).cpu()
     # A row that is not finite has no norm to compare: it stays and is refused by whoever takes it.
     outliers = tokens.keep & (norms > limit) & torch.isfinite(norms)
     keep = tokens.keep & ~outliers
@@ -79,6 +96,28 @@ def keep_rows(activations: Tensor, tokens: TokenRows, limit: float) -> Kept:
     )
 
 
+def averaged(kept: Kept) -> Kept:
+    """One row for each packed row of tokens: the mean of the rows kept of it, in their precision.
+
+    Its document is that of the packed row, its position that of the first token kept, its token -1. A packed row of
+    which nothing is kept gives none.
+    """
+    counts = kept.keep.sum(1)
+    counts = counts[counts > 0]
+    of = torch.arange(len(counts)).repeat_interleave(counts)
+    sums = torch.zeros(len(counts), kept.rows.shape[1], dtype=torch.float64).index_add_(0, of, kept.rows.double())
+    first = counts.cumsum(0) - counts
+    columns = {key: value[first] for key, value in kept.columns.items()}
+    columns["token"] = torch.full_like(columns["token"], -1)
+    return replace(kept, rows=(sums / counts[:, None]).to(kept.rows.dtype), columns=columns)
+
+
+def read_rows(subject: Subject, model: LanguageModel, block: TokenRows, limit: float) -> Kept:
+    """What is kept of a block of a subject's text; means of it if the subject asks for them."""
+    kept = keep_rows(model.activations(block.ids), block, limit, model.d_in)
+    return averaged(kept) if subject.average else kept
+
+
 def harvest(
     subject: Subject,
     out: str | Path,
@@ -91,7 +130,7 @@ def harvest(
     """Write a subject's activations into a store; an interrupted harvest goes on where it stopped.
 
     Args:
-        subject: model, site and text.
+        subject: model, site and text; with a target, the store holds that behind each row.
         out: the store's folder: new, or an unfinished store of the same subject.
         tokens: rows to keep, at least; a store that has fewer, finished or not, is gone on with.
         split: `train`, `held-out` (about 5 % of the documents, by a hash of their content) or `all`.
@@ -106,20 +145,19 @@ def harvest(
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}")
     model = model or subject.language_model()
-    writer = StoreWriter(out, model.d_in, dtype, subject.origin(model, split))
+    writer = StoreWriter(out, model.d_in, dtype, subject.origin(model, split), model.d_out)
     if writer.manifest.rows >= tokens or writer.manifest.notes.get("text_ended"):
         writer.finish()
         return Store(out)
-    shard_rows = max(1, SHARD_BYTES // (model.d_in * 4))
+    shard_rows = max(1, SHARD_BYTES // (writer.manifest.width * 4))
     done = sum(shard.token_rows for shard in writer.manifest.shards)
     pending: list[Kept] = []
     token_rows = 0
     with _told_apart(writer), progress("harvest", tokens, "tokens", done=writer.manifest.rows, show=show) as bar:
         for block in subject.token_rows(model, split, blocks_of(subject), start=done):
-            activations = model.activations(block.ids)
             if "norm_limit" not in writer.manifest.notes:
-                writer.manifest.notes["norm_limit"] = norm_limit(activations, block)
-            pending.append(keep_rows(activations, block, writer.manifest.notes["norm_limit"]))
+                writer.manifest.notes["norm_limit"] = limit_of(model, block)
+            pending.append(read_rows(subject, model, block, writer.manifest.notes["norm_limit"]))
             token_rows += len(block.ids)
             bar.advance(len(pending[-1].rows))
             held = sum(len(kept.rows) for kept in pending)
@@ -155,6 +193,56 @@ def _append(writer: StoreWriter, pending: list[Kept], token_rows: int) -> None:
     writer.append(rows, token_rows, dropped, names, **columns)
 
 
+class TextStream:
+    """A subject's text as packed rows of tokens, over and over, and the norm above which a row of it is an outlier.
+
+    Args:
+        subject: model, site and text.
+        model: the subject's model.
+        split: which part of the text.
+    """
+
+    def __init__(self, subject: Subject, model: LanguageModel, split: str):
+        self.subject, self.model, self.split = subject, model, split
+        self._text: Iterator[TokenRows] = iter(())
+        self._rest: TokenRows | None = None  # what was read and not yet asked for
+        self._next = -1
+        self._limit: float | None = None
+
+    def rows(self, start: int, count: int) -> TokenRows:
+        """`count` packed rows from number `start` on; cheap where the last call ended, else the text is read again."""
+        if start != self._next:
+            self._text, self._rest = self._endless(start), None
+        self._next = start + count
+        parts: list[TokenRows] = []
+        while count:
+            block = next(self._text) if self._rest is None else self._rest
+            parts.append(picked(block, slice(0, count)))
+            self._rest = picked(block, slice(count, None)) if len(block) > count else None
+            count -= len(parts[-1])
+        return join(parts)
+
+    def limit(self) -> float:
+        """The norm above which a row counts as an outlier."""
+        if self._limit is None:
+            # From the first block of the text, wherever a source stands: a restored one draws the same line.
+            first = next(self.subject.token_rows(self.model, self.split, blocks_of(self.subject)))
+            self._limit = limit_of(self.model, first)
+        return self._limit
+
+    def _endless(self, start: int) -> Iterator[TokenRows]:
+        """Blocks of packed rows from row `start` on, over and over."""
+        while True:
+            passed = False
+            for block in self.subject.token_rows(self.model, self.split, READ_AT_ONCE, start=start):
+                passed = True
+                yield block
+            start = 0 if passed else start % self._length()
+
+    def _length(self) -> int:
+        return sum(len(block.ids) for block in self.subject.token_rows(self.model, self.split, 1024))
+
+
 class LiveSource(WindowSource):
     """Activations computed while training, never written to disk.
 
@@ -174,54 +262,39 @@ class LiveSource(WindowSource):
         self.subject, self.split = subject, split
         self.model = model or subject.language_model()
         super().__init__(self.model.d_in, subject.seed)
+        self.d_out = self.model.d_out
         self._rows_a_window = max(1, window_rows // subject.seq_len)
-        self._text: Iterator[TokenRows] = iter(())
-        self._next = -1
-        self._latest = torch.empty(0)
-        self._limit: float | None = None
+        self._stream = TextStream(subject, self.model, split)
+        self._latest = (-1, torch.empty(0))
 
     def identity(self) -> dict[str, Any]:
         rows = {"split": self.split, "token_rows_a_window": self._rows_a_window}
-        where = {key: value for key, value in asdict(self.subject).items() if key != "device"}
-        return super().identity() | where | rows
+        return super().identity() | identity_of(self.subject) | rows
 
     def window(self, number: int) -> Tensor:
-        if number == self._next - 1:  # drawn for the sample that training starts from, and now to train on
-            return self._latest
-        if number != self._next:
-            self._text = self._endless(number * self._rows_a_window)
-        self._next = number + 1
-        at_once = blocks_of(self.subject)
+        if number == self._latest[0]:  # drawn for the sample that training starts from, and now to train on
+            return self._latest[1]
+        at_once, start = blocks_of(self.subject), number * self._rows_a_window
         parts = []
-        for start in range(0, self._rows_a_window, at_once):
-            block = join(list(islice(self._text, min(at_once, self._rows_a_window - start))))
-            parts.append(keep_rows(self.model.activations(block.ids), block, self._norm_limit()).rows)
+        for done in range(0, self._rows_a_window, at_once):
+            block = self._stream.rows(start + done, min(at_once, self._rows_a_window - done))
+            parts.append(read_rows(self.subject, self.model, block, self._stream.limit()).rows)
         rows = torch.cat(parts)
-        if not torch.isfinite(rows).all():
-            raise ValueError(
-                f"{self.subject.model} gives NaN or infinity at {self.subject.site}; try --live.precision float32"
-            )
-        self._latest = rows
+        check_finite(rows, self.subject)
+        self._latest = number, rows
         return rows
 
-    def _norm_limit(self) -> float:
-        if self._limit is None:
-            # From the first block of the text, wherever this source stands: a restored one draws the same line.
-            first = next(self.subject.token_rows(self.model, self.split, blocks_of(self.subject)))
-            self._limit = norm_limit(self.model.activations(first.ids), first)
-        return self._limit
 
-    def _endless(self, start: int) -> Iterator[TokenRows]:
-        """Packed rows one by one from row `start` on, over and over."""
-        while True:
-            passed = 0
-            for row in self.subject.token_rows(self.model, self.split, 1, start=start):
-                passed += 1
-                yield row
-            start = 0 if passed else start % self._length()
+def identity_of(subject: Subject) -> dict[str, Any]:
+    """What of a subject the rows of a source depend on."""
+    return {key: value for key, value in asdict(subject).items() if key != "device"}
 
-    def _length(self) -> int:
-        return sum(len(block.ids) for block in self.subject.token_rows(self.model, self.split, 1024))
+
+def check_finite(rows: Tensor, subject: Subject) -> None:
+    """ValueError that names model and site if an activation is not finite."""
+    if not torch.isfinite(rows).all():
+        sites = f"{subject.site} or {subject.target}" if subject.target else subject.site
+        raise ValueError(f"{subject.model} gives NaN or infinity at {sites}; try --live.precision float32")
 
 
 def join(blocks: list[TokenRows]) -> TokenRows:
@@ -233,3 +306,8 @@ def join(blocks: list[TokenRows]) -> TokenRows:
         keep=torch.cat([block.keep for block in blocks]),
         names=[name for block in blocks for name in block.names],
     )
+
+
+def picked(tokens: TokenRows, which: slice | Tensor) -> TokenRows:
+    """Some packed rows of a block, without the names of their documents."""
+    return TokenRows(tokens.ids[which], tokens.document[which], tokens.position[which], tokens.keep[which], [])

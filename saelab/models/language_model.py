@@ -1,111 +1,152 @@
-"""A causal language model with one site: read the activations there, or run it with others in their place.
+"""A causal language model with sites: read the activations there, or run it with others in their place.
 
-A site is a module's path and a side: `model.layers.3` or `model.layers.3:out` is what the module gives (the first
-element if it gives several), `model.layers.3:in` what it is given. Generating text and training are left out.
+A site is a module's path and a side, see `saelab.models.sites`. There are sites to read, and there may be target sites,
+whose activations are to be reconstructed from those read (a transcoder's: an MLP's input and its output, say). What is
+read at several sites stands side by side in one row; what is read at target sites stands behind it. Replaced are the
+target sites where there are any. Generating text and training are left out.
 """
 
-# Shape letters: R rows of tokens, T tokens a row, D width at the site, V vocabulary.
+# Shape letters: R rows of tokens, T tokens a row, D width of all sites together, V vocabulary; "in" and "out" of the
+# sites that are read and of the target sites.
 
-import difflib
 import hashlib
 import importlib.resources
-import inspect
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelab.core.components import near_miss
 from saelab.core.mesh import device_named
+from saelab.models.sites import Site, sites_of
 
 BUNDLED = "pycode-7m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-SIDES = ("in", "out")
 # Of a config: what changes with the library, the place or the way of loading, but not with the model.
 VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 SAMPLED = 64  # values of each parameter in the fingerprint
 
 
 class LanguageModel:
-    """A causal language model in evaluation mode, without gradients.
+    """A causal language model in evaluation mode; its weights take no gradient.
 
     Args:
         name: a folder, a name on the hub, or `pycode-7m`, the model that comes with saelab.
-        site: where to read and replace activations, `module.path`, `module.path:in` or `module.path:out`.
+        site: where to read activations, `module.path`, `module.path:in` or `module.path:out`; several joined by commas.
         device: e.g. `cpu`, `cuda:1`.
         dtype: of its weights and activations: float32, bfloat16, float16 or float64.
+        target: site or sites whose activations are to be reconstructed, where those are not the ones that are read.
 
     Attributes:
         model: the transformers model.
         tokenizer: its tokenizer.
-        d_in: width D of the activations at the site.
+        d_in: width D_in of the activations that are read, of all sites together.
+        d_out: width D_out of the activations to reconstruct; None where there is no target.
         n_layers: number of its blocks, None if its config does not say.
         context: the longest row it takes, None if its config does not say.
         fingerprint: hex digest of its config and of a sample of every parameter; the same wherever it was loaded
             from, another for other weights.
 
     Raises:
-        ValueError: for a model that cannot be loaded, or a site it has not or whose value is no [R, T, D] tensor.
+        ValueError: for a model that cannot be loaded, a site it has not, that is named twice or whose value is no
+            [R, T, D] tensor, or a target that is the site itself.
     """
 
-    def __init__(self, name: str, site: str, device: str = "cpu", dtype: str = "float32"):
+    def __init__(self, name: str, site: str, device: str = "cpu", dtype: str = "float32", target: str | None = None):
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype '{dtype}'{near_miss(dtype, DTYPES)}")
-        self.name, self.site = name, site
+        self.name, self.site, self.target = name, site, target or None
         self.device, self.dtype = device_named(device), DTYPES[dtype]
-        path, self._side = _parsed(site)
         # A hook sees every pass of the model, also one that another thread runs (a live source's, say).
         self._one_pass = threading.Lock()
         self.model, self.tokenizer = _loaded(name, self.dtype)
         self.model.to(self.device).eval().requires_grad_(False)
-        self._module = _module(self.model, name, path)
+        read = sites_of(self.model, name, site)
+        targets = sites_of(self.model, name, target) if target else []
+        if [(one.path, one.side) for one in read] == [(one.path, one.side) for one in targets]:
+            raise ValueError(f"the target '{target}' is the site itself; leave it out, or name another")
+        self._sites, self._written = [*read, *targets], targets or read
         config = self.model.config.get_text_config()
         self.n_layers: int | None = getattr(config, "num_hidden_layers", None)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
-        self.d_in = self._probe()
+        widths = self._probe()
+        self._written_widths = widths[-len(self._written) :]
+        self.d_in = sum(widths[: len(read)])
+        self.d_out = sum(self._written_widths) if targets else None
         self.fingerprint = _fingerprint(self.model)
+
+    @property
+    def written_sites(self) -> int:
+        """How many sites `run_with` replaces: the target's, or those that are read where there is no target."""
+        return len(self._written)
+
+    def written(self, activations: Tensor) -> Tensor:
+        """The part of activations [..., D] that `run_with` replaces: the target's, or all where there is no target."""
+        return activations if self.d_out is None else activations[..., self.d_in :]
 
     @torch.no_grad()
     def activations(self, ids: Tensor) -> Tensor:
-        """Activations [R, T, D] at the site for token ids [R, T]; layers above the site are not run."""
+        """Activations [R, T, D_in] or, with a target, [R, T, D_in + D_out] for token ids [R, T].
 
-        def stop(value: Tensor) -> None:
-            raise _Reached(value)
+        Layers above the last of the sites are not run.
+        """
+        seen: dict[int, Tensor] = {}
+
+        def note(number: int, value: Tensor) -> None:
+            if len(seen) == len(self._sites) - 1:
+                seen[number] = value
+                raise _Reached
+            seen[number] = value.clone()  # a copy: see `run`
 
         ids = self._checked(ids)
         try:
-            with self._at_site(ids, stop):
+            with self._at(self._sites, ids, note):
                 self._logits(ids)
-        except _Reached as reached:
-            return reached.value
+        except _Reached:
+            return self._side_by_side(seen)
         raise AssertionError(f"{self.site} was run in the probe, but not now")
 
     @torch.no_grad()
     def run(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [R, T, V] and activations [R, T, D] for token ids [R, T], in one full pass."""
-        seen: list[Tensor] = []
-        ids = self._checked(ids)
-        # A copy, because some models go on to add to their residual stream in place.
-        with self._at_site(ids, lambda value: seen.append(value.clone())):
-            logits = self._logits(ids)
-        assert len(seen) == 1, f"{self.site} was run {len(seen)} times"
-        return logits, seen[0]
+        """Logits [R, T, V] and activations [R, T, D], as above, for token ids [R, T], in one full pass."""
+        seen: dict[int, Tensor] = {}
 
-    @torch.no_grad()
-    def run_with(self, ids: Tensor, activations: Tensor) -> Tensor:
-        """Logits [R, T, V] for token ids [R, T] with `activations` [R, T, D] in place of those at the site."""
+        def note(number: int, value: Tensor) -> None:
+            assert number not in seen, f"{self._sites[number].name} was run twice"
+            # A copy, because some models go on to add to their residual stream in place.
+            seen[number] = value.clone()
+
         ids = self._checked(ids)
-        expected = [*ids.shape, self.d_in]
+        with self._at(self._sites, ids, note):
+            logits = self._logits(ids)
+        assert len(seen) == len(self._sites), f"{len(seen)} of {len(self._sites)} sites were run"
+        return logits, self._side_by_side(seen)
+
+    def run_with(self, ids: Tensor, activations: Tensor, gradient: bool = False) -> Tensor:
+        """Logits [R, T, V] for token ids [R, T] with other activations in place of the model's own.
+
+        Args:
+            ids: token ids.
+            activations: [R, T, D_out] for the target sites or, where there is no target, [R, T, D_in] for those that
+                are read. Every site takes its own, whatever was put in place below it.
+            gradient: whether the logits can be differentiated with respect to the activations.
+        """
+        ids = self._checked(ids)
+        expected = [*ids.shape, sum(self._written_widths)]
         if list(activations.shape) != expected:
             raise ValueError(f"expected activations of shape {expected}, got {list(activations.shape)}")
-        replacement = activations.to(device=self.device, dtype=self.dtype, copy=True)
-        with self._at_site(ids, lambda value: replacement.to(value.dtype)):
-            return self._logits(ids)
+        with torch.set_grad_enabled(gradient):
+            parts = activations.split(self._written_widths, dim=2)
+            # Copies, because some models go on to add to their residual stream in place.
+            replacements = [part.to(device=self.device, dtype=self.dtype, copy=True) for part in parts]
+            with self._at(self._written, ids, lambda number, value: replacements[number].to(value.dtype)):
+                return self._logits(ids)
 
     def _logits(self, ids: Tensor) -> Tensor:
         logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
@@ -122,66 +163,31 @@ class LanguageModel:
         return ids.to(self.device, torch.int64)
 
     @contextmanager
-    def _at_site(self, ids: Tensor, see: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-        """While inside, call `see` with the site's value; a tensor it gives takes the value's place."""
+    def _at(self, sites: Sequence[Site], ids: Tensor, see: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+        """While inside, call `see` with number and value of each site; a tensor it gives takes the value's place."""
+        with self._one_pass, ExitStack() as hooks:
+            for number, site in enumerate(sites):
+                hooks.callback(site.hook(ids.shape, partial(see, number)).remove)
+            yield
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            # Some callers name even the first input.
-            key = None if args else next(iter(inspect.signature(module.forward).parameters), None)
-            new = see(self._value(args[0] if args else kwargs.get(key or ""), ids))
-            if new is None:
-                return None
-            return ((new, *args[1:]), kwargs) if args else (args, kwargs | {key: new})
-
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            many = isinstance(output, tuple)
-            new = see(self._value(output[0] if many else output, ids))
-            return (new, *output[1:]) if many and new is not None else new
-
-        with self._one_pass:
-            if self._side == "in":
-                handle = self._module.register_forward_pre_hook(before, with_kwargs=True)
-            else:
-                handle = self._module.register_forward_hook(after)
-            try:
-                yield
-            finally:
-                handle.remove()
-
-    def _value(self, value: Any, ids: Tensor) -> Tensor:
-        found = f"a {type(value).__name__}"
-        if isinstance(value, Tensor):
-            if value.ndim == 3 and value.shape[:2] == ids.shape and value.is_floating_point():
-                return value
-            found = f"{value.dtype} of shape {list(value.shape)}"
-        raise ValueError(
-            f"the site '{self.site}' of {self.name} holds {found} for token ids of shape {list(ids.shape)}, "
-            f"expected floats [R, T, D]: choose another module or side ({' or '.join(SIDES)})"
-        )
+    def _side_by_side(self, seen: dict[int, Tensor]) -> Tensor:
+        parts = [seen[number] for number in range(len(self._sites))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     @torch.no_grad()
-    def _probe(self) -> int:
-        """Width D at the site, from a full pass over two rows of two tokens."""
-        widths: list[int] = []
+    def _probe(self) -> list[int]:
+        """Width at every site, from a full pass over two rows of two tokens."""
+        widths: list[list[int]] = [[] for _ in self._sites]
         ids = torch.zeros(2, 2, dtype=torch.int64, device=self.device)
-        with self._at_site(ids, lambda value: widths.append(value.shape[-1])):
+        with self._at(self._sites, ids, lambda number, value: widths[number].append(value.shape[-1])):
             self._logits(ids)
-        if len(widths) == 1:
-            return widths[0]
-        if widths:
-            raise ValueError(f"'{self.site}' of {self.name} is run {len(widths)} times in a pass: choose another site")
-        path = self.site.partition(":")[0]
-        inside = [f"{path}.{child}" for child, _ in self._module.named_children()][:3]
-        hint = f"; choose a module inside it, such as {', '.join(inside)}" if inside else "; choose another site"
-        raise ValueError(f"the module of the site '{self.site}' of {self.name} is never run itself{hint}")
+        for site, found in zip(self._sites, widths, strict=True):
+            site.check_runs(len(found))
+        return [found[0] for found in widths]
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the site."""
-
-    def __init__(self, value: Tensor):
-        super().__init__()
-        self.value = value
+    """Ends a forward pass at the last of the sites."""
 
 
 def bundled_folder() -> Path:
@@ -190,22 +196,6 @@ def bundled_folder() -> Path:
     if not (folder / "config.json").exists():
         raise ValueError(f"the bundled model {BUNDLED} is missing from {folder}: install saelab again")
     return folder
-
-
-def _parsed(site: str) -> tuple[str, str]:
-    """Module path and side of a site."""
-    path, colon, side = site.partition(":")
-    if colon and side not in SIDES:
-        raise ValueError(f"the side '{side}' of the site '{site}' is neither {' nor '.join(SIDES)}")
-    return path, side or "out"
-
-
-def _module(model: nn.Module, name: str, path: str) -> nn.Module:
-    modules: dict[str, nn.Module] = {key: module for key, module in model.named_modules() if key}
-    if path not in modules:
-        close = difflib.get_close_matches(path, modules, n=4, cutoff=0.0)
-        raise ValueError(f"{name} has no module '{path}'; closest: {', '.join(close)}")
-    return modules[path]
 
 
 # ---- loading ----

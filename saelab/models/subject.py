@@ -1,8 +1,8 @@
-"""What is looked at: a language model, one site in it, and text to run it on."""
+"""What is looked at: a language model, sites in it, and text to run it on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from saelab.core.mesh import device_named
 from saelab.models.language_model import LanguageModel
@@ -12,12 +12,17 @@ from saelab.models.tokens import TokenRows, pack
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, a site and text.
+    """A model, a site or several, and text.
+
+    With `average` rows are means over a document's tokens, the "turn-averaged" rows of arXiv 2606.28548 if every
+    document is a conversational turn, such as a line of a .jsonl. Each document is then read by itself, so that its
+    tokens see no other's, and one of more than seq_len tokens gives several rows, each the mean over a part of it that
+    the model read at once.
 
     Args:
         model: folder or hub name of a transformers causal language model; `pycode-7m` is bundled.
         site: module path in the model, e.g. `model.layers.3` or `transformer.h.8`; `:in` after it means the module's
-            input instead of its output.
+            input instead of its output. Several are joined by commas: a row then is their activations side by side.
         text: `stdlib` (the Python standard library of this machine), a .txt, .jsonl, .jsonl.gz or .parquet file, a
             folder or glob of them, or `hf:NAME[:CONFIG][@SPLIT]` for a data set of the hub, streamed.
         field: which field of a .jsonl, .parquet or hub row holds the text.
@@ -27,6 +32,10 @@ class Subject:
         seed: of the order in which documents are read.
         device: where the model runs; `auto` is the GPU if there is one.
         precision: of the model's weights: float32, bfloat16 or float16.
+        target: site or sites whose activations are to be reconstructed from those at `site`, for a transcoder; by
+            default the activations at `site` themselves are.
+        average: `document` makes a row the mean over the tokens of a document, or of a piece if it is cut into pieces,
+            or of each seq_len of its tokens if it is longer; by default every token is a row.
     """
 
     model: str = "pycode-7m"
@@ -38,21 +47,26 @@ class Subject:
     seed: int = 0
     device: str = "auto"
     precision: str = "float32"
+    target: str | None = None
+    average: Literal["document"] | None = None
 
     def __post_init__(self) -> None:
+        if self.average not in (None, "document"):
+            raise ValueError(f"average must be 'document' or left out, got {self.average!r}")
         if self.seq_len < 2:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
 
     def language_model(self, rank: int = 0) -> LanguageModel:
         """Load the model; of several processes, each names its rank to get a GPU of its own."""
-        return LanguageModel(self.model, self.site, device=str(device_named(self.device, rank)), dtype=self.precision)
+        device = str(device_named(self.device, rank))
+        return LanguageModel(self.model, self.site, device, self.precision, self.target)
 
     def token_rows(self, model: LanguageModel, split: str, rows: int, start: int = 0) -> Iterator[TokenRows]:
         """The text as packed rows of tokens, `rows` at a time, without the first `start`."""
         documents = read_text(self.text, split=split, field=self.field, seed=self.seed)
         if self.piece is not None:
             documents = in_pieces(documents, self.piece, self.seed)
-        return pack(documents, model.tokenizer, self.seq_len, rows, start)
+        return pack(documents, model.tokenizer, self.seq_len, rows, start, apart=self.average is not None)
 
     def origin(self, model: LanguageModel, split: str) -> dict[str, Any]:
         """What activations of this subject depend on."""
@@ -67,4 +81,6 @@ class Subject:
             "seq_len": self.seq_len,
             "seed": self.seed,
             "precision": self.precision,
+            "target": self.target,
+            "average": self.average,
         }

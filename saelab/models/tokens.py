@@ -1,7 +1,8 @@
 """From documents to packed rows of tokens: each row full, beginning with BOS, its documents joined by BOS.
 
 A row may hold the end of one document, some whole ones and the beginning of another; which token belongs to which
-document, and where in it, is kept. What becomes of the rows (dropping tokens, running a model) is not decided here.
+document, and where in it, is kept. Where documents are to be read apart, each has rows of its own instead, the last of
+them padded. What becomes of the rows (dropping tokens, running a model) is not decided here.
 """
 
 # Shape letters: R rows of tokens, T tokens a row.
@@ -47,7 +48,12 @@ class TokenRows:
 
 
 def pack(
-    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", seq_len: int, rows: int, start: int = 0
+    documents: Iterable[Document],
+    tokenizer: "PreTrainedTokenizerBase",
+    seq_len: int,
+    rows: int,
+    start: int = 0,
+    apart: bool = False,
 ) -> Iterator[TokenRows]:
     """Blocks of `rows` rows of `seq_len` tokens; the last block may have fewer rows, the last row is padded.
 
@@ -59,15 +65,16 @@ def pack(
         seq_len: T, at least 2.
         rows: R.
         start: skip that many rows; what follows is what an uninterrupted run gives from there on.
+        apart: whether every document begins a new row; what is left free of the row before it is padding.
 
     Raises:
-        ValueError: for a bad setting, or text that does not fill one row.
+        ValueError: for a bad setting, or text that does not fill one row (apart: that has no token).
     """
     if seq_len < 2:
         raise ValueError(f"seq_len must be at least 2, got {seq_len}")
     if rows < 1 or start < 0:
         raise ValueError(f"rows must be at least 1 and start at least 0, got {rows} and {start}")
-    return _blocks(islice(_rows(documents, tokenizer, seq_len), start, None), rows, _special(tokenizer)[0])
+    return _blocks(islice(_rows(documents, tokenizer, seq_len, apart), start, None), rows, _special(tokenizer)[0])
 
 
 class _Row:
@@ -102,14 +109,16 @@ class _Row:
         return count
 
 
-def _rows(documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", seq_len: int) -> Iterator[_Row]:
+def _rows(
+    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", seq_len: int, apart: bool
+) -> Iterator[_Row]:
     join, pad = _special(tokenizer)
     row, n_rows, n_tokens = _Row(seq_len, join, pad), 0, 0
     for number, name, ids in _tokenized(documents, tokenizer):
         n_tokens += len(ids)
         done, is_new = 0, True
         while done < len(ids):
-            if not row.room:
+            if not row.room or (apart and is_new and row.length):
                 yield row
                 row, n_rows = _Row(seq_len, join, pad), n_rows + 1
             if is_new or row.length == 0:
@@ -118,7 +127,7 @@ def _rows(documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", s
                 row.names.append((number, name))
                 is_new = False
             done += row.add(number, ids, done)
-    if not n_rows and row.room:
+    if not n_rows and row.room and not (apart and row.length):
         raise ValueError(
             f"the text has only {n_tokens} tokens, shorter than one row of {seq_len}: give more text or a smaller "
             "--seq_len"

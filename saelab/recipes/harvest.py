@@ -9,14 +9,15 @@ def harvest_to(out: str, subject: Subject, tokens: int = 1_000_000, split: str =
 
     Args:
         out: the store's folder.
-        subject: the model, the site and the text.
-        tokens: rows to keep, at least.
+        subject: the model, the sites and the text.
+        tokens: rows to keep, at least; with --average, averages.
         split: `train`, `held-out` (about 5 % of the documents, by a hash of their content) or `all`.
         dtype: of the rows on disk: bf16, fp16 or fp32.
     """
     store = harvest(subject, out, tokens, split, dtype)
     manifest = store.manifest
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
-    print(f"{out}: {manifest.rows:,} rows of width {manifest.d_in} in {len(manifest.shards)} shards; dropped {dropped}")
+    width = f"{manifest.d_in}" + (f" with targets of width {manifest.d_out}" if manifest.d_out else "")
+    print(f"{out}: {manifest.rows:,} rows of width {width} in {len(manifest.shards)} shards; dropped {dropped}")
     if manifest.rows < tokens:
         print(f"the text ended before {tokens:,} tokens were kept")

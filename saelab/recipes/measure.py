@@ -84,15 +84,17 @@ def keep(run: Run, measured: Measured) -> None:
 def _check_models(names: list[str], evaluation: TextEvaluation | StoreEvaluation) -> None:
     """ValueError if a run was trained on another model than it is measured on."""
     if isinstance(evaluation, TextEvaluation):
-        found, of = {"fingerprint": evaluation.model.fingerprint, "site": evaluation.model.site}, evaluation.model.name
+        model = evaluation.model
+        found, of = {"fingerprint": model.fingerprint, "site": model.site, "target": model.target}, model.name
     else:
         found, of = evaluation.store.manifest.origin, str(evaluation.store.folder)
     for name in names:
         own = origin_of(Run(name)) if is_run(name) else {}
         if _differ(own, found, "fingerprint"):
             raise ValueError(f"{name} was trained on another model than {of}: their weights differ")
-        if _differ(own, found, "site"):
-            raise ValueError(f"{name} was trained on the site {own['site']}, {of} gives the site {found['site']}")
+        for key in ("site", "target"):
+            if _differ(own, found, key):
+                raise ValueError(f"{name} was trained on the {key} {own[key]}, {of} gives the {key} {found[key]}")
 
 
 def _differ(one: dict[str, Any], other: dict[str, Any], key: str) -> bool:

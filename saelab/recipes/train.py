@@ -13,6 +13,7 @@ from saelab.core.mesh import Mesh, device_named, world_size
 from saelab.core.run import FORMAT, Run
 from saelab.data.source import Source
 from saelab.data.store import Store, StoreSource
+from saelab.data.synthetic.world import World
 from saelab.models.contexts import ContextSource
 from saelab.models.harvest import LiveSource
 from saelab.models.subject import Subject
@@ -33,7 +34,7 @@ DEFAULTS = {
 def add_options(parser: ArgumentParser) -> None:
     """The options of `saelab train`."""
     # A config may come from anyone: what it names is looked up among our own classes, never imported.
-    kinds: list[type[Component]] = [Activation, Loss, Dictionary, Algorithm, Optimizer]
+    kinds: list[type[Component]] = [Activation, Loss, Dictionary, Algorithm, Optimizer, World]
     known = ["saelab.sae", "saelab.models", "saelab.train", *(home for kind in kinds for home in kind.homes())]
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=known)
     for kind in kinds:
@@ -44,6 +45,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--resume", type=str | None, help="go on with this run, with its own settings, from its newest checkpoint")
     add("--store", type=str | None, help="train on this store of activations")
     add("--live", type=Subject | None, help="train on activations computed on the fly")
+    add("--world", type=World | None, help="train on a synthetic world, whose features are known")
     add("--downstream", type=str | None, help="what a live model adds for those that ask: kl, ce, gradient")
     add("--rows", type=int, default=2_000_000, help="rows (tokens) to train on in all")
     add("--seed", type=int, default=0, help="of the order in which a store's rows are seen")
@@ -71,19 +73,13 @@ def train_from_options(parser: ArgumentParser, options: Namespace) -> None:
     if options.store:
         options.store = str(Path(options.store).resolve())  # so that a resume finds it from anywhere
     settings = yaml.safe_load(parser.dump(options))
-    job = _Job(parser.instantiate(options))
+    job = Job(parser.instantiate(options))
     job.train(job.new_run(options.out, saved(settings)))
 
 
 def resume(run: Run) -> None:
     """Go on with a run from its newest checkpoint, or from its beginning if it has none."""
-    parser = ArgumentParser(exit_on_error=False)
-    add_options(parser)
-    try:
-        options = parser.parse_object(run.config())
-    except Exception as error:  # jsonargparse raises its own and argparse's errors
-        raise ValueError(f"{run.config_file} is not the config of a training run: {error}") from error
-    job = _Job(parser.instantiate(options))
+    job = Job(parsed(run.config(), f"{run.config_file} is not the config of a training run"))
     if not run.source_file.exists():  # killed while the folder was being made
         write_json(run.source_file, job.origin)
     found = read_json(run.source_file)
@@ -93,6 +89,17 @@ def resume(run: Run) -> None:
     job.train(run)
 
 
+def parsed(settings: dict[str, Any], complaint: str) -> Namespace:
+    """The parts that settings describe, components made; ValueError that begins with the complaint if they misfit."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_options(parser)
+    try:
+        options = parser.parse_object(settings)
+    except Exception as error:  # jsonargparse raises its own and argparse's errors
+        raise ValueError(f"{complaint}: {error}") from error
+    return parser.instantiate(options)
+
+
 def complete(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the defaults of all others, as a run keeps them."""
     parser = ArgumentParser(exit_on_error=False)
@@ -100,22 +107,29 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
     return saved(yaml.safe_load(parser.dump(parser.parse_object(settings))))
 
 
-class _Job:
-    """The parts that the settings of a run describe, put together."""
+class Job:
+    """The parts that the settings of a run describe, put together.
 
-    def __init__(self, made: Namespace):
-        if bool(made.store) == bool(made.live):
-            raise ValueError("give --store DIR (from `saelab harvest`), or --live.model, --live.site and --live.text")
+    Args:
+        made: the settings, components made.
+        shared: a job with the same source, which is then used.
+    """
+
+    def __init__(self, made: Namespace, shared: "Job | None" = None):
+        if sum(map(bool, (made.store, made.live, made.world))) != 1:
+            raise ValueError(
+                "give --store DIR (from `saelab harvest`), or --live.model, --live.site and --live.text, or --world"
+            )
         for name in ("rows", "log_every", "save_every"):
             if getattr(made, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(made, name)}")
-        if made.store and made.downstream:
-            raise ValueError("--downstream needs the model: give --live.model, ... instead of --store")
-        if made.live and made.seed:
-            raise ValueError("--seed orders the rows of a store; for a live model give --live.seed")
+        if made.downstream and not made.live:
+            raise ValueError("--downstream needs the model: give --live.model, ... instead of --store or --world")
+        if made.seed and not made.store:
+            raise ValueError("--seed orders the rows of a store; otherwise give --live.seed or --world.seed")
         self.made = made
         self.mesh = _mesh(made)
-        self.source, self.origin = _source(made, self.mesh.rank)
+        self.source, self.origin = (shared.source, shared.origin) if shared else _source(made, self.mesh.rank)
         self.sae = SAE(self.source.d_in, **vars(made.sae), mesh=self.mesh, d_out=self.source.d_out)
         self.sae.to(device_named(made.device, self.mesh.rank))
         self.trainer = Trainer(self.sae, **vars(made.trainer))
@@ -128,11 +142,15 @@ class _Job:
         self.mesh.wait()
         return Run.open(out)
 
+    def notes(self) -> list[str]:
+        """What to know about these settings before training."""
+        parts = [*self.made.sae.losses, *self.trainer.algorithms]
+        found = [part.note(self.made.rows) for part in parts] if self.mesh.is_first else []
+        return [note for note in found if note]
+
     def train(self, run: Run) -> None:
         made = self.made
-        parts = [*made.sae.losses, *self.trainer.algorithms]
-        notes = [part.note(made.rows) for part in parts] if self.mesh.is_first else []
-        for note in filter(None, notes):
+        for note in self.notes():
             print(f"note: {note}")
         self.trainer.fit(self.source, made.rows, run, made.log_every, made.save_every, made.tensorboard)
         if self.mesh.is_first:
@@ -154,6 +172,8 @@ def _source(made: Namespace, rank: int) -> tuple[Source, dict[str, Any]]:
         if not store.manifest.complete:
             print(f"note: the harvest of {made.store} was not finished; training on its {len(store):,} rows")
         return StoreSource(store, made.seed, window_rows=made.window_rows), store.manifest.origin
+    if made.world:
+        return made.world, {"world": made.world.config()}
     if made.downstream not in (None, "gradient") and made.mesh.replicas > 1:
         raise ValueError("--downstream needs whole contexts, which replicas would share: leave --mesh.replicas out")
     model = made.live.language_model(rank)

@@ -94,8 +94,10 @@ class Trainer:
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"the {kind} {name} is given {names.count(name)} times; give it once")
-        for part in (*self.algorithms, *self.ramps):
-            part.setup(self.sae)
+        for algorithm in self.algorithms:
+            algorithm.setup(self.sae)
+        for ramp in self.ramps:
+            ramp.setup(self.sae)
 
     def _check(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):

@@ -410,3 +410,58 @@ def test_a_place_in_another_store_is_refused(folder, tmp_path):
     read(source, 20, 1)
     with pytest.raises(ValueError, match="place"):
         StoreSource(tmp_path).restore(source.state())
+
+
+# Targets behind the rows.
+
+
+def with_targets(folder: Path, sizes: tuple[int, ...] = (10, 13)) -> tuple[Tensor, Tensor]:
+    """A finished store of rows with targets two wide, which are enormous; rows and targets."""
+    to, draw = StoreWriter(folder, D, "fp32", ORIGIN, d_out=2), torch.Generator().manual_seed(0)
+    rows = torch.randn(sum(sizes), D + 2, generator=draw) + 3
+    rows[:, D:] *= 1000
+    for part in rows.split(sizes):
+        append(to, part)
+    to.finish()
+    return rows[:, :D], rows[:, D:]
+
+
+def test_a_source_gives_each_row_its_target(tmp_path):
+    rows, targets = with_targets(tmp_path)
+    source = StoreSource(tmp_path, block_rows=4, window_rows=8)
+    assert (source.d_in, source.d_out) == (D, 2)
+    with closing(source.batches(23)) as stream:
+        batch = next(stream)
+    where = [(rows == row).all(1).nonzero().item() for row in batch.x]
+    assert sorted(where) == list(range(23))
+    assert torch.equal(batch.target, targets[where])
+    assert source.sample(5).shape == (5, D + 2)
+
+
+def test_statistics_are_of_what_is_read_only(tmp_path):
+    rows, _ = with_targets(tmp_path)
+    mean, scale = StoreSource(tmp_path).statistics()
+    exact = rows.double().numpy()
+    np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(scale, np.sqrt(((exact - exact.mean(0)) ** 2).mean()), rtol=1e-6)
+
+
+def test_the_manifest_says_the_targets_width_where_there_is_one(tmp_path):
+    with_targets(tmp_path / "targets")
+    make(tmp_path / "plain")
+    assert read_json(tmp_path / "targets" / "manifest.json")["d_out"] == 2
+    assert "d_out" not in read_json(tmp_path / "plain" / "manifest.json")  # as before there were targets
+    assert Store(tmp_path / "plain").d_out is None
+    assert StoreSource(tmp_path / "plain").d_out is None
+
+
+def test_another_target_width_is_refused(tmp_path):
+    with_targets(tmp_path)
+    with pytest.raises(ValueError, match="holds a store with d_out = 2, not None"):
+        writer(tmp_path)
+    to = StoreWriter(tmp_path, D, "fp32", ORIGIN, d_out=2)
+    for width in (D, 2, D + 3):
+        with pytest.raises(ValueError, match=f"the store's rows are {D + 2} wide"):
+            append(to, torch.zeros(4, width))
+    append(to, torch.zeros(4, D + 2))
+    assert len(Store(tmp_path)) == 27

@@ -159,3 +159,44 @@ def test_a_joining_token_spelled_out_in_a_document_is_not_kept(bos_tokenizer):
     (block,) = pack([Document("a", f"one two{join}three four " * 20)], bos_tokenizer, 8, 1000)
     assert (block.ids == bos_tokenizer.bos_token_id).sum() > len(block)
     assert not block.keep[block.ids == bos_tokenizer.bos_token_id].any()
+
+
+# ---- documents apart ----
+
+
+def apart_reference(documents, tokenizer, seq_len, join, pad):
+    """Rows of (id, document, position), each beginning with the joining token, if there is one."""
+    rows, room = [], seq_len - (join is not None)
+    for number, document in enumerate(documents):
+        ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+        for start in range(0, len(ids), room):
+            row = [(token, number, start + n) for n, token in enumerate(ids[start : start + room])]
+            row = [(join, number, -1), *row] if join is not None else row
+            rows.append(row + [(pad, -1, -1)] * (seq_len - len(row)))
+    return rows
+
+
+@pytest.mark.parametrize("special", SPECIALS)
+@pytest.mark.parametrize("seq_len", [2, 3, 7, 64])
+def test_documents_apart_have_rows_of_their_own(make_tokenizer, special, seq_len):
+    tokenizer = make_tokenizer(**special)
+    documents = texts(80)
+    join = tokenizer.bos_token_id if "bos_token" in special else tokenizer.eos_token_id
+    pad = next((token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None), 0)
+    blocks = list(pack(documents, tokenizer, seq_len, rows=5, apart=True))
+    expected = torch.tensor(apart_reference(documents, tokenizer, seq_len, join, pad))
+    assert torch.equal(whole(blocks)[..., :3], expected)
+    for block in blocks:
+        assert torch.equal(block.keep, block.position >= 0)
+    names = [pair for block in blocks for pair in block.names]
+    assert names == [(n, d.name) for n, d in enumerate(documents) if d.text]
+    later = list(pack(documents, tokenizer, seq_len, rows=5, start=7, apart=True))
+    assert torch.equal(whole(later), whole(blocks)[7:])
+
+
+def test_apart_one_token_is_enough_and_none_is_refused(bos_tokenizer):
+    (block,) = pack([Document("a", "the")], bos_tokenizer, 9, rows=5, apart=True)
+    assert len(block) == 1
+    for documents in ([], [Document("a", "")]):
+        with pytest.raises(ValueError, match="the text has only 0 tokens"):
+            list(pack(documents, bos_tokenizer, 9, rows=5, apart=True))

@@ -38,7 +38,7 @@ def scaled(sae: SAE, seed: int) -> Tensor:
 @pytest.mark.parametrize("activation", [ReLU(0.0), TopK(4)], ids=["ReLU", "TopK"])
 def test_one_round_by_hand(activation):
     trainer = make(activation, rate=0.05)
-    sae, dictionary = trainer.sae, trainer.sae.dictionary
+    sae, dictionary, algorithm = trainer.sae, trainer.sae.dictionary, trainer.algorithms[0]
     with torch.no_grad():  # one latent of each group is dead, the others fire often or seldom
         dictionary.b_enc.copy_(torch.tensor([-9.0, -0.5, 0, 0, -9.0, -2.0, -1.0, 0, -0.02, -9.0, -2.5, -0.5]))
         dictionary.b_enc[9] = -30.0
@@ -55,6 +55,9 @@ def test_one_round_by_hand(activation):
             fired[latent] += int(active[:, latent].sum())
             largest[latent] = max(largest[latent], float(pre[:, latent].max()))
         trainer.step(Batch(rows(step)))
+        if step == 1:
+            assert algorithm.counts.tolist() == fired
+            assert (int(algorithm.rows), algorithm.largest.tolist()) == (2 * B, pytest.approx(largest))
     expected = before.clone()
     moved = {"down": 0, "up": 0}
     for latent in range(L):
@@ -71,7 +74,6 @@ def test_one_round_by_hand(activation):
     assert moved["down"] >= 3
     assert moved["up"] >= 2
     torch.testing.assert_close(dictionary.b_enc.detach(), expected, rtol=1e-9, atol=1e-9)
-    algorithm = trainer.algorithms[0]
     assert all((buffer == 0).all() for buffer in algorithm.buffers())
 
 

@@ -127,10 +127,12 @@ def test_it_refits_from_the_latest_rows_with_the_encoder_as_it_is_then():
 
 
 def test_fewer_rows_than_are_kept_is_all_there_are():
-    trainer = make(ClosedFormDecoder(every=B, rows=100 * B, ridge=0.1))
-    trainer.step(Batch(rows()))
-    assert torch.isfinite(trainer.sae.dictionary.W_dec).all()
+    trainer, twin = (make(ClosedFormDecoder(every=B, rows=kept, ridge=0.1)) for kept in (100 * B, B))
+    for one in (trainer, twin):
+        one.step(Batch(rows()))
     assert int(trainer.algorithms[0].seen) == B
+    for name, value in twin.sae.dictionary.state_dict().items():
+        assert torch.equal(trainer.sae.dictionary.state_dict()[name], value), name
 
 
 def test_one_batch_may_hold_more_rows_than_are_kept():
@@ -163,6 +165,19 @@ def test_the_encoder_is_held_to_where_it_was_at_the_last_refit(mu, nu):
         assert dictionary.W_dec.grad is None
         if step in (1, 3) and mu:
             assert not torch.equal(now["W_enc"], start["W_enc"])  # or it would prove nothing
+
+
+def test_the_encoder_is_held_to_where_training_found_it():
+    trainer = make(ClosedFormDecoder(mu=0.3, nu=0.2))
+    with torch.no_grad():
+        for parameter in (trainer.sae.dictionary.W_enc, trainer.sae.dictionary.b_enc):
+            parameter += 1.0  # fitted to the data after the trainer was made
+    wanted = {name: value.clone() for name, value in trainer.sae.dictionary.state_dict().items()}
+    for step in range(2):
+        trainer.step(Batch(rows(step)))
+    algorithm = trainer.algorithms[0]
+    assert torch.equal(algorithm.start_weight, wanted["W_enc"])
+    assert torch.equal(algorithm.start_bias, wanted["b_enc"])
 
 
 def test_it_learns():

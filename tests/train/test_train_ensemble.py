@@ -180,12 +180,16 @@ def test_what_lies_downstream_sees_whole_reconstructions():
 
 
 def test_closing_it_closes_the_source():
-    closed = []
+    opened, closed = [], []
 
     class Closing(ArraySource):
         def batches(self, rows: int):
+            opened.append(self._watched(super().batches(rows)))  # held here, so that nothing but close() ends it
+            return opened[-1]
+
+        def _watched(self, stream):
             try:
-                yield from super().batches(rows)
+                yield from stream
             finally:
                 closed.append(True)
 

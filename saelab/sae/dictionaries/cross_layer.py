@@ -4,10 +4,11 @@
     pre of a latent of layer l  =  W_enc . x_l + b_enc                   latents are dealt to layers in equal parts
     x_hat_m = sum over latents of layers l <= m of  f * (d in site m)  + b_dec
 
-As in 2604.13304 for vision transformers and crosslayer-coding for language models, as we read them: the decoders
-W^(l -> m), m >= l, are triangular. Each encoder is kept as its own block [L / S, D / S]. Decoder entries of earlier
-sites are held at zero: they start there, lose their gradient before every step, and cost memory but no arithmetic of
-their own. Directions have unit norm over all sites together. Each site has a scale of its own.
+Cross-layer transcoders (for vision transformers 2604.13304), as we read them: the decoders W^(l -> m), m >= l, are
+triangular, and what all latents up to a layer write to its site is added up. Each encoder is kept as its own block
+[L / S, D / S]. Decoder entries of earlier sites are held at zero: they start there, lose their gradient before every
+step, and cost memory and arithmetic like the others. Directions have unit norm over all sites together. Each site has a
+scale of its own.
 
 Without d_out it reconstructs the rows that it reads: a crosscoder whose latents read one site only, and nothing of a
 site reaches earlier ones.

@@ -5,7 +5,7 @@
 
 Start (Gao et al. 2024, arXiv 2406.04093): W_enc random, W_dec = W_enc with unit rows (encoder and decoder start
 parallel and are then free), b_dec the geometric median of a sample, b_enc zero, W_enc scaled so that reconstructions of
-random unit vectors have unit norm. While training, the gradient of each direction loses its part along the direction,
+random vectors as long as rows keep their norm (there: of unit norm, as rows are). While training, the gradient of each direction loses its part along the direction,
 and directions are brought back to unit norm after every step (the authors' code does so before the next step's update,
 so its forward pass sees directions one step off unit norm).
 
@@ -131,8 +131,9 @@ class Dense(Dictionary):
             probes, wanted = sample[:PROBES], (target[:PROBES] - self.b_dec).norm(dim=1).mean()
         else:
             probes = torch.randn(PROBES, sample.shape[1], generator=generator).to(sample)
-            probes /= probes.norm(dim=1, keepdim=True)
-            probes, wanted = probes + self.b_dec, torch.ones(()).to(sample)
+            # As long as rows are, because thresholds of an activation may be in that unit.
+            wanted = torch.tensor(math.sqrt(sample.shape[1])).to(sample)
+            probes = probes * (wanted / probes.norm(dim=1, keepdim=True)) + self.b_dec
         norm = (self.decode(activation.learning(self.pre(probes))) - self.b_dec).norm(dim=1).mean()
         if norm > 0 and wanted > 0:
             self.W_enc.mul_(wanted / norm)
