@@ -16,8 +16,13 @@ PIP   := -m pip --disable-pip-version-check install -qq --no-compile
 TORCH   ?= $(shell sed -n 's/^torch==//p' requirements.lock)
 LOCKING := build/lock
 
+# Only `make parity` uses these: the other libraries must not decide the versions of what is in .venv.
+PARITY       := .venv-parity
+PARITY_READY := $(PARITY)/.ready
+PEERS        := sae_lens dictionary_learning sparsify
+
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format lock clean
+.PHONY: help quickstart test parity lint format lock clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name what; do \
@@ -29,6 +34,12 @@ quickstart: $(READY)  ## train and measure a real SAE on the bundled model (opti
 test: lint  ## lint, type-check and run the tests (options for pytest: ARGS="-k floors")
 	$(PY) -m pytest $(ARGS)
 
+# A process for each library: they patch what they share. pytest's 5 says that ARGS chose none of its tests.
+parity: $(PARITY_READY)  ## compare with the other SAE libraries, side by side (options for pytest: ARGS="-k topk")
+	@for peer in $(PEERS); do \
+		$(PARITY)/bin/python -m pytest parity/test_$$peer.py $(ARGS) || test $$? = 5 || failed="$$failed $$peer"; \
+	done; test -z "$$failed" || { echo "saelab: differs from:$$failed" >&2; exit 1; }
+
 lint: $(READY)  ## ruff and mypy, changing nothing
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -38,9 +49,9 @@ format: $(READY)  ## let ruff fix and format the code
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-clean:  ## remove .venv, caches and build output (runs and stores stay)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find saelab tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+clean:  ## remove .venv, .venv-parity, caches and build output (runs and stores stay)
+	rm -rf $(VENV) $(PARITY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find saelab tests tools parity -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp appears only after everything is installed: an interrupted first install starts over (--clear),
 # a changed lock updates in place.
@@ -53,6 +64,18 @@ $(READY): requirements.lock pyproject.toml
 	@$(PY) $(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "saelab: $(VENV) is ready"
+
+# nnsight, which dictionary-learning wants, asks for torchvision; nothing here uses it, and one built for another kind of
+# torch (CPU, CUDA) keeps transformers from loading, so it goes.
+$(PARITY_READY): parity/requirements.txt pyproject.toml
+	$(check-python)
+	@"$(PYTHON)" -m venv $(if $(wildcard $(PARITY_READY)),,--clear) $(PARITY)
+	@echo "saelab: installing the other libraries into $(PARITY) (some minutes) ..."
+	@$(PARITY)/bin/python $(PIP) -r parity/requirements.txt
+	@$(PARITY)/bin/python $(PIP) --no-build-isolation -e . -r parity/requirements.txt
+	@$(PARITY)/bin/python -m pip --disable-pip-version-check uninstall -y -qq torchvision
+	@touch $@
+	@echo "saelab: $(PARITY) is ready"
 
 # Run it with the oldest Python that saelab supports, so that every pin fits all of them. The GPU libraries are left
 # out of the lock: torch names its own exactly, and a machine without a GPU has none.

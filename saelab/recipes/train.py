@@ -129,7 +129,9 @@ class Job:
             raise ValueError("--seed orders the rows of a store; otherwise give --live.seed or --world.seed")
         self.made = made
         self.mesh = _mesh(made)
-        self.source, self.origin = (shared.source, shared.origin) if shared else _source(made, self.mesh.rank)
+        found = (shared.source, shared.origin) if shared else _source(made, self.mesh.rank)
+        self.source: Source = found[0]
+        self.origin: dict[str, Any] = found[1]
         self.sae = SAE(self.source.d_in, **vars(made.sae), mesh=self.mesh, d_out=self.source.d_out)
         self.sae.to(device_named(made.device, self.mesh.rank))
         self.trainer = Trainer(self.sae, **vars(made.trainer))

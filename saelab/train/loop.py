@@ -59,7 +59,8 @@ def run_loop(
     _begin(trainers, source, rows, runs)
     lead = trainers[0]
     mesh, last = lead.sae.mesh, -(-rows // lead.batch)
-    tellers = [_Teller(trainer, run, habits) for trainer, run in zip(trainers, runs or [None] * len(trainers))]  # noqa: B905
+    folders: list[Run | None] = list(runs) if runs else [None] * len(trainers)
+    tellers = [_Teller(trainer, run, habits) for trainer, run in zip(trainers, folders, strict=True)]
     bar = progress("train", last * lead.batch, "rows", done=lead.rows_seen, show=habits.show and mesh.is_first)
     batches = source.batches(lead.batch)
     with ExitStack() as ending:

@@ -5,9 +5,9 @@
 
 Start (Gao et al. 2024, arXiv 2406.04093): W_enc random, W_dec = W_enc with unit rows (encoder and decoder start
 parallel and are then free), b_dec the geometric median of a sample, b_enc zero, W_enc scaled so that reconstructions of
-random vectors as long as rows keep their norm (there: of unit norm, as rows are). While training, the gradient of each direction loses its part along the direction,
-and directions are brought back to unit norm after every step (the authors' code does so before the next step's update,
-so its forward pass sees directions one step off unit norm).
+random vectors as long as rows keep their norm (there: of unit norm, as rows are). While training, the gradient of each
+direction loses its part along the direction, and directions are brought back to unit norm after every step (the
+authors' code does so before the next step's update, so its forward pass sees directions one step off unit norm).
 
 A transcoder reads rows of one site and reconstructs those of another: nothing is subtracted before encoding, b_dec is
 only added, W_dec starts random, and W_enc is scaled so that reconstructions start with the targets' mean norm.
