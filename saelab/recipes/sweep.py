@@ -28,7 +28,8 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
     """What `saelab sweep` does with its options."""
     vary = options.pop("vary")
     if options.resume:
-        _train(_members_of(Path(options.resume)))
+        jobs, runs = _members_of(Path(options.resume))
+        _train(Sweep([job.trainer for job in jobs]), jobs, runs)
         return
     if not options.out:
         raise ValueError("--out is missing: the folder for the sweep's runs (or --resume DIR to go on with one)")
@@ -39,7 +40,7 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
         raise ValueError(f"{out} is not an empty folder; choose another --out, or go on with --resume {out}")
     if options.store:
         options.store = str(Path(options.store).resolve())
-    settings = saved(yaml.safe_load(parser.dump(options, skip_none=False)))
+    settings = saved(yaml.safe_load(parser.dump(options)))
     grid = [_values(one) for one in vary]
     members = {}
     for choice in itertools.product(*grid):
@@ -51,9 +52,10 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
             raise ValueError(f"two members of the sweep are called {name}: a value is given twice")
         members[name] = own
     jobs = _jobs([parsed(own, f"the member {name} of the sweep does not fit") for name, own in members.items()])
+    sweep = Sweep([job.trainer for job in jobs])
     runs = [job.new_run(str(out / name), own) for job, (name, own) in zip(jobs, members.items(), strict=True)]
     write_json(out / MEMBERS, {"members": list(members)})
-    _train((jobs, runs))
+    _train(sweep, jobs, runs)
 
 
 def _members_of(folder: Path) -> tuple[list[Job], list[Run]]:
@@ -68,14 +70,13 @@ def _jobs(made: list[Namespace]) -> list[Job]:
     return [first, *(Job(one, shared=first) for one in made[1:])]
 
 
-def _train(members: tuple[list[Job], list[Run]]) -> None:
-    jobs, runs = members
+def _train(sweep: Sweep, jobs: list[Job], runs: list[Run]) -> None:
     made = jobs[0].made
     print(f"{len(jobs)} SAEs in one computation: {', '.join(run.folder.name for run in runs)}")
     for note in {note for job in jobs for note in job.notes()}:
         print(f"note: {note}")
     habits = Habits(made.log_every, made.save_every, made.tensorboard)
-    Sweep([job.trainer for job in jobs]).fit(jobs[0].source, made.rows, runs, habits)
+    sweep.fit(jobs[0].source, made.rows, runs, habits)
     folder = runs[0].folder.parent
     print(f"{folder}: trained; `saelab measure {folder}/*/` compares them")
 
@@ -96,12 +97,12 @@ def _set(settings: dict[str, Any], path: str, value: Any) -> None:
         if isinstance(place, list):
             named = {part["class_path"].rpartition(".")[2]: part for part in place}
         else:
-            named = place if step in place else place.get("init_args", {})
+            named = place["init_args"] if "class_path" in place else place
         if step not in named or named[step] is None:
             raise ValueError(f"--vary {path}: there is no {step} in these settings{near_miss(step, named)}")
         place = named[step]
     if isinstance(place, dict) and "class_path" in place:
         place = place.setdefault("init_args", {})
-    if not isinstance(place, dict) or last not in place:
-        raise ValueError(f"--vary {path}: there is no {last} in these settings{near_miss(last, place)}")
-    place[last] = value
+    if not isinstance(place, dict):
+        raise ValueError(f"--vary {path}: {last} is no setting of a {type(place).__name__}")
+    place[last] = value  # whether there is such a setting is said when the settings are read

@@ -3,7 +3,8 @@
     precision = n_both / n_latent      recall = n_both / n_feature      F1 = 2 n_both / (n_latent + n_feature)
 
 n_latent, n_feature and n_both: rows in which the latent, the feature, both are active (codes not zero). A latent that
-never fires, and a feature without a matched latent, have 0 in all three. A feature that never occurred has NaN.
+never fires, and a feature without a matched latent, have 0 in all three. A feature that never occurred has NaN. Any
+code that is not zero is firing, however small: a ReLU latent without a negative bias fires at what rounding leaves.
 """
 
 # Shape letters: F features, L latents, n features of a block.
@@ -48,7 +49,7 @@ def of_matched(both: PairCounts, n_latent: Tensor, n_feature: Tensor, matched: T
     """
     has, latent = matched >= 0, matched.clamp_min(0)
     features = torch.arange(len(matched), device=matched.device)
-    return detection(both.of(features, latent).where(has, 0), n_latent[latent].where(has, 0), n_feature)
+    return detection(both.of(features, latent).where(has, 0), n_latent[latent], n_feature)
 
 
 def best(both: PairCounts, n_latent: Tensor, n_feature: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,71 @@
+"""`saelab sweep` and `saelab train --world`, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import saelab
+from saelab.cli import main
+
+WORLD = ["--world", "SparseWorld", "--world.d_in", "8", "--world.n_features", "12", "--world.l0", "2"]
+SMALL = ["--rows", "600", "--trainer.batch", "100", "--sae.n_latents", "40", "--log_every", "2"]
+
+
+def complaint(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_training_on_a_world_and_going_on(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    main(["train", "--out", out, *WORLD, *SMALL, "--sae.activation.k", "2"])
+    main(["train", "--resume", out])
+    assert saelab.load(out).d_in == 8
+    origin = json.loads((tmp_path / "run" / "source.json").read_text())
+    assert origin["world"]["name"] == "SparseWorld"
+    assert origin["world"]["n_features"] == 12
+
+
+def test_a_grid_becomes_ordinary_runs(tmp_path, capsys):
+    out = tmp_path / "sweep"
+    vary = ["--vary", "sae.activation.k=1,3", "sae.seed=0,7", "--save_every", "3"]
+    main(["sweep", "--out", str(out), *WORLD, *SMALL, *vary])
+    names = ["k1-seed0", "k1-seed7", "k3-seed0", "k3-seed7"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "sweep.json"]
+    for name in names:
+        sae = saelab.load(out / name)
+        assert f"k{sae.activation.k}-seed{sae.seed}" == name
+    before = (out / "k3-seed7" / "sae" / "weights.safetensors").read_bytes()
+    main(["sweep", "--resume", str(out)])
+    assert (out / "k3-seed7" / "sae" / "weights.safetensors").read_bytes() == before
+    main(["train", "--resume", str(out / "k1-seed0")])
+    assert "4 SAEs in one computation" in capsys.readouterr().out
+
+
+def test_a_loss_is_named_by_its_class(tmp_path):
+    main(["sweep", "--out", str(tmp_path / "s"), *WORLD, *SMALL, "--vary", "sae.losses.AuxK.weight=0.1,0.2"])
+    assert saelab.load(tmp_path / "s" / "weight0.2").losses[0].weight == 0.2
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        (["sae.activation.kk=1,2"], "the member kk1 of the sweep does not fit"),
+        (["sae.activations.k=1,2"], "there is no activations in these settings; did you mean 'activation'?"),
+        (["sae.activation.k"], "--vary takes SETTING=VALUE,VALUE"),
+        (["sae.activation.k=1,1"], "a value is given twice"),
+        (["sae.n_latents=40,48"], "need the same d_in and n_latents"),
+        (["sae.activation.k=1,99"], "k must be from 1 to the number of latents"),
+    ],
+)
+def test_what_cannot_be_varied_is_said_before_anything_is_made(vary, message, tmp_path, capsys):
+    assert message in complaint(["sweep", "--out", str(tmp_path / "s"), *WORLD, *SMALL, "--vary", *vary], capsys)
+    assert not Path(tmp_path / "s").exists()
+
+
+def test_a_folder_that_is_no_sweep_is_named(tmp_path, capsys):
+    assert "is not a sweep" in complaint(["sweep", "--resume", str(tmp_path)], capsys)
+    assert "--vary is missing" in complaint(["sweep", "--out", str(tmp_path / "s"), *WORLD], capsys)
