@@ -53,7 +53,7 @@ def test_readme_commands_and_python_run(tmp_path, monkeypatch, capsys):
 
 def test_readme_make_targets_exist():
     named = set(re.findall(r"\bmake ([a-z]+)", " ".join(blocks(""))))
-    assert named == {"quickstart", "test"}
+    assert named == {"quickstart", "test", "parity"}
     makefile = (ROOT / "Makefile").read_text()
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
