@@ -201,7 +201,7 @@ ALONE = Mesh()
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        total = value.clone()
+        total = value.clone(memory_format=torch.contiguous_format)  # what is added up is raw memory
         dist.all_reduce(total, group=group)
         return total
 
