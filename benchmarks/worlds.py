@@ -144,6 +144,9 @@ def outcome(job: tuple[str, str, int, int]) -> dict[str, Any]:
     found = compare(sae, world, rows=HELD_OUT_ROWS)
     line: dict[str, Any] = {"architecture": name, "world": world_name, "seed": seed, "rows": rows}
     line |= {key: score.value for key, score in found.scores.items()}
+    circles = world.dims == 2
+    if circles.any():
+        line["latents_per_circle"] = found.features["latents_per_feature"][circles].double().mean().item()
     if architecture.steered:
         line["penalty"] = getattr(sae.activation, architecture.steered)
     return line | further(sae, world, setting)
