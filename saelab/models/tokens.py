@@ -118,7 +118,7 @@ def _rows(
         n_tokens += len(ids)
         done, is_new = 0, True
         while done < len(ids):
-            if not row.room or (apart and is_new and row.length):
+            if not row.room or (apart and row.length):
                 yield row
                 row, n_rows = _Row(seq_len, join, pad), n_rows + 1
             if is_new or row.length == 0:

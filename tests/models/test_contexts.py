@@ -136,6 +136,16 @@ def test_a_window_holds_every_context_once_in_an_order_of_its_own(short, model):
     assert not torch.equal(source(replace(short, seed=1), model)._contexts(0).ids, data._contexts(0).ids)
 
 
+def test_windows_follow_one_another(short, model):
+    """Batches of one row take one context each: two windows have the first twenty contexts of the text."""
+    batches = some(source(short, model), 20, rows=1)
+    (text,) = islice(short.token_rows(model, "train", 20), 1)
+    expected = torch.stack([rows[keep][0] for rows, keep in zip(model.activations(text.ids), text.keep, strict=True)])
+    found = torch.cat([batch.x for batch in batches])
+    assert [batch.place["window"] for batch in batches] == [0] * 10 + [1] * 10
+    torch.testing.assert_close(found[found[:, 0].argsort()], expected[expected[:, 0].argsort()], rtol=1e-9, atol=1e-9)
+
+
 def test_outliers_are_left_out_and_made_up_for(subject, model, monkeypatch):
     """A limit in the middle of the norms: every batch is full nonetheless, and what is left out stays clean."""
     data = source(subject, model)
