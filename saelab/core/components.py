@@ -68,10 +68,10 @@ class Component:
 
     @classmethod
     def variants(cls) -> dict[str, type[Self]]:
-        """Every variant of this kind by class name, importing the files of its package."""
+        """Every variant of this kind by class name, importing the files of its package and of those below it."""
         for home in cls.homes():
             package = importlib.import_module(home)
-            for module in pkgutil.iter_modules(package.__path__, prefix=home + "."):
+            for module in pkgutil.walk_packages(package.__path__, prefix=home + "."):
                 importlib.import_module(module.name)
         found, queue = {}, list(cls.__subclasses__())
         while queue:

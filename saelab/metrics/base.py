@@ -8,9 +8,9 @@ formula is applied to totals of documents drawn with replacement.
 # Shape letters: B rows of a chunk, D input width, L latents, G groups of documents, Q quantities, S resamples.
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from saelab.core.components import Component
 from saelab.models.language_model import LanguageModel
 from saelab.models.tokens import TokenRows
 from saelab.sae.sae import SAE
+
+if TYPE_CHECKING:
+    from saelab.metrics.evaluation import Evaluation
+    from saelab.metrics.probing.task import Task
 
 GROUPS = 1000
 """Documents are dealt into at most this many groups, so that memory does not grow with their number."""
@@ -82,24 +86,63 @@ class View:
     """None where only activations are at hand."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a metric may look at beside the chunks: the SAE among those measured with it, the data, labelled tasks."""
+
+    name: str
+    """The SAE's."""
+    saes: Mapping[str, SAE]
+    """All that are measured on the same data, by name."""
+    evaluation: "Evaluation"
+    tasks: Sequence["Task"] = ()
+    """Labelled tasks, for probes."""
+    shared: dict[Any, Any] = field(default_factory=dict)
+    """One for all metrics and SAEs of a measurement: what several of them would work out again."""
+    show: bool = False
+    """Whether to show progress."""
+
+    @property
+    def sae(self) -> SAE:
+        return self.saes[self.name]
+
+
 class Metric(Component, ABC):
-    """One metric of one SAE. A fresh object is made for every SAE."""
+    """One metric of one SAE. A fresh object is made for every SAE; constructor options, if any, have defaults.
+
+    In this order: `begin`; `update` for every chunk; `again`, and where it says so, `update` for every chunk once more,
+    and so on; `scores`; `latents`. A ValueError or OSError out of any of them is the reason that is given why there is
+    no score; all other metrics go on.
+    """
 
     home = "saelab.metrics"
     needs_model: ClassVar[bool] = False
     """Whether it has to run the language model."""
+    by_default: ClassVar[bool] = True
+    """Whether it runs where no metrics are named; one that takes minutes does not."""
 
-    @abstractmethod
+    def begin(self, setting: Setting) -> None:
+        """Before the first chunk; ValueError says why it cannot run here."""
+
     def update(self, view: View) -> None:
-        """Take in a chunk."""
+        """Take in a chunk. Where no metric has this method, the data are not gone through."""
+
+    def again(self) -> bool:
+        """After the last chunk: whether to go through all chunks once more."""
+        return False
 
     @abstractmethod
     def scores(self, sae: SAE) -> dict[str, Score]:
-        """The scores, once every chunk was seen."""
+        """The scores, once every chunk was seen; a value that is not finite is left out and said."""
 
     def latents(self) -> dict[str, Tensor]:
         """Numbers per latent, [L] each, kept beside the scores."""
         return {}
+
+    @classmethod
+    def watches(cls) -> bool:
+        """Whether it takes in chunks."""
+        return cls.update is not Metric.update
 
 
 class Totals:

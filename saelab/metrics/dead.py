@@ -5,7 +5,7 @@ trains, because a latent that is silent on a small evaluation set may just be ra
 (a converted one) has no such score; see `silent` in the density spectrum.
 """
 
-from saelab.metrics.base import Metric, Score, View, score_of_latents
+from saelab.metrics.base import Metric, Score, score_of_latents
 from saelab.sae.sae import SAE
 
 HORIZON = 10_000_000
@@ -13,9 +13,6 @@ HORIZON = 10_000_000
 
 class DeadLatents(Metric):
     """Share of latents that stopped firing in training."""
-
-    def update(self, view: View) -> None:
-        """Nothing: what counts happened in training."""
 
     def scores(self, sae: SAE) -> dict[str, Score]:
         horizon = min(HORIZON, int(sae.firing.rows) // 4)

@@ -75,6 +75,8 @@ class Evaluation(ABC):
     """Width of the rows to reconstruct, where they are not those read."""
     tokens: int
     """About how many rows there are."""
+    model: LanguageModel | None = None
+    """Whose activations the rows are, where it is at hand."""
     why_no_model: str | None = "needs a model, and this data is activations only"
     """Why metrics that run the model cannot be had; None where they can."""
 
@@ -92,6 +94,8 @@ class TextEvaluation(Evaluation):
         split: which part of the text; by default the documents that a harvest leaves out.
         model: the subject's model, if it is already loaded.
     """
+
+    model: LanguageModel
 
     def __init__(self, subject: Subject, tokens: int, split: str = "held-out", model: LanguageModel | None = None):
         if tokens < 1:

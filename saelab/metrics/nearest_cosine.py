@@ -8,7 +8,7 @@ neighbour hint at tiled manifolds or duplicates (Michaud et al. 2025, arXiv 2509
 import torch
 from torch import Tensor
 
-from saelab.metrics.base import Metric, Score, View, score_of_latents
+from saelab.metrics.base import Metric, Score, score_of_latents
 from saelab.sae.sae import SAE
 
 BLOCK_ENTRIES = 1 << 24
@@ -20,9 +20,6 @@ class NearestCosine(Metric):
 
     def __init__(self) -> None:
         self.cosines = torch.empty(0)
-
-    def update(self, view: View) -> None:
-        """Nothing: only the dictionary is looked at."""
 
     def latents(self) -> dict[str, Tensor]:
         return {"nearest_cosine": self.cosines} if len(self.cosines) else {}

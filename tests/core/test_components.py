@@ -55,6 +55,14 @@ def test_a_variant_is_one_new_file(folder, shape):
     assert shape.named("Circle").__module__ == f"{HOME}.circle"
 
 
+def test_a_variant_may_live_in_a_folder_below(folder, shape):
+    (folder / "round").mkdir()
+    (folder / "round" / "__init__.py").write_text("")
+    (folder / "round" / "circle.py").write_text(SQUARE.replace("Square", "Circle"))
+    importlib.invalidate_caches()
+    assert list(shape.variants()) == ["Circle", "Square"]
+
+
 def test_variants_of_variants_count_and_abstract_ones_do_not(folder, shape):
     square = shape.named("Square")
 

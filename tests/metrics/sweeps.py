@@ -10,6 +10,7 @@ from saelab.core.codes import Codes
 from saelab.metrics import Evaluation, Metric, Score
 from saelab.metrics.base import GROUPS, View
 from saelab.metrics.evaluation import Chunk
+from saelab.metrics.probing.task import WHOLE, Task, Texts
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
@@ -87,3 +88,12 @@ def sae_of_width(d_in: int) -> SAE:
 
 def values(scores: dict[str, Score]) -> dict[str, float]:
     return {name: score.value for name, score in scores.items()}
+
+
+def planted_task(name: str = "planted: even", n: int = 64) -> Task:
+    """A task about whole texts, of two words each: whether the second is "fox"."""
+    words = tuple(f"the {'fox' if number % 2 == 0 else 'dog'}" for number in range(n))
+    numbers = torch.arange(n)
+    return Task(
+        name, Texts(words, "here"), numbers, torch.full((n,), WHOLE), numbers % 2 == 0, numbers % 4 > 1, numbers
+    )

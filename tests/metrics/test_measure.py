@@ -1,13 +1,15 @@
 """One sweep over the data: every SAE as if alone, what is skipped, what is refused."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from recipes.world import SITE
 from sweeps import Rows, constant, random_sae
 
-from saelab.metrics import Metric, StoreEvaluation, TextEvaluation, measure
+from saelab.metrics import Metric, Score, StoreEvaluation, TextEvaluation, measure
+from saelab.metrics.base import Setting, View
 from saelab.models.subject import Subject
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
@@ -54,13 +56,14 @@ def test_the_data_is_gone_through_once_for_all_saes(rows, monkeypatch):
 
 def test_what_needs_the_model_is_skipped_with_its_reason_on_a_store(store):
     measured = measure({"sae": random_sae()}, StoreEvaluation(store), show=False)["sae"]
-    assert measured.skipped == {"Downstream": "needs a model, and this data is activations only"}
+    assert measured.skipped["Downstream"] == "needs a model, and this data is activations only"
     assert "fvu" in measured.scores
     assert not [name for name in measured.scores if name.startswith(("ce_", "kl"))]
 
 
-def test_nothing_is_skipped_on_text(text):
-    assert measure({"sae": random_sae()}, text, show=False)["sae"].skipped == {}
+def test_nothing_that_looks_at_one_sae_and_its_text_is_skipped_on_text(text):
+    names = [name for name in Metric.variants() if Metric.named(name).__module__.count(".") == 2]
+    assert measure({"sae": random_sae()}, text, names, show=False)["sae"].skipped == {}
 
 
 def test_only_the_metrics_asked_for_are_run(text):
@@ -87,18 +90,110 @@ def test_an_sae_of_another_width_is_refused_by_name(rows):
 
 
 @pytest.mark.parametrize("weight", ["W_dec", "b_dec", "W_enc"])
-def test_nan_weights_are_refused_by_the_saes_name(rows, weight):
+def test_an_sae_with_nan_weights_is_said_to_be_broken_and_the_others_are_measured(rows, weight):
     sae = random_sae()
     with torch.no_grad():
         getattr(sae.dictionary, weight).fill_(float("nan"))
+    found = measure({"good": random_sae(), "broken": sae}, rows, show=False)
+    assert found["broken"].broken == "broken reconstructs NaN or infinity; its weights are not finite"
+    assert found["broken"].scores == {}
+    assert found["good"].broken is None
+    assert found["good"].scores == measure({"good": random_sae()}, rows, show=False)["good"].scores
     with pytest.raises(ValueError, match="broken reconstructs NaN or infinity"):
-        measure({"good": random_sae(), "broken": sae}, rows, show=False)
+        measure({"broken": sae}, rows, show=False)
 
 
 def test_nan_activations_are_refused(rows):
     rows.x[7, 3] = float("nan")
-    with pytest.raises(ValueError, match="NaN or infinity; its weights or the activations are not finite"):
+    with pytest.raises(ValueError, match="the activations to measure on hold NaN or infinity"):
         measure({"sae": random_sae()}, rows, show=False)
+
+
+class Probe(Metric):
+    """Notes what happens to it; fails where it is told to."""
+
+    by_default = False
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, fail: str = "", sweeps: int = 1):
+        self.fail, self.sweeps = fail, sweeps
+
+    def note(self, what: str) -> None:
+        self.calls.append(what)
+        if self.fail == what:
+            raise OSError(f"no {what}") if what == "update" else ValueError(f"no {what}")
+
+    def begin(self, setting: Setting) -> None:
+        assert setting.sae is setting.saes[setting.name]
+        self.seen = setting.shared.setdefault("seen", [])
+        self.seen.append(setting.name)
+        self.note("begin")
+
+    def update(self, view: View) -> None:
+        self.note("update")
+
+    def again(self) -> bool:
+        self.note("again")
+        self.sweeps -= 1
+        return self.sweeps > 0
+
+    def scores(self, sae: SAE) -> dict[str, Score]:
+        self.note("scores")
+        return {"probed": Score(1.0, None, None, len(self.seen), "SAEs")}
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    Probe.calls.clear()
+    return Probe.calls
+
+
+def test_a_metric_is_begun_shown_every_chunk_and_asked_whether_it_wants_more(rows, calls):
+    found = measure({"sae": random_sae()}, rows, [{"name": "Probe", "sweeps": 2}], show=False)["sae"]
+    sweep = ["update"] * 4 + ["again"]
+    assert calls == ["begin", *sweep, *sweep, "scores"]
+    assert found.scores["probed"].value == 1
+    assert found.seconds.keys() == {"Probe", "(model)", "(encode and decode)"}
+
+
+def test_what_one_metric_does_not_need_again_it_does_not_see_again(rows, calls):
+    alone = measure({"sae": random_sae()}, rows, ["L0"], show=False)["sae"].scores
+    assert (
+        measure({"sae": random_sae()}, rows, ["L0", {"name": "Probe", "sweeps": 3}], show=False)["sae"].scores["l0"]
+        == alone["l0"]
+    )
+
+
+def test_saes_of_one_measurement_know_each_other(rows, calls):
+    found = measure({"one": random_sae(), "two": random_sae(seed=1)}, rows, ["Probe"], show=False)
+    assert [one.scores["probed"].n for one in found.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("fail", ["begin", "update", "again", "scores"])
+def test_a_metric_that_cannot_go_on_says_why_and_the_others_do(rows, calls, fail):
+    found = measure({"sae": random_sae()}, rows, ["L0", {"name": "Probe", "fail": fail}], show=False)["sae"]
+    assert found.skipped == {"Probe": f"no {fail}"}
+    assert found.scores.keys() == {"l0"}
+    assert calls[-1] == fail
+
+
+def test_the_data_are_not_gone_through_for_metrics_of_the_dictionary(rows, monkeypatch):
+    monkeypatch.setattr(Rows, "chunks", lambda self, need: pytest.fail("the data were gone through"))
+    assert measure({"sae": random_sae()}, rows, ["NearestCosine"], show=False)["sae"].scores
+
+
+def test_default_stands_for_what_runs_by_default(rows, calls):
+    names = measure({"sae": random_sae()}, rows, None, show=False)["sae"].scores.keys()
+    assert "probed" not in names
+    assert measure({"sae": random_sae()}, rows, ["default", "Probe"], show=False)["sae"].scores.keys() == {
+        *names, "probed"
+    }  # fmt: skip
+    assert measure({"sae": random_sae()}, rows, ["L0", "L0"], show=False)["sae"].scores.keys() == {"l0"}
+
+
+def test_an_unknown_setting_of_a_metric_is_refused_with_the_near_miss(rows):
+    with pytest.raises(ValueError, match="unknown key 'sweep' of metric Probe; did you mean 'sweeps'"):
+        measure({"sae": random_sae()}, rows, [{"name": "Probe", "sweep": 2}], show=False)
 
 
 def test_every_metric_is_found_by_its_class_name():
