@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 GROUPS = 1000
 """Documents are dealt into at most this many groups, so that memory does not grow with their number."""
 RESAMPLES = 1000
+Table = dict[str, list[Any]]
+"""Columns of equal length by name; numbers, texts or None."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ class Metric(Component, ABC):
     """One metric of one SAE. A fresh object is made for every SAE; constructor options, if any, have defaults.
 
     In this order: `begin`; `update` for every chunk; `again`, and where it says so, `update` for every chunk once more,
-    and so on; `scores`; `latents`. A ValueError or OSError out of any of them is the reason that is given why there is
-    no score; all other metrics go on.
+    and so on; `scores`; `latents`; `tables`. A ValueError or OSError out of any of them is the reason that is given why
+    there is no score; all other metrics go on.
     """
 
     home = "saelab.metrics"
@@ -137,6 +139,10 @@ class Metric(Component, ABC):
 
     def latents(self) -> dict[str, Tensor]:
         """Numbers per latent, [L] each, kept beside the scores."""
+        return {}
+
+    def tables(self) -> dict[str, Table]:
+        """What is more than a number, by name: curves, samples of rows; kept beside the scores and drawn."""
         return {}
 
     @classmethod

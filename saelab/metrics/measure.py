@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saelab.core.progress import progress
-from saelab.metrics.base import Metric, Score, Setting, View
+from saelab.metrics.base import Metric, Score, Setting, Table, View
 from saelab.metrics.evaluation import Chunk, Evaluation
 from saelab.metrics.probing.task import Task
 from saelab.sae.sae import SAE
@@ -29,6 +29,8 @@ class Measured:
     scores: dict[str, Score] = field(default_factory=dict)
     latents: dict[str, Tensor] = field(default_factory=dict)
     """Numbers per latent, [L] each."""
+    tables: dict[str, Table] = field(default_factory=dict)
+    """Curves and samples, in columns."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Metrics that could not run, and why."""
     broken: str | None = None
@@ -103,6 +105,7 @@ def measure(
     for name, metric, found in _at_work(running, results):
         with found.attempt(metric):
             _take(found, metric.scores(saes[name]), metric.latents())
+            found.tables |= metric.tables()
     broken = [found.broken for found in results.values()]
     if broken and all(broken):
         raise ValueError(broken[0])

@@ -74,6 +74,13 @@ def test_numbers_per_latent_are_one_for_each(sae, text, name):
         assert torch.isfinite(value).all(), key
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_tables_are_plain_columns_of_one_length(sae, text, name):
+    for key, table in measured(sae, text, name).tables.items():
+        json.dumps(table, allow_nan=False)
+        assert len({len(column) for column in table.values()}) == 1, key
+
+
 def test_no_two_metrics_give_a_score_of_the_same_name(sae, text):
     names = [set(measured(sae, text, name).scores) for name in METRICS]
     assert sum(map(len, names)) == len(set().union(*names))
