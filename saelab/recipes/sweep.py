@@ -1,6 +1,11 @@
-"""`saelab sweep`: SAEs that differ in settings, trained as one computation on one stream of rows."""
+"""`saelab sweep`: a grid of SAEs on one stream of rows; those of one shape are trained as one computation.
+
+Settings that change shapes (`sae.n_latents`, another dictionary, the batch) make groups, which are trained one after
+another, each from the same row on. A sweep that is stopped goes on in the group that it was in.
+"""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +14,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from saelab.core.components import near_miss
 from saelab.core.files import is_vacant, read_json, write_json
+from saelab.core.log import read_log
 from saelab.core.run import Run
 from saelab.recipes.train import Job, add_options, parsed, saved
+from saelab.sae.sae import CONFIG
+from saelab.train.convergence import Convergence, at_full_rate
 from saelab.train.loop import Habits
 from saelab.train.sweep import Sweep
 
@@ -28,8 +36,8 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
     """What `saelab sweep` does with its options."""
     vary = options.pop("vary")
     if options.resume:
-        jobs, runs = _members_of(Path(options.resume))
-        _train(Sweep([job.trainer for job in jobs]), jobs, runs)
+        made, runs = _members_of(Path(options.resume))
+        _train(made, runs, _check(made))
         return
     if not options.out:
         raise ValueError("--out is missing: the folder for the sweep's runs (or --resume DIR to go on with one)")
@@ -51,34 +59,78 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
         if name in members:
             raise ValueError(f"two members of the sweep are called {name}: a value is given twice")
         members[name] = own
-    jobs = _jobs([parsed(own, f"the member {name} of the sweep does not fit") for name, own in members.items()])
-    sweep = Sweep([job.trainer for job in jobs])
-    runs = [job.new_run(str(out / name), own) for job, (name, own) in zip(jobs, members.items(), strict=True)]
+    made = [parsed(own, f"the member {name} of the sweep does not fit") for name, own in members.items()]
+    first = _check(made)
+    first.trainer.prepare(first.source)  # reads rows, so that nothing is made in vain
     write_json(out / MEMBERS, {"members": list(members)})
-    _train(sweep, jobs, runs)
+    runs = [Run.create(out / name, own) for name, own in members.items()]
+    for run in runs:
+        write_json(run.source_file, first.origin)
+    _train(made, runs, first)
 
 
-def _members_of(folder: Path) -> tuple[list[Job], list[Run]]:
+def _members_of(folder: Path) -> tuple[list[Namespace], list[Run]]:
     if not (folder / MEMBERS).exists():
         raise ValueError(f"{folder} is not a sweep: it has no {MEMBERS}; `saelab sweep --out {folder}` makes one")
-    runs = [Run.open(folder / name) for name in read_json(folder / MEMBERS)["members"]]
-    return _jobs([parsed(run.config(), f"{run.config_file} is damaged") for run in runs]), runs
+    names = read_json(folder / MEMBERS)["members"]
+    for name in names:
+        if not (folder / name / "config.yaml").exists():
+            raise ValueError(f"{folder} was stopped while it was being made: it lacks {name}; remove it, begin anew")
+    runs = [Run.open(folder / name) for name in names]
+    return [parsed(run.config(), f"{run.config_file} is damaged") for run in runs], runs
 
 
-def _jobs(made: list[Namespace]) -> list[Job]:
+def _check(made: list[Namespace]) -> Job:
+    """The first member, after every other was made once, alone, to see that it can be: wide ones fill the memory."""
     first = Job(made[0])
-    return [first, *(Job(one, shared=first) for one in made[1:])]
+    Sweep([first.trainer])
+    for one in made[1:]:
+        Sweep([Job(one, shared=first).trainer])
+    return first
 
 
-def _train(sweep: Sweep, jobs: list[Job], runs: list[Run]) -> None:
+def _shape(made: Namespace) -> str:
+    """What SAEs that compute as one have in common, as text."""
+    kinds = [type(part).__name__ for part in (made.sae.activation, *made.sae.losses)]
+    dictionary = made.sae.dictionary.config() if made.sae.dictionary else None
+    run = [getattr(made, key) for key in ("rows", "converge", "log_every", "save_every", "device")]
+    return json.dumps([made.sae.n_latents, kinds, dictionary, made.trainer.batch, made.trainer.bf16, run])
+
+
+def _train(made: list[Namespace], runs: list[Run], first: Job) -> None:
+    """Train members of one shape as one computation, one shape after the other, all on the same rows."""
+    groups: dict[str, list[int]] = {}
+    for number, one in enumerate(made):
+        groups.setdefault(_shape(one), []).append(number)
+    start, folder = first.source.state(), runs[0].folder.parent
+    for count, numbers in enumerate(groups.values(), 1):
+        if all((runs[number].sae / CONFIG).exists() for number in numbers):
+            print(f"group {count} of {len(groups)}: was trained before")
+            continue
+        first.source.restore(start)
+        jobs = [first if number == 0 else Job(made[number], shared=first) for number in numbers]
+        title = f"train {count}/{len(groups)}" if len(groups) > 1 else "train"
+        _train_group(jobs, [runs[number] for number in numbers], title)
+    print(f"{folder}: trained; `saelab measure {folder}/*/` compares them")
+
+
+def _train_group(jobs: list[Job], runs: list[Run], title: str) -> None:
     made = jobs[0].made
     print(f"{len(jobs)} SAEs in one computation: {', '.join(run.folder.name for run in runs)}")
     for note in {note for job in jobs for note in job.notes()}:
         print(f"note: {note}")
-    habits = Habits(made.log_every, made.save_every, made.tensorboard)
-    sweep.fit(jobs[0].source, made.rows, runs, habits)
-    folder = runs[0].folder.parent
-    print(f"{folder}: trained; `saelab measure {folder}/*/` compares them")
+    habits = Habits(made.log_every, made.save_every, made.tensorboard, True, jobs[0].criterion, title)
+    Sweep([job.trainer for job in jobs]).fit(jobs[0].source, made.rows, runs, habits)
+    for run in runs if made.converge is not None else []:
+        print(f"  {run.folder.name}: {_ended(run, made.converge)}")
+
+
+def _ended(run: Run, tolerance: float) -> str:
+    """How far a member came, in words."""
+    records = read_log(run.log_file)
+    first = Convergence(tolerance).first(*at_full_rate(records))
+    when = f"converged at {first:,} rows" if first else "not converged"
+    return f"{when}, trained on {records[-1]['rows']:,}; FVU of the last batch {records[-1]['fvu']:.4f}"
 
 
 def _values(text: str) -> list[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from saelab.models.subject import Subject
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.sae.sae import SAE
 from saelab.train.algorithm import Algorithm
+from saelab.train.convergence import Convergence
 from saelab.train.optimizer import Optimizer
 from saelab.train.trainer import Trainer
 
@@ -48,6 +49,8 @@ def add_options(parser: ArgumentParser) -> None:
     add("--world", type=World | None, help="train on a synthetic world, whose features are known")
     add("--downstream", type=str | None, help="what a live model adds for those that ask: kl, ce, gradient")
     add("--rows", type=int, default=2_000_000, help="rows (tokens) to train on in all")
+    text = "end before --rows once the mean FVU falls by less than this share over a doubling of rows, e.g. 0.02"
+    add("--converge", type=float | None, help=text)
     add("--seed", type=int, default=0, help="of the order in which a store's rows are seen")
     add("--window_rows", type=int, default=1 << 17, help="rows of a store that are shuffled together in memory")
     add("--device", type=str, default="auto", help="where to train; auto is the GPU if there is one")
@@ -128,6 +131,7 @@ class Job:
         if made.seed and not made.store:
             raise ValueError("--seed orders the rows of a store; otherwise give --live.seed or --world.seed")
         self.made = made
+        _ = self.criterion  # a wrong one is said before anything is made
         self.mesh = _mesh(made)
         found = (shared.source, shared.origin) if shared else _source(made, self.mesh.rank)
         self.source: Source = found[0]
@@ -144,6 +148,11 @@ class Job:
         self.mesh.wait()
         return Run.open(out)
 
+    @property
+    def criterion(self) -> Convergence | None:
+        """What ends training early, if anything does."""
+        return Convergence(self.made.converge) if self.made.converge is not None else None
+
     def notes(self) -> list[str]:
         """What to know about these settings before training."""
         parts = [*self.made.sae.losses, *self.trainer.algorithms]
@@ -154,7 +163,8 @@ class Job:
         made = self.made
         for note in self.notes():
             print(f"note: {note}")
-        self.trainer.fit(self.source, made.rows, run, made.log_every, made.save_every, made.tensorboard)
+        every = (made.log_every, made.save_every, made.tensorboard)
+        self.trainer.fit(self.source, made.rows, run, *every, converge=self.criterion)
         if self.mesh.is_first:
             seen = f"{self.trainer.rows_seen:,} rows"
             print(f"{run.folder}: trained on {seen}; `saelab measure {run.folder}` tells how well")

@@ -2,6 +2,7 @@
 
 # Shape letters: none; rows are counted only.
 
+import math
 import signal
 import threading
 import time
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saelab.core.log import Log, Record
+from saelab.core.log import Log, Record, read_log
 from saelab.core.progress import progress
 from saelab.core.run import Run
 from saelab.data.source import Batch, Source
 from saelab.sae.base import Forward
 from saelab.train import checkpoint
+from saelab.train.convergence import Convergence, at_full_rate
 
 if TYPE_CHECKING:
     from saelab.train.trainer import Trainer
@@ -39,6 +41,10 @@ class Habits:
     """Whether to write TensorBoard's event files too."""
     show: bool = True
     """Whether to show progress."""
+    converge: Convergence | None = None
+    """Ends a run early: once all have converged, the learning rate falls as planned for the end of a run."""
+    title: str = "train"
+    """What the progress bar says is being done."""
 
     def check(self) -> None:
         """ValueError unless both intervals are at least 1."""
@@ -56,12 +62,12 @@ def run_loop(
 ) -> None:
     """Take steps until `rows` rows were seen, each batch by all trainers; see `Trainer.fit`."""
     habits.check()
-    _begin(trainers, source, rows, runs)
+    _begin(trainers, source, rows, runs, habits)
     lead = trainers[0]
-    mesh, last = lead.sae.mesh, -(-rows // lead.batch)
+    mesh, last = lead.sae.mesh, _steps(lead)
     folders: list[Run | None] = list(runs) if runs else [None] * len(trainers)
     tellers = [_Teller(trainer, run, habits) for trainer, run in zip(trainers, folders, strict=True)]
-    bar = progress("train", last * lead.batch, "rows", done=lead.rows_seen, show=habits.show and mesh.is_first)
+    bar = progress(habits.title, last * lead.batch, "rows", done=lead.rows_seen, show=habits.show and mesh.is_first)
     batches = source.batches(lead.batch)
     with ExitStack() as ending:
         ending.callback(batches.close)  # type: ignore[attr-defined]
@@ -73,8 +79,12 @@ def run_loop(
             passed = step(batch)
             done = lead.step_number
             if done % habits.log_every == 0 or done in (1, last):
-                words = [teller.say(*one) for teller, one in zip(tellers, passed, strict=True)]
-                shown.advance(0, words[0])
+                fvus = [teller.say(*one) for teller, one in zip(tellers, passed, strict=True)]
+                settled = [teller.settled() for teller in tellers]
+                # The first process decides: only it has the whole log after a resume.
+                if habits.converge and mesh.any(mesh.is_first and all(settled)) and _at_full_rate(trainers):
+                    last = _end_early(trainers)
+                shown.advance(0, _words(tellers, fvus, settled))
             shown.advance(len(batch.x))
             interrupted = mesh.any(stopped.is_set()) and done < last
             if runs and (done % habits.save_every == 0 or done == last or interrupted):
@@ -84,7 +94,36 @@ def run_loop(
                 raise KeyboardInterrupt(_farewell(done, runs))
 
 
-def _begin(trainers: Sequence["Trainer"], source: Source, rows: int, runs: Sequence[Run] | None) -> None:
+def _steps(trainer: "Trainer") -> int:
+    assert trainer.rows_planned
+    return -(-trainer.rows_planned // trainer.batch)
+
+
+def _at_full_rate(trainers: Sequence["Trainer"]) -> bool:
+    """Whether no rate has begun to fall towards the end of its run."""
+    return all(trainer.step_number <= (1 - trainer.decay) * _steps(trainer) for trainer in trainers)
+
+
+def _end_early(trainers: Sequence["Trainer"]) -> int:
+    """Plan the end of runs that have converged by now, the falling of the rate included; returns the last step."""
+    step, batch = trainers[0].step_number, trainers[0].batch
+    last = min(_steps(trainers[0]), max(math.ceil(step / (1 - trainer.decay)) for trainer in trainers))
+    for trainer in trainers:
+        trainer.rows_planned = last * batch
+    return last
+
+
+def _words(tellers: Sequence["_Teller"], fvus: list[float], settled: list[bool]) -> str:
+    """How it goes, in a few words."""
+    if len(tellers) == 1:
+        return tellers[0].words
+    done = f"  {sum(settled)} of {len(settled)} converged" if tellers[0].habits.converge else ""
+    return f"fvu {min(fvus):.3f} to {max(fvus):.3f}{done}"
+
+
+def _begin(
+    trainers: Sequence["Trainer"], source: Source, rows: int, runs: Sequence[Run] | None, habits: Habits
+) -> None:
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
     paths = checkpoint.newest_of_all([run.checkpoints for run in runs or ()])
@@ -94,7 +133,10 @@ def _begin(trainers: Sequence["Trainer"], source: Source, rows: int, runs: Seque
         source.restore(place)
     for trainer in trainers:
         trainer.prepare(source)
-        trainer.rows_planned = rows
+        planned = trainer.rows_planned if habits.converge and trainer.rows_planned else rows
+        trainer.rows_planned = min(rows, planned)  # a run that had converged before it was stopped keeps its end
+        if habits.converge and trainer.decay == 1:
+            raise ValueError("converge needs some time at the full learning rate: set decay below 1")
 
 
 def _farewell(step: int, runs: Sequence[Run] | None) -> str:
@@ -109,9 +151,11 @@ class _Teller:
     """Writes one trainer's records."""
 
     def __init__(self, trainer: "Trainer", run: Run | None, habits: Habits):
-        self.trainer, self.log = trainer, None
+        self.trainer, self.log, self.habits, self.words = trainer, None, habits, ""
+        self.records: list[Record] = []
         if run and trainer.sae.mesh.is_first:
             self.log = Log(run.log_file, trainer.step_number, run.folder if habits.tensorboard else None)
+            self.records = read_log(run.log_file)
         self._said = (time.perf_counter(), trainer.rows_seen)
 
     def close(self) -> None:
@@ -120,8 +164,8 @@ class _Teller:
             self.log.close()
 
     @torch.no_grad()
-    def say(self, terms: dict[str, Tensor], forward: Forward) -> str:
-        """Write a record; returns a few words for the progress bar."""
+    def say(self, terms: dict[str, Tensor], forward: Forward) -> float:
+        """Write a record; returns the FVU."""
         trainer, mesh = self.trainer, self.trainer.sae.mesh
         spread = (forward.target - forward.target.mean(0)).square().sum()
         record: Record = {"step": trainer.step_number, "rows": trainer.rows_seen}
@@ -137,7 +181,14 @@ class _Teller:
         self._said = (now, trainer.rows_seen)
         if self.log:
             self.log.write(record)
-        return f"fvu {record['fvu']:.3f}  l0 {record['l0']:.1f}  silent {record['silent_100k']}"
+        self.records.append(record)
+        self.words = f"fvu {record['fvu']:.3f}  l0 {record['l0']:.1f}  silent {record['silent_100k']}"
+        return record["fvu"]
+
+    def settled(self) -> bool:
+        """Whether the run has converged; never, where nobody asked."""
+        converge = self.habits.converge
+        return converge is not None and converge.reached(*at_full_rate(self.records))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from saelab.sae.base import Forward
 from saelab.sae.sae import SAE
 from saelab.train.algorithm import Algorithm
 from saelab.train.average import WeightAverage
+from saelab.train.convergence import Convergence
 from saelab.train.loop import Habits, run_loop
 from saelab.train.optimizer import Optimizer
 from saelab.train.optimizers.adam import Adam
@@ -225,6 +226,7 @@ class Trainer:
         save_every: int = 1000,
         tensorboard: bool = False,
         show: bool = True,
+        converge: Convergence | None = None,
     ) -> SAE:
         """Train on `rows` rows of a source, rounded up to whole batches.
 
@@ -240,12 +242,13 @@ class Trainer:
             save_every: steps between checkpoints.
             tensorboard: whether to write TensorBoard's event files too, into the run's folder.
             show: whether to show progress.
+            converge: ends the run before `rows` once it has converged by this criterion.
 
         Raises:
             ValueError: see `step`, and for a source of another width.
             KeyboardInterrupt: on Ctrl-C, after the step under way and a checkpoint.
         """
-        habits = Habits(log_every, save_every, tensorboard, show)
+        habits = Habits(log_every, save_every, tensorboard, show, converge)
         run_loop([self], lambda batch: [self.step(batch)], source, rows, [run] if run else None, habits)
         if run:
             self.save(run.sae)

@@ -57,7 +57,8 @@ def test_a_loss_is_named_by_its_class(tmp_path):
         (["sae.activations.k=1,2"], "there is no activations in these settings; did you mean 'activation'?"),
         (["sae.activation.k"], "--vary takes SETTING=VALUE,VALUE"),
         (["sae.activation.k=1,1"], "a value is given twice"),
-        (["sae.n_latents=40,48"], "need the same d_in and n_latents"),
+        (["sae.n_latents=40,0"], "d_in and n_latents must be at least 1"),
+        (["sae.n_latents=40,48", "converge=2"], "converge must be between 0 and 1"),
         (["sae.activation.k=1,99"], "k must be from 1 to the number of latents"),
     ],
 )
@@ -69,3 +70,39 @@ def test_what_cannot_be_varied_is_said_before_anything_is_made(vary, message, tm
 def test_a_folder_that_is_no_sweep_is_named(tmp_path, capsys):
     assert "is not a sweep" in complaint(["sweep", "--resume", str(tmp_path)], capsys)
     assert "--vary is missing" in complaint(["sweep", "--out", str(tmp_path / "s"), *WORLD], capsys)
+
+
+LADDER = ["--vary", "sae.n_latents=24,40", "sae.activation.k=1,3", "--save_every", "3", "--converge", "0.9"]
+
+
+def test_widths_are_trained_in_groups_that_end_when_they_have_converged(tmp_path, capsys):
+    out = tmp_path / "ladder"
+    words = ["sweep", "--out", str(out), *WORLD, *SMALL, "--rows", "20000", "--log_every", "1", *LADDER]
+    main(words)
+    said = capsys.readouterr().out
+    assert "2 SAEs in one computation: n_latents24-k1, n_latents24-k3" in said
+    assert "n_latents40-k3: converged at" in said
+    for name in ("n_latents24-k1", "n_latents40-k3"):
+        records = [json.loads(line) for line in (out / name / "log.jsonl").read_text().splitlines()]
+        assert records[-1]["rows"] < 20000  # ended early
+        assert records[-1]["lr"] < 0.1 * max(record["lr"] for record in records)  # after the rate had fallen
+        assert saelab.load(out / name).n_latents == int(name[9:11])
+    # A width that was not trained yet, or not to its end, is trained again; the other is left alone.
+    kept = {path: path.read_bytes() for path in out.glob("n_latents24*/sae/*")}
+    wanted = {path: path.read_bytes() for path in out.glob("n_latents40*/sae/*")}
+    for path in wanted:
+        path.unlink()
+    for path in out.glob("n_latents40*/checkpoints/*"):
+        path.unlink()
+    main(["sweep", "--resume", str(out)])
+    assert "group 1 of 2: was trained before" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert {path: path.read_bytes() for path in wanted} == wanted
+
+
+def test_a_group_alone_is_trained_as_in_the_ladder(tmp_path, capsys):
+    words = [*WORLD, *SMALL, "--sae.activation.k", "2"]
+    main(["sweep", "--out", str(tmp_path / "both"), *words, "--vary", "sae.n_latents=24,40"])
+    main(["sweep", "--out", str(tmp_path / "one"), *words, "--vary", "sae.n_latents=40"])
+    weights = "n_latents40/sae/weights.safetensors"
+    assert (tmp_path / "both" / weights).read_bytes() == (tmp_path / "one" / weights).read_bytes()
