@@ -96,7 +96,13 @@ def _measure(words: list[str]) -> None:
 
     parser = _parser("measure")
     parser.add_argument("runs", nargs="+", type=str, help="folders of runs, or of saved SAEs")
-    parser.add_function_arguments(measure_runs, skip={"runs"})
+    words_each = {
+        "metrics": "class names of the metrics; `default` stands for those that run if none are named",
+        "options": "settings of metrics, METRIC.SETTING=VALUE",
+    }
+    for name, text in words_each.items():
+        parser.add_argument(f"--{name}", nargs="+", type=str, help=text)
+    parser.add_function_arguments(measure_runs, skip={"runs", *words_each})
     made = parser.instantiate(parse(parser, words))
     measure_runs(**vars(made))
 

@@ -407,7 +407,7 @@ def test_measuring_two_runs_prints_one_table_and_keeps_each_ones_scores(saelab, 
             assert list(score) == ["value", "low", "high", "n", "unit"]
     assert [one["l0"]["value"] for one in scores] == pytest.approx([4, 8], abs=0.5)
     assert all((run / "latents.safetensors").exists() for run in two)
-    assert "skipped" not in ended.out
+    assert "skipped Downstream" not in ended.out
 
 
 def test_nothing_in_the_table_is_cut_off_when_it_goes_into_a_file(saelab, two):
@@ -426,11 +426,11 @@ def test_measuring_on_a_store_says_what_is_skipped(saelab, trained, store, tmp_p
 
 def test_chosen_metrics_only(saelab, trained, store, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
-    assert saelab("measure", tmp_path / "run", "--store", store, "--metrics", "[L0,Density]").status == 0
+    assert saelab("measure", tmp_path / "run", "--store", store, "--metrics", "L0", "Density").status == 0
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert {"l0", "silent"} <= scores.keys()
     assert "fvu" not in scores
-    ended = saelab("measure", tmp_path / "run", "--store", store, "--metrics", "[L1]")
+    ended = saelab("measure", tmp_path / "run", "--store", store, "--metrics", "L1")
     assert ended.status == 2
     assert "unknown metric 'L1'; did you mean 'L0'?" in ended.complaint
 

@@ -41,6 +41,14 @@ class Log:
             self._board.close()
 
 
+def note_down(path: Path, record: Record) -> None:
+    """Add a record about a finished run to its log; it stands at the step at which training ended."""
+    records = read_log(path) if path.exists() else []
+    log = Log(path, after=records[-1]["step"] if records else 0)
+    log.write({"step": records[-1]["step"] if records else 0, **record})
+    log.close()
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log. A last line cut short by a kill is left out; any other damage is a ValueError."""
     lines = path.read_text(encoding="utf-8").splitlines()

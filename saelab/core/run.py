@@ -19,6 +19,8 @@ README = """# A saelab run
 | `checkpoints/` | model, optimizer and data position; `saelab train --resume {name}` goes on from the newest |
 | `sae/` | the trained SAE: `saelab.load("{name}")` |
 | `scores.json` | what was measured: `{{metric: {{value, low, high, n, unit}}}}`; low to high: 95 % bootstrap interval |
+| `scores.parquet` | the same as a table |
+| `measured.json` | the data that it was measured on, and what was left out and why |
 | `latents.safetensors` | per-latent numbers of the last measurement: density, nearest cosine |
 
 `saelab show {name}` prints the config and the scores. Commands are meant for the folder that holds this one.
@@ -36,6 +38,8 @@ class Run:
         self.sae = self.folder / "sae"
         self.source_file = self.folder / "source.json"
         self.scores_file = self.folder / "scores.json"
+        self.table_file = self.folder / "scores.parquet"
+        self.measured_file = self.folder / "measured.json"
         self.latents_file = self.folder / "latents.safetensors"
 
     @classmethod

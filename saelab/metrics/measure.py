@@ -38,6 +38,10 @@ class Measured:
     seconds: dict[str, float] = field(default_factory=dict)
     """Time by metric, and for the model (spent once for all SAEs) and the codes."""
 
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """The scores as JSON has them."""
+        return {key: score.as_json() for key, score in self.scores.items()}
+
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -140,7 +144,8 @@ def _sweeps(
     title = "measure"
     while any(True for _ in _at_work(watching, results)):
         _sweep(saes, evaluation, watching, results, (title, show))
-        title, more = "measure again", {}
+        title = "measure again"
+        more: dict[str, list[Metric]] = {}
         for name, metrics in watching.items():
             more[name] = []
             for metric in metrics:

@@ -2,12 +2,16 @@
 
 from typing import Any
 
-from saelab.core.files import write_tensors
+import yaml
+
+from saelab.core.files import read_json, read_tensors, write_json, write_tensors
+from saelab.core.log import note_down
 from saelab.core.mesh import device_named
 from saelab.core.run import Run
 from saelab.data.store import Store
-from saelab.metrics import StoreEvaluation, TextEvaluation, measure
-from saelab.metrics.measure import Measured
+from saelab.metrics import Metric, StoreEvaluation, TextEvaluation, measure
+from saelab.metrics.measure import DEFAULT, Measured
+from saelab.metrics.table import write_table
 from saelab.models.subject import Subject
 from saelab.recipes.show import print_scores
 from saelab.recipes.train import is_run, origin_of, subject_of
@@ -21,9 +25,10 @@ def measure_runs(
     subject: Subject | None = None,
     store: str | None = None,
     metrics: list[str] | None = None,
+    options: list[str] | None = None,
     device: str = "auto",
 ) -> None:
-    """Measure SAEs and print one table; a run keeps its scores in scores.json.
+    """Measure SAEs and print one table; a run keeps its scores in scores.json, scores.parquet and its log.
 
     Args:
         runs: folders of runs, or of saved SAEs (then --subject or --store must say what to measure on).
@@ -31,14 +36,15 @@ def measure_runs(
         split: which documents of the text: `held-out`, `train` or `all`.
         subject: model, site and text to measure on; by default what each run was trained on.
         store: measure on this store of activations instead; what needs the model is skipped and said so.
-        metrics: class names of the metrics; by default all.
+        metrics: class names of the metrics; `default` stands for those that run if none are named.
+        options: settings of metrics, METRIC.SETTING=VALUE.
         device: where the SAEs run; auto is the GPU if there is one.
     """
     if subject and store:
         raise ValueError("give --subject or --store, not both")
     if store and split != "held-out":
         raise ValueError("--split chooses documents of a text; with --store leave it out")
-    place = device_named(device)
+    place, wanted = device_named(device), with_options(metrics or [DEFAULT], options or [])
     groups: dict[Subject | str, list[str]] = {}
     for name in runs:
         if not is_run(name) and not (subject or store):
@@ -48,15 +54,34 @@ def measure_runs(
     for data, names in groups.items():
         evaluation = _evaluation(data, tokens, split)
         _check_models(names, evaluation)
-        found |= measure({name: load(name).to(place) for name in names}, evaluation, metrics)
-    for name, measured in found.items():
-        if is_run(name):
-            keep(Run.open(name), measured)
-    print_scores({name: {key: score.as_json() for key, score in found[name].scores.items()} for name in runs})
+        measured = measure({name: load(name).to(place) for name in names}, evaluation, wanted)
+        for name in names:
+            if is_run(name) and not measured[name].broken:
+                keep(Run.open(name), measured[name], about(evaluation))
+        found |= measured
+    print_scores({name: found[name].as_json() for name in runs})
     for note in _trained_on_it(runs, split, store):
         print(note)
     for reason in dict.fromkeys(f"skipped {m}: {why}" for one in found.values() for m, why in one.skipped.items()):
         print(reason)
+    broken = [one.broken for one in found.values() if one.broken]
+    if broken:
+        raise ValueError("; ".join(broken))
+
+
+def with_options(metrics: list[str], options: list[str]) -> list[str | dict[str, Any]]:
+    """Metrics with the settings that options give them, from words such as "N2G.latents=100"."""
+    settings: dict[str, dict[str, Any]] = {}
+    for option in options:
+        path, equals, value = option.partition("=")
+        name, dot, key = path.partition(".")
+        if not (equals and dot and name and key):
+            raise ValueError(f"--options takes METRIC.SETTING=VALUE, such as Stability.most=64; got '{option}'")
+        settings.setdefault(name, {"name": name})[key] = yaml.safe_load(value)
+    for name in settings:
+        if name not in metrics and not (DEFAULT in metrics and Metric.named(name).by_default):
+            raise ValueError(f"--options has a setting for {name}, which is not measured: name it in --metrics")
+    return [*(name for name in metrics if name not in settings), *settings.values()]
 
 
 def _trained_on_it(runs: list[str], split: str, store: str | None) -> list[str]:
@@ -74,11 +99,32 @@ def _evaluation(data: Subject | str, tokens: int, split: str) -> TextEvaluation 
     return StoreEvaluation(data, tokens) if isinstance(data, str) else TextEvaluation(data, tokens, split)
 
 
-def keep(run: Run, measured: Measured) -> None:
-    """Write what was measured into a run's folder."""
-    run.write_scores({key: score.as_json() for key, score in measured.scores.items()})
-    if measured.latents:
-        write_tensors(run.latents_file, measured.latents)
+def about(evaluation: TextEvaluation | StoreEvaluation) -> dict[str, Any]:
+    """What scores on these data depend on."""
+    if isinstance(evaluation, StoreEvaluation):
+        return {"store": evaluation.store.manifest.origin}
+    return evaluation.subject.origin(evaluation.model, evaluation.split)
+
+
+def keep(run: Run, measured: Measured, data: dict[str, Any]) -> None:
+    """Write what was measured into a run's folder.
+
+    Earlier scores on the same data stay unless they were measured again; scores on other data go.
+    """
+    before = read_json(run.measured_file) if run.measured_file.exists() else {}
+    same = before.get("data") == data
+    earlier = {key: score for key, score in run.scores().items() if same and key not in measured.skipped}
+    scores = earlier | measured.as_json()
+    again = measured.seconds.keys() | measured.scores.keys()
+    skipped = {name: why for name, why in before.get("skipped", {}).items() if same and name not in again}
+    run.write_scores(scores)
+    write_table(run.table_file, {run.folder.name: scores})
+    write_json(run.measured_file, {"data": data, "skipped": skipped | measured.skipped})
+    seconds = {f"seconds.{key}": round(value, 3) for key, value in measured.seconds.items()}
+    note_down(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
+    old = read_tensors(run.latents_file)[0] if same and run.latents_file.exists() else {}
+    if measured.latents or old:
+        write_tensors(run.latents_file, old | measured.latents)
 
 
 def _check_models(names: list[str], evaluation: TextEvaluation | StoreEvaluation) -> None:

@@ -20,12 +20,14 @@ from saelab.metrics import TextEvaluation, measure
 from saelab.models.harvest import harvest
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
-from saelab.recipes.measure import keep
+from saelab.recipes.measure import about, keep
 from saelab.recipes.python_readings import Text, choose, contexts
 from saelab.recipes.train import complete, resume
 from saelab.sae.sae import SAE, load
 
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
+SHOWN = ("Density", "DeadLatents", "Downstream", "L0", "NearestCosine", "Reconstruction")
+"""What is measured at once; `saelab measure` does the whole suite."""
 READ_TOKENS = 60_000
 """Tokens that the latents shown are chosen on."""
 
@@ -92,9 +94,10 @@ def _make(run: Run, tokens: int, measure_tokens: int) -> None:
     write_json(run.source_file, store.manifest.origin)
     resume(run)
     sae = load(run.folder)
-    measured = measure({"sae": sae}, TextEvaluation(SUBJECT, measure_tokens, model=model))["sae"]
+    evaluation = TextEvaluation(SUBJECT, measure_tokens, model=model)
+    measured = measure({"sae": sae}, evaluation, SHOWN)["sae"]
     write_json(run.folder / "latents.json", {"latents": _latents(sae, store, model)})
-    keep(run, measured)
+    keep(run, measured, about(evaluation))
 
 
 @torch.no_grad()
@@ -120,7 +123,7 @@ def _latents(sae: SAE, store: Store, model: LanguageModel) -> list[dict[str, Any
 
 def _rate(run: Run) -> float:
     """Rows per second that training went through, from its log: the median over its records."""
-    rates = sorted(record["rows_per_second"] for record in read_log(run.log_file))
+    rates = sorted(found["rows_per_second"] for found in read_log(run.log_file) if "rows_per_second" in found)
     return rates[len(rates) // 2]
 
 

@@ -41,18 +41,20 @@ def print_scores(scores: Mapping[str, Scores], console: Console | None = None) -
     for name in scores:
         table.add_column(Path(name).name if several else "value", justify="right", no_wrap=True)
         table.add_column("95 % interval", justify="right", no_wrap=True)
-    if not several:
-        table.add_column("n", justify="right")
-        table.add_column("unit")
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
     for metric in dict.fromkeys(metric for found in scores.values() for metric in found):
         cells = [metric]
         for found in scores.values():
             cells += value_and_interval(found.get(metric))
-        if not several:
-            (found,) = scores.values()
-            cells += [f"{found[metric]['n']:,}", found[metric]["unit"]]
-        table.add_row(*cells)
+        table.add_row(*cells, *_n_and_unit([found[metric] for found in scores.values() if metric in found]))
     (console or _console()).print(table)
+
+
+def _n_and_unit(found: list[Mapping[str, Any]]) -> list[str]:
+    """Two cells: how many tokens (latents, tasks) a metric's scores stand on, and their unit."""
+    fewest, most = (pick(score["n"] for score in found) for pick in (min, max))
+    return [f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}", found[0]["unit"]]
 
 
 def _console() -> Console:

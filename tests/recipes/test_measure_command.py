@@ -1,0 +1,111 @@
+"""`saelab measure`: what is kept of one measurement after another, settings of metrics, a broken SAE."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from saelab.core.files import read_tensors
+from saelab.core.log import note_down, read_log
+from saelab.core.run import Run
+from saelab.metrics.base import Score
+from saelab.metrics.measure import Measured
+from saelab.recipes.measure import keep, with_options
+from saelab.sae.sae import load
+
+pytest_plugins = ["models.conftest", "recipes.small_world"]
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def scores(run: Path) -> dict:
+    return json.loads((run / "scores.json").read_text())
+
+
+def test_metrics_measured_later_on_the_same_data_come_beside_the_earlier_ones(saelab, run, store):
+    saelab("measure", run, "--store", store, "--metrics", "L0")
+    first = scores(run)
+    saelab("measure", run, "--store", store, "--metrics", "Reconstruction", "Density")
+    assert scores(run).keys() > first.keys() | {"fvu", "silent"}
+    assert scores(run)["l0"] == first["l0"]
+    saelab("measure", run, "--store", store, "--metrics", "NearestCosine")
+    assert read_tensors(run / "latents.safetensors")[0].keys() == {"density", "nearest_cosine"}
+
+
+def test_scores_on_other_data_take_the_place_of_earlier_ones(saelab, run, store):
+    saelab("measure", run, "--store", store, "--metrics", "Reconstruction")
+    saelab("measure", run, "--metrics", "L0", "--tokens", 50)
+    assert scores(run).keys() == {"l0"}
+
+
+def test_scores_are_kept_as_a_table_and_in_the_log_too(saelab, run, store):
+    steps = len(read_log(run / "log.jsonl"))
+    saelab("measure", run, "--store", store, "--metrics", "L0", "Reconstruction", "Downstream")
+    table = {row["metric"]: row for row in pyarrow.parquet.read_table(run / "scores.parquet").to_pylist()}
+    assert table.keys() == scores(run).keys()
+    for key, score in scores(run).items():
+        assert table[key] == {"sae": "run", "metric": key, **score}
+    log = read_log(run / "log.jsonl")
+    assert len(log) == steps + 1
+    assert log[-1]["measured.fvu"] == scores(run)["fvu"]["value"]
+    assert log[-1]["step"] == log[-2]["step"]
+    about = json.loads((run / "measured.json").read_text())
+    assert about["skipped"]["Downstream"].startswith("needs a model")
+    assert log[-1]["seconds.L0"] >= 0
+
+
+def test_what_was_computed_stays_when_it_cannot_be_computed_again(run):
+    one = Score(1.0, None, None, 3, "tokens")
+    run_ = Run.open(run)
+    keep(run_, Measured({"a": one, "b": one}, seconds={"A": 1.0}), {"text": "x"})
+    keep(run_, Measured({"c": one}, skipped={"A": "no endpoint", "b": "divides by zero"}), {"text": "x"})
+    assert run_.scores().keys() == {"a", "c"}  # b has no value any more; what became of a is not known
+    keep(run_, Measured({"a": one, "b": one}, seconds={"A": 1.0}), {"text": "x"})
+    assert json.loads(run_.measured_file.read_text())["skipped"] == {}
+
+
+def test_a_run_without_a_log_gets_one(tmp_path):
+    note_down(tmp_path / "log.jsonl", {"measured.fvu": 0.5})
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 0, "measured.fvu": 0.5}]
+
+
+def test_a_broken_sae_is_told_and_the_rest_of_the_table_comes(saelab, run, store, tmp_path):
+    broken = load(run)
+    with torch.no_grad():
+        broken.dictionary.W_dec.fill_(float("nan"))
+    broken.save(tmp_path / "broken")
+    ended = saelab("measure", run, tmp_path / "broken", "--store", store, "--metrics", "L0")
+    assert ended.status == 2
+    assert f"{tmp_path / 'broken'} reconstructs NaN or infinity" in ended.complaint
+    assert "l0" in ended.out
+    assert scores(run).keys() == {"l0"}
+
+
+def test_settings_of_metrics_are_options(saelab, run, store):
+    assert with_options(["L0", "default"], []) == ["L0", "default"]
+    assert with_options(["L0", "Density"], ["Density.a=1", "Density.b=[x]"]) == [
+        "L0", {"name": "Density", "a": 1, "b": ["x"]}
+    ]  # fmt: skip
+    for words, says in (
+        (["Density"], "--options takes METRIC.SETTING=VALUE"),
+        (["L0.cut=3"], "unknown key 'cut' of metric L0"),
+        (["Densty.cut=3"], "unknown metric 'Densty'; did you mean 'Density'?"),
+    ):
+        ended = saelab("measure", run, "--store", store, "--options", *words)
+        assert ended.status == 2
+        assert says in ended.complaint
+    ended = saelab("measure", run, "--store", store, "--metrics", "L0", "--options", "Density.cut=3")
+    assert "has a setting for Density, which is not measured" in ended.complaint
+
+
+def test_a_table_of_several_saes_says_on_how_many_tokens_it_stands(saelab, run, trained, store):
+    ended = saelab("measure", run, run.parent / "run" / "sae", "--store", store, "--metrics", "L0", "--tokens", 200)
+    (line,) = [line.split() for line in ended.out.splitlines() if line.startswith("l0")]
+    assert line[-2:] == ["200", "latents"]
