@@ -1,0 +1,129 @@
+"""SAEs made of latents of other SAEs.
+
+Latents can be taken out of an SAE and put into another one if each decides by itself whether it is active:
+
+    f_i = pre_i * 1[pre_i > theta_i]       ReLU: theta = 0; JumpReLU, BatchTopK: their thresholds;
+                                           TopK: one theta for all latents, with the mean L0 that k gives
+
+`independent` gives any of these as such an SAE in the data's units, with directions of unit norm. `assembled` puts
+latents of several together. What comes out is an ordinary SAE (`Dense`, `JumpReLU`): it is saved, loaded, measured and
+explored like any other. Whose bias b is kept makes no difference to when a latent fires:
+
+    W (x - b_own) + c  =  W (x - b) + [c + W (b - b_own)]
+
+Left out: activations whose latents compete in other ways, and dictionaries other than `Dense`.
+"""
+
+# Shape letters: n rows, D input width, L latents.
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saelab.core.codes import Codes
+from saelab.sae.activations.batch_topk import BatchTopK
+from saelab.sae.activations.jump_relu import JumpReLU
+from saelab.sae.activations.relu import ReLU
+from saelab.sae.activations.topk import TopK
+from saelab.sae.dictionaries.dense import Dense
+from saelab.sae.reading import reread, threshold_for
+from saelab.sae.sae import SAE
+
+
+@torch.no_grad()
+def independent(sae: SAE, rows: Tensor | None = None, name: str = "the SAE") -> SAE:
+    """A copy of an SAE as independent latents with thresholds, in the data's units and with unit directions.
+
+    Exact for ReLU, JumpReLU and trained BatchTopK; of TopK it is the reading by threshold (`threshold_for`).
+
+    Args:
+        sae: to be copied.
+        rows: [n, D] in the data's units, on which TopK's threshold is set to give the L0 that its k gives.
+        name: of the SAE, for errors.
+
+    Raises:
+        ValueError: for an SAE that cannot be read so, or TopK without rows.
+    """
+    if not isinstance(sae, SAE) or type(sae.dictionary) is not Dense:
+        kind = type(getattr(sae, "dictionary", sae)).__name__
+        raise ValueError(f"only latents of Dense dictionaries can be put together; {name} has {kind}")
+    if sae.d_out or sae.mesh.shards > 1:
+        what = "a transcoder" if sae.d_out else "dealt to several shards"
+        raise ValueError(f"only latents of whole SAEs can be put together; {name} is {what}")
+    log_threshold = _log_thresholds(sae, rows, name)
+    one = reread(copy.deepcopy(sae), JumpReLU(threshold=0.0))
+    assert isinstance(one.activation, JumpReLU)
+    one.activation.log_threshold.copy_(log_threshold)
+    one.fold()
+    one.unit_directions()
+    return one.eval()
+
+
+def _log_thresholds(sae: SAE, rows: Tensor | None, name: str) -> Tensor:
+    """In the units of the SAE's own pre-activations, [L]."""
+    activation, like = sae.activation, sae.scale.mean
+    if isinstance(activation, JumpReLU):
+        return activation.log_threshold.detach()
+    if isinstance(activation, ReLU):
+        return like.new_full((sae.n_latents,), -torch.inf)
+    if isinstance(activation, BatchTopK) and activation.updates:
+        return activation.threshold.log()
+    if not isinstance(activation, TopK | BatchTopK):
+        raise ValueError(
+            f"latents of {type(activation).__name__} cannot be taken apart: {name} must have ReLU, JumpReLU, TopK or "
+            "BatchTopK"
+        )
+    if rows is None:
+        raise ValueError(f"{name} keeps the k largest latents of a row: its threshold has to be set on rows")
+    l0 = sum(sae.encode(block).l0().sum().item() for block in rows.to(like).split(4096)) / len(rows)
+    return like.new_full((sae.n_latents,), threshold_for(sae, rows, l0)).log()
+
+
+@torch.no_grad()
+def assembled(parts: Sequence[tuple[SAE, Tensor]], bias: Tensor | None = None) -> SAE:
+    """An SAE of chosen latents of others, part after part.
+
+    Args:
+        parts: SAEs as `independent` gives them, each with the numbers of its latents [n], in the order wanted.
+        bias: what is decoded when no latent is active [D]; by default the first SAE's.
+
+    Raises:
+        ValueError: if no latent is chosen.
+    """
+    first = parts[0][0]
+    chosen = [(sae, latents.to(sae.scale.mean.device)) for sae, latents in parts if len(latents)]
+    if not chosen:
+        raise ValueError("an SAE needs at least one latent; none was chosen")
+    bias = first.dictionary.bias().detach() if bias is None else bias.to(first.scale.mean)
+    made = SAE(first.d_in, sum(len(latents) for _, latents in chosen), JumpReLU(threshold=0.0), seed=first.seed)
+    made.to(first.scale.mean)
+    dictionary, activation = made.dictionary, made.activation
+    assert isinstance(dictionary, Dense)
+    assert isinstance(activation, JumpReLU)
+    start = 0
+    for sae, latents in chosen:
+        place = slice(start, start + len(latents))
+        dictionary.W_enc[place] = sae.dictionary.encoder[latents]
+        dictionary.W_dec[place] = sae.dictionary.directions()[latents]
+        dictionary.b_enc[place] = _shifted(sae, latents, bias)
+        activation.log_threshold[place] = sae.activation.log_threshold[latents]  # type: ignore[index]
+        made.firing.since[place] = sae.firing.since[latents]
+        start = place.stop
+    dictionary.b_dec.copy_(bias)
+    made.firing.rows.copy_(torch.stack([sae.firing.rows for sae, _ in chosen]).min())
+    made.variance.copy_(first.variance)
+    return made.eval()
+
+
+def _shifted(sae: SAE, latents: Tensor, bias: Tensor) -> Tensor:
+    """The latents' own bias once another one is subtracted from rows."""
+    own = sae.dictionary.b_enc[latents]  # type: ignore[index]
+    moved = bias.double() - sae.dictionary.bias().double()
+    return (own.double() + sae.dictionary.encoder[latents].double() @ moved).to(own)
+
+
+def encoded(sae: SAE, rows: Tensor) -> Codes:
+    """Codes of rows [n, D] that are on any device, as few entries a row as are needed."""
+    return sae.encode(rows.to(sae.scale.mean)).compact()

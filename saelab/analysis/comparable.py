@@ -1,0 +1,90 @@
+"""Whether SAEs may be compared: the same site, width of rows and normalisation, or one error that names both.
+
+Every SAE carries its input scaling (`saelab.sae.scale`). Two SAEs trained on one site's rows have nearly the same mean
+and scale, up to the sample these come from, and folding takes them to the data's units exactly. Where they are far
+apart the rows cannot have been the same; where one scaling is the identity (a folded or a foreign SAE) the dictionary
+alone cannot tell, and rows have to (`check_reads`).
+"""
+
+# Shape letters: D input width.
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from saelab.sae.sae import SAE
+
+FURTHEST_SCALE, FURTHEST_MEAN = 1.5, 0.5
+"""By which factor scales may differ, and by how much of a scale the entries of means (root mean square)."""
+SAME = {
+    "fingerprint": "models (their weights differ)",
+    "site": "sites",
+    "target": "targets",
+    "average": "kinds of rows (averages)",
+    "world": "worlds",
+}
+"""What of a run's origin must agree, and how its difference is called."""
+
+
+def check_comparable(
+    saes: Mapping[str, SAE], origins: Mapping[str, Mapping[str, Any]] | None = None, across: bool = False
+) -> None:
+    """Check SAEs before they are compared, each with the first.
+
+    Args:
+        saes: by name.
+        origins: what each one's rows were made from, as far as it is known (`source.json` of a run).
+        across: whether they may be of different sites and scales, as layers that are matched.
+
+    Raises:
+        ValueError: that names the two that do not go together and why.
+    """
+    (first, one), *others = saes.items()
+    for name, other in others:
+        if other.d_in != one.d_in:
+            raise ValueError(f"{first} reads rows {one.d_in} wide, {name} rows {other.d_in} wide: not the same site")
+        if other.d_out != one.d_out:
+            wants = [f"{sae.d_out} wide targets" if sae.d_out else "what it reads" for sae in (one, other)]
+            raise ValueError(f"{first} reconstructs {wants[0]}, {name} {wants[1]}: they cannot be compared")
+        if not across:
+            _check_origins(first, name, origins or {})
+            _check_scales(first, one, name, other)
+
+
+def _check_origins(first: str, name: str, origins: Mapping[str, Mapping[str, Any]]) -> None:
+    a, b = origins.get(first, {}), origins.get(name, {})
+    for key, what in SAME.items():
+        if a and b and a.get(key) != b.get(key):
+            said = "" if key in ("fingerprint", "world") else f": {a.get(key)} and {b.get(key)}"
+            raise ValueError(f"{first} and {name} were trained on different {what}{said}")
+
+
+def _check_scales(first: str, one: SAE, name: str, other: SAE) -> None:
+    if one.scale.sites != other.scale.sites:
+        raise ValueError(f"{first} has {one.scale.sites} scales of its rows, {name} has {other.scale.sites}")
+    if is_identity(one) or is_identity(other):
+        return
+    a, b = one.scale.size.double().cpu(), other.scale.size.double().cpu()
+    apart = ((one.scale.mean.double().cpu() - other.scale.mean.double().cpu()) / torch.minimum(a, b)).square().mean()
+    if (a / b).max() > FURTHEST_SCALE or (b / a).max() > FURTHEST_SCALE or apart.sqrt() > FURTHEST_MEAN:
+        raise ValueError(
+            f"{first} and {name} were trained on rows of different normalisation: scale {a.max():.4g} and "
+            f"{b.max():.4g}, means {apart.sqrt():.2g} scales apart"
+        )
+
+
+def is_identity(sae: SAE) -> bool:
+    """Whether an SAE reads rows as they are."""
+    return not sae.scale.mean.any() and bool((sae.scale.scale == 1).all())
+
+
+def check_reads(fvu: Mapping[str, float]) -> None:
+    """ValueError if an SAE reconstructs the rows worse than their mean does: they are not the rows it was made for."""
+    best = min(fvu, key=lambda name: fvu[name])
+    for name, value in fvu.items():
+        if not value < 1:
+            raise ValueError(
+                f"{name} reconstructs these rows worse than their mean does (FVU {value:.3g}; {best} has "
+                f"{fvu[best]:.3g}): it was made for another site or normalisation"
+            )
