@@ -34,13 +34,13 @@ class Downstream(Metric):
         text = view.text
         assert text is not None
         predicts = text.keep[:, :-1] & (text.tokens.document[:, 1:] >= 0)
-        clean = _log_probabilities(text.logits, predicts)
+        clean = log_probabilities(text.logits, predicts)
         target = text.tokens.ids[:, 1:][predicts].to(clean.device)
         values = {"tokens": torch.ones(len(clean)), "clean": F.nll_loss(clean, target, reduction="none")}
         replacements = {"sae": view.x_hat, "mean": text.mean.expand_as(view.x), "zero": torch.zeros_like(view.x)}
         for name, rows in replacements.items():
-            logits = text.model.run_with(text.tokens.ids, _replaced(text, rows))
-            changed = _log_probabilities(logits, predicts)
+            logits = text.model.run_with(text.tokens.ids, replaced(text, rows))
+            changed = log_probabilities(logits, predicts)
             values[name] = F.nll_loss(changed, target, reduction="none")
             values[f"kl_{name}"] = F.kl_div(changed, clean, log_target=True, reduction="none").sum(1)
         self.totals.add(text.group[:, :-1][predicts], **values)
@@ -63,11 +63,12 @@ class Downstream(Metric):
         }
 
 
-def _log_probabilities(logits: Tensor, predicts: Tensor) -> Tensor:
+def log_probabilities(logits: Tensor, predicts: Tensor) -> Tensor:
+    """Log-probabilities [n, V] of the predictions [R, T - 1] bool that count, from logits [R, T, V]."""
     return F.log_softmax(logits[:, :-1][predicts.to(logits.device)].float(), dim=1)
 
 
-def _replaced(text: TextChunk, rows: Tensor) -> Tensor:
+def replaced(text: TextChunk, rows: Tensor) -> Tensor:
     """The activations [R, T, D] with the kept positions' values replaced."""
     activations = text.activations.clone()
     activations[text.keep.to(activations.device)] = rows.to(activations)

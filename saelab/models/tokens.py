@@ -74,7 +74,7 @@ def pack(
         raise ValueError(f"seq_len must be at least 2, got {seq_len}")
     if rows < 1 or start < 0:
         raise ValueError(f"rows must be at least 1 and start at least 0, got {rows} and {start}")
-    return _blocks(islice(_rows(documents, tokenizer, seq_len, apart), start, None), rows, _special(tokenizer)[0])
+    return _blocks(islice(_rows(documents, tokenizer, seq_len, apart), start, None), rows, special_tokens(tokenizer)[0])
 
 
 class _Row:
@@ -112,7 +112,7 @@ class _Row:
 def _rows(
     documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", seq_len: int, apart: bool
 ) -> Iterator[_Row]:
-    join, pad = _special(tokenizer)
+    join, pad = special_tokens(tokenizer)
     row, n_rows, n_tokens = _Row(seq_len, join, pad), 0, 0
     for number, name, ids in _tokenized(documents, tokenizer):
         n_tokens += len(ids)
@@ -135,7 +135,7 @@ def _rows(
     yield row
 
 
-def _special(tokenizer: "PreTrainedTokenizerBase") -> tuple[int | None, int]:
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[int | None, int]:
     """The token that begins rows and joins documents, if there is one, and the one that pads."""
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     join = bos if bos is not None else eos
