@@ -1,0 +1,1 @@
+"""Laws, one a file; found by their class names."""
