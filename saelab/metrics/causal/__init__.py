@@ -1,0 +1,1 @@
+"""What single latents do to the model's output."""
