@@ -148,6 +148,25 @@ class LanguageModel:
             with self._at(self._written, ids, lambda number, value: replacements[number].to(value.dtype)):
                 return self._logits(ids)
 
+    @torch.no_grad()
+    def unembedding(self) -> Tensor | None:
+        """The linear map from the residual stream to logits [V, H], the gain of the last norm included; float32.
+
+        The last norm's division (and its mean, where it subtracts one) is left out, as is a cap on logits. None for a
+        model without output embeddings.
+        """
+        head = self.model.get_output_embeddings()
+        if head is None:
+            return None
+        weight: Tensor = head.weight.float()
+        norms = [part for part in self.model.base_model.children() if "norm" in type(part).__name__.lower()]
+        if not norms:
+            return weight
+        # A row of mean 0 and mean square 1 passes any norm but for its gain and bias; the bias cancels out.
+        row = 1 - 2 * (torch.arange(weight.shape[1], device=weight.device) % 2).to(self.dtype)
+        gain = (norms[-1](row[None]) - norms[-1](-row[None]))[0] / (2 * row)
+        return weight * gain.float()
+
     def _logits(self, ids: Tensor) -> Tensor:
         logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return logits

@@ -1,0 +1,114 @@
+"""Collect everything that the pages show of one SAE into its database.
+
+One pass over the tokens keeps all active codes as triples; then every number and every choice of examples is made for
+blocks of latents at once, by sorting. Killed at any moment, the pass goes on after the last complete part, and the
+database appears whole or not at all.
+"""
+
+# Shape letters: N rows of the corpus, L latents, l latents of a block, V vocabulary.
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelab.core.progress import progress
+from saelab.explorer import segments
+from saelab.explorer.coactivation import correlated
+from saelab.explorer.corpus import Corpus
+from saelab.explorer.database import FILE, packed, replacing
+from saelab.explorer.directions import directions_of, logits_of, neighbours_of, principal
+from saelab.explorer.gather import NEAR, PARTS, gather, identity_of
+from saelab.explorer.layout import layout
+from saelab.explorer.record import Dictionary, look, write
+from saelab.explorer.text import text_of, write_text
+from saelab.explorer.triples import Array, Triples
+from saelab.models.language_model import LanguageModel
+from saelab.sae.sae import SAE
+
+
+def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None, out: Path, show: bool = True) -> Path:
+    """Look at an SAE on a corpus and write its database.
+
+    Args:
+        sae: the SAE.
+        weights: its file, whose checksum says what an interrupted pass was about.
+        corpus: the tokens.
+        model: of the tokens, for their text and for logits; None where rows stand for no tokens.
+        out: folder for the database.
+        show: whether to show progress.
+
+    Returns:
+        The database's path.
+    """
+    triples = Triples(out / PARTS, sae.n_latents, identity_of(weights, corpus))
+    gather(sae, corpus, triples, show)
+    text, rows = text_of(triples, model), len(triples.column("token"))
+    about, maps = _dictionary(sae, triples, model)
+    with replacing(out / FILE) as connection, progress("write", sae.n_latents, "latents", show=show) as bar:
+        for block in triples.blocks():
+            found = look(block, text, rows)
+            write(connection, block, found, about, text)
+            bar.advance(block.last - block.first)
+        write_text(connection, text)
+        blobs = {"vocabulary": text.vocabulary, "map": maps}
+        connection.executemany(
+            "INSERT INTO blobs VALUES (?, ?)", [(name, packed(part)) for name, part in blobs.items()]
+        )
+        meta: dict[str, Any] = {
+            "n_latents": sae.n_latents,
+            "rows": rows,
+            "collected": time.time(),
+            "has_text": bool(text.vocabulary),
+        }
+        meta |= {"config": sae.config(), "corpus": corpus.identity(), "histogram_bins": segments.BINS}
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(meta[key])) for key in meta])
+    triples.remove()
+    return out / FILE
+
+
+# ---- the dictionary ----
+
+
+def _dictionary(sae: SAE, triples: Triples, model: LanguageModel | None) -> tuple[Dictionary, dict[str, Any]]:
+    directions = directions_of(sae)
+    cosines, neighbours = neighbours_of(directions)
+    unembedding = None if model is None else model.unembedding()
+    fits = unembedding is not None and unembedding.shape[1] == directions.shape[1]
+    near_row, near_value = _best_near(triples, sae.n_latents)
+    sample = [triples.columns(f"sample_{name}") for name in ("latent", "row", "value")]
+    latent, row, value = (np.concatenate(part) if part else np.empty(0, np.int32) for part in sample)
+    about = Dictionary(
+        norms=sae.dictionary.directions().detach().float().norm(dim=1).cpu().numpy(),
+        cosines=cosines.numpy(),
+        neighbours=neighbours.numpy(),
+        logits=logits_of(directions, unembedding.cpu()) if fits and unembedding is not None else None,
+        correlated=correlated(latent, row, value, sae.n_latents),
+        near_row=near_row,
+        near_value=near_value,
+    )
+    return about, _maps(directions, cosines, neighbours)
+
+
+def _maps(directions: Tensor, cosines: Tensor, neighbours: Tensor) -> dict[str, Any]:
+    """Places of all latents on the two maps, rounded, and the share of variance of the principal components."""
+    pca, share = principal(directions)
+    umap = layout(pca[:, :2], cosines, neighbours)
+
+    def rounded(places: Tensor) -> list[list[float]]:
+        return [[round(value, 4) for value in column] for column in places.T.tolist()]
+
+    return {"pca": rounded(pca), "share": share.tolist(), "umap": rounded(umap)}
+
+
+def _best_near(triples: Triples, n_latents: int) -> tuple[Array, Array]:
+    parts = [triples.columns(name) for name in ("near_row", "near_value")]
+    if not parts[0]:
+        return np.full((n_latents, NEAR), -1), np.zeros((n_latents, NEAR))
+    row, value = (torch.from_numpy(np.concatenate(part, 1)) for part in parts)
+    best = value.topk(NEAR, dim=1)
+    return row.gather(1, best.indices).numpy(), best.values.numpy()

@@ -1,0 +1,244 @@
+"""The explorer's database: one SQLite file beside a run, with everything its pages show.
+
+    meta         what was collected, when, from what; JSON values by key
+    latents      a row of numbers per latent, for the table
+    details      what a latent's page shows beyond that, compressed JSON
+    activations  every row in which a latent is active, and its value there
+    corpus       token, document and line of every row, in pieces
+    documents    names
+    blobs        the vocabulary, coordinates of the map
+    words        full text: top tokens and contexts of each latent (FTS5, without its own copy of the text)
+    said         full text: explanations, notes and tags
+    notes        what a person wrote; the only thing that the web application writes
+
+The schema has a version (`PRAGMA user_version`), and MIGRATIONS[v] leads from version v to v + 1. Collecting writes a
+new file, which takes the old one's notes and then its place, so that readers see the one or the other, whole.
+"""
+
+# Shape letters: N rows of the corpus, n rows of one latent.
+
+import json
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saelab.core.files import PART
+
+FILE = "explorer.sqlite"
+PIECE = 1 << 14
+"""Rows of a piece of the corpus."""
+
+NUMBERS = (
+    "count", "density", "mean", "median", "mean_square", "skew", "kurtosis", "largest", "negative", "norm", "cosine",
+    "score", "probe_score",
+)  # fmt: skip
+"""Columns of `latents` that hold numbers; the table sorts and filters by them."""
+WORDS = ("tokens", "kind", "explanation", "probe")
+"""Columns of `latents` that hold text."""
+
+MIGRATIONS: list[str] = [
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE latents (
+        id INTEGER PRIMARY KEY, count INTEGER, density REAL, mean REAL, median REAL, mean_square REAL, skew REAL,
+        kurtosis REAL, largest REAL, negative REAL, norm REAL, cosine REAL, nearest INTEGER, score REAL,
+        probe_score REAL, tokens TEXT, kind TEXT, explanation TEXT, probe TEXT
+    );
+    CREATE TABLE details (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+    CREATE TABLE activations (id INTEGER PRIMARY KEY, rows BLOB NOT NULL, vals BLOB NOT NULL);
+    CREATE TABLE corpus (piece INTEGER PRIMARY KEY, token BLOB, document BLOB, line BLOB);
+    CREATE TABLE documents (number INTEGER PRIMARY KEY, name TEXT, first INTEGER, last INTEGER);
+    CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL);
+    CREATE TABLE notes (latent INTEGER PRIMARY KEY, note TEXT NOT NULL, tags TEXT NOT NULL, changed REAL NOT NULL);
+    CREATE VIRTUAL TABLE words USING fts5(tokens, contexts, content='', tokenize="unicode61 tokenchars '_'");
+    CREATE VIRTUAL TABLE said USING fts5(explanation, note, tags, tokenize='porter unicode61');
+    """,
+    "".join(f"CREATE INDEX latents_{name} ON latents ({name}, id);" for name in NUMBERS)
+    + "CREATE INDEX latents_kind ON latents (kind, id);",
+]
+
+
+class Database:
+    """An explorer database.
+
+    Args:
+        path: of the file.
+        write: whether it may be written, and is made where there is none.
+
+    Raises:
+        ValueError: if there is no such file, it is not an explorer's database, or one of a newer saelab.
+    """
+
+    def __init__(self, path: str | Path, write: bool = False):
+        self.path, self.write = Path(path), write
+        self._own = threading.local()
+        if not write and not self.path.exists():
+            raise ValueError(f"there is no {self.path}; `saelab explore {self.path.parent}` makes it")
+        try:
+            version = self._one("PRAGMA user_version")[0]
+            if version > len(MIGRATIONS):
+                raise ValueError(f"{path} has version {version}, newer than {len(MIGRATIONS)}; update saelab")
+            if version < len(MIGRATIONS):
+                self._migrate(version)
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path} is damaged or not an explorer's database ({error}); remove it") from None
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection, to the file that stands at the path now."""
+        file = self.path.stat().st_ino if self.path.exists() else None
+        if getattr(self._own, "file", None) != file:
+            self.close()
+        if not hasattr(self._own, "connection"):
+            mode = "rwc" if self.write else "ro"
+            place = f"{self.path.resolve().as_uri()}?mode={mode}"
+            self._own.connection = sqlite3.connect(place, uri=True, timeout=30)
+            self._own.connection.row_factory = sqlite3.Row
+            self._own.connection.execute("PRAGMA mmap_size = 1073741824")
+            self._own.file = self.path.stat().st_ino
+        connection: sqlite3.Connection = self._own.connection
+        return connection
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        if hasattr(self._own, "connection"):
+            self._own.connection.close()
+            del self._own.connection
+
+    def _migrate(self, version: int) -> None:
+        if not self.write:
+            Database(self.path, write=True).close()
+            return
+        if version == 0:
+            self.connection.execute("PRAGMA page_size = 16384")
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            # One transaction each, so that a killed migration leaves the version before.
+            self.connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+    def _one(self, query: str, values: Sequence[Any] = ()) -> Any:
+        return self.connection.execute(query, values).fetchone()
+
+    def all(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """All rows of a query."""
+        return self.connection.execute(query, values).fetchall()
+
+    # ---- writing ----
+
+    def write_note(self, latent: int, note: str, tags: Sequence[str], now: float) -> None:
+        """Keep a note and tags of a latent; empty ones are removed."""
+        words = " ".join(tags)
+        with self.connection as connection:
+            if note or words:
+                connection.execute("REPLACE INTO notes VALUES (?, ?, ?, ?)", (latent, note, words, now))
+            else:
+                connection.execute("DELETE FROM notes WHERE latent = ?", (latent,))
+            say(connection, [latent])
+
+    # ---- reading ----
+
+    def meta(self) -> dict[str, Any]:
+        """What was collected."""
+        return {key: json.loads(value) for key, value in self.all("SELECT key, value FROM meta")}
+
+    def blob(self, name: str) -> Any:
+        """A named blob's content, None if there is none."""
+        found = self._one("SELECT data FROM blobs WHERE name = ?", (name,))
+        return unpacked(found[0]) if found else None
+
+    def latent(self, number: int) -> dict[str, Any] | None:
+        """The table's row of a latent."""
+        found = self._one("SELECT * FROM latents WHERE id = ?", (number,))
+        return dict(found) if found else None
+
+    def details(self, number: int) -> dict[str, Any]:
+        """What a latent's page shows beyond its row."""
+        found = self._one("SELECT data FROM details WHERE id = ?", (number,))
+        return unpacked(found[0]) if found else {}
+
+    def activations(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [n] int32, rising, in which a latent is active, and its values there [n] float32."""
+        found = self._one("SELECT rows, vals FROM activations WHERE id = ?", (number,))
+        if not found:
+            return np.empty(0, np.int32), np.empty(0, np.float32)
+        return np.frombuffer(found[0], np.int32), np.frombuffer(found[1], np.float32)
+
+    def corpus(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """Token, document and line of the rows first <= r < last, as far as there are any."""
+        first = max(0, first)
+        columns: dict[str, list[np.ndarray]] = {"token": [], "document": [], "line": []}
+        for piece in self.all(
+            "SELECT * FROM corpus WHERE piece BETWEEN ? AND ? ORDER BY piece", (first // PIECE, (last - 1) // PIECE)
+        ):
+            begin = piece["piece"] * PIECE
+            for name, parts in columns.items():
+                parts.append(np.frombuffer(piece[name], np.int32)[max(0, first - begin) : last - begin])
+        return {name: np.concatenate(parts) if parts else np.empty(0, np.int32) for name, parts in columns.items()}
+
+    def document(self, number: int) -> dict[str, Any]:
+        """Name and rows of a document."""
+        found = self._one("SELECT * FROM documents WHERE number = ?", (number,))
+        return dict(found) if found else {"number": number, "name": "", "first": 0, "last": 0}
+
+    def note(self, number: int) -> dict[str, Any]:
+        """Note and tags of a latent."""
+        found = self._one("SELECT note, tags, changed FROM notes WHERE latent = ?", (number,))
+        if not found:
+            return {"note": "", "tags": [], "changed": None}
+        return {"note": found["note"], "tags": found["tags"].split(), "changed": found["changed"]}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[sqlite3.Connection]:
+    """A new database, which takes the place of the one at `path`, and its notes, once the block is through."""
+    temporary = path.parent / f".{path.name}{PART}"
+    temporary.unlink(missing_ok=True)
+    new = Database(temporary, write=True)
+    connection = new.connection
+    try:
+        # Nobody else sees this file, and after a crash it is made again: no journal, no waiting for the disk.
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("BEGIN")
+        yield connection
+        if path.exists():
+            notes = Database(path).all("SELECT * FROM notes")
+            connection.executemany("INSERT INTO notes VALUES (?, ?, ?, ?)", [tuple(note) for note in notes])
+            say(connection, [note["latent"] for note in notes])
+        connection.commit()
+        connection.execute("ANALYZE")
+        new.close()
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        new.close()
+        temporary.unlink(missing_ok=True)
+
+
+def say(connection: sqlite3.Connection, latents: Iterable[int]) -> None:
+    """Bring the full-text index of explanations and notes up to date for some latents."""
+    for latent in latents:
+        connection.execute("DELETE FROM said WHERE rowid = ?", (latent,))
+        connection.execute(
+            "INSERT INTO said (rowid, explanation, note, tags) SELECT l.id, coalesce(l.explanation, ''), "
+            "coalesce(n.note, ''), coalesce(n.tags, '') FROM latents l LEFT JOIN notes n ON n.latent = l.id "
+            "WHERE l.id = ? AND coalesce(l.explanation, n.note, n.tags) IS NOT NULL",
+            (latent,),
+        )
+
+
+def packed(value: Any) -> bytes:
+    """JSON, compressed."""
+    return zlib.compress(json.dumps(value, allow_nan=False, separators=(",", ":")).encode(), 1)
+
+
+def unpacked(data: bytes) -> Any:
+    """The other way round."""
+    return json.loads(zlib.decompress(data))

@@ -1,0 +1,83 @@
+"""What the dictionary alone tells about each latent: neighbours, promoted and suppressed tokens, places on a map.
+
+    logits of latent j    (g * d_j) @ W_U.T, less their mean over the vocabulary
+
+d_j: its direction in the data's own units and at unit norm, g: the gain of the model's last norm, W_U: its unembedding.
+It is the direct path only: layers between the site and the unembedding are left out, as is the last norm's division.
+"""
+
+# Shape letters: L latents, D width, V vocabulary, C kept of each, H bins.
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saelab.metrics.geometry import nearest
+from saelab.sae.sae import SAE
+
+BLOCK_ENTRIES = 1 << 24
+LOGIT_BINS = 40
+
+
+@torch.no_grad()
+def directions_of(sae: SAE) -> Tensor:
+    """Unit directions in the data's own units; [L, D] float32 on the CPU."""
+    directions = sae.dictionary.directions().detach().float().cpu()
+    return F.normalize(directions * sae.target_scale.size.detach().float().cpu(), dim=1)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Tokens that latents promote and suppress."""
+
+    top: Tensor
+    """Token numbers [L, C], most promoted first."""
+    top_value: Tensor
+    bottom: Tensor
+    """Token numbers [L, C], most suppressed first."""
+    bottom_value: Tensor
+    counts: Tensor
+    """Tokens by logit: H equal bins from the least to the greatest, [L, H]."""
+
+
+@torch.no_grad()
+def logits_of(directions: Tensor, unembedding: Tensor, count: int = 12) -> Logits:
+    """Direct logits of directions [L, D] through an unembedding [V, D], gain of the last norm included."""
+    parts: list[tuple[Tensor, ...]] = []
+    centred = (unembedding - unembedding.mean(0)).float()
+    count = min(count, len(centred))
+    for block in directions.split(max(1, BLOCK_ENTRIES // len(centred))):
+        values = block @ centred.T
+        top, bottom = values.topk(count, 1), values.topk(count, 1, largest=False)
+        parts.append((top.indices, top.values, bottom.indices, bottom.values, _histogram(values, LOGIT_BINS)))
+    return Logits(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _histogram(values: Tensor, bins: int) -> Tensor:
+    """Entries of each row in equal bins from its least to its greatest; [n, bins]."""
+    least, most = values.aminmax(dim=1, keepdim=True)
+    number = ((values - least) / (most - least).clamp_min(1e-12) * bins).long().clamp_max(bins - 1)
+    counts = torch.zeros(len(values), bins, dtype=torch.int32)
+    return counts.scatter_add_(1, number, torch.ones_like(number, dtype=torch.int32))
+
+
+@torch.no_grad()
+def neighbours_of(directions: Tensor, count: int = 12) -> tuple[Tensor, Tensor]:
+    """Cosines [L, C] and numbers [L, C] of the nearest other directions."""
+    return nearest(directions, directions, count, skip_self=True)
+
+
+@torch.no_grad()
+def principal(directions: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
+    """Coordinates [L, C] along the directions' principal components, and the share of variance of each [C].
+
+    Signs are chosen so that the largest loading of a component is positive.
+    """
+    centred = directions.double() - directions.double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    chosen = vectors.flip(1)[:, :count]
+    chosen = chosen * chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
+    share = values.flip(0).clamp_min(0)[:count] / values.clamp_min(0).sum().clamp_min(1e-30)
+    return (centred @ chosen).float(), share.float()

@@ -1,0 +1,136 @@
+"""The pass over tokens: codes of every row, kept as triples on disk, and what a sample of rows tells beside them.
+
+In the sample, which is spread over the text, the codes are kept by row as well, for co-activation, and each latent's
+pre-activations are looked at where it is silent: the largest are its near misses.
+"""
+
+# Shape letters: n rows of a piece, B rows of a chunk, D width, L latents, M near misses kept of a piece.
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelab.core.codes import Codes
+from saelab.core.files import sha256
+from saelab.core.progress import progress
+from saelab.explorer.corpus import Corpus, Piece
+from saelab.explorer.triples import Array, Triples
+from saelab.sae.sae import SAE
+
+FORMAT = 1
+CHUNK_ROWS = 4096
+SAMPLE_ROWS, SAMPLE_RUN = 1 << 15, 128
+"""About how many rows are sampled, and how many in a stretch."""
+NEAR = 4
+PARTS = ".explorer-parts"
+
+
+def identity_of(weights: Path, corpus: Corpus) -> dict[str, Any]:
+    """What the triples of an SAE on a corpus depend on."""
+    return {"format": FORMAT, "weights": sha256(weights), "corpus": corpus.identity()}
+
+
+@torch.no_grad()
+def gather(sae: SAE, corpus: Corpus, triples: Triples, show: bool = True) -> None:
+    """Keep the codes of all rows; goes on after the last complete part.
+
+    Raises:
+        ValueError: for rows of another width than the SAE reads, or codes that are not finite.
+        KeyboardInterrupt: that says how far it came.
+    """
+    if corpus.d_in != sae.d_in:
+        raise ValueError(f"the SAE reads rows {sae.d_in} wide, these are {corpus.d_in}")
+    done = len(triples.parts)
+    before = int(sum(len(part) for part in triples.columns("token")))
+    every = max(1, corpus.tokens // SAMPLE_ROWS)
+    try:
+        with progress("collect", corpus.tokens, "tokens", done=before, show=show) as bar:
+            for number, piece in enumerate(corpus.pieces(done), done):
+                _append(sae, piece, triples, number, before, every)
+                before += len(piece.rows)
+                bar.advance(len(piece.rows))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped after {before:,} tokens; the same command goes on from there") from None
+
+
+@dataclass
+class _Kept:
+    """What is put together over the chunks of a piece."""
+
+    latent: list[Array] = field(default_factory=list)
+    row: list[Array] = field(default_factory=list)
+    value: list[Array] = field(default_factory=list)
+
+    def add(self, codes: Codes, rows: Tensor) -> None:
+        active = codes.active
+        self.latent.append(codes.indices[active].cpu().numpy())
+        self.row.append(rows[:, None].expand_as(active)[active.cpu()].numpy())
+        self.value.append(codes.values[active].float().cpu().numpy())
+
+    def arrays(self) -> tuple[Array, Array, Array]:
+        latent, row, value = (np.concatenate(part) for part in (self.latent, self.row, self.value))
+        return latent, row, value
+
+
+def _append(sae: SAE, piece: Piece, triples: Triples, number: int, start: int, every: int) -> None:
+    kept, sample, device = _Kept(), _Kept(), sae.scale.mean.device
+    near = Near(sae.n_latents)
+    rows = torch.arange(start, start + len(piece.rows))
+    for x, at in zip(piece.rows.split(CHUNK_ROWS), rows.split(CHUNK_ROWS), strict=True):
+        codes = sae.encode(x.float().to(device))
+        if not torch.isfinite(codes.values).all():
+            raise ValueError("the codes are not finite: look at the SAE's weights and the activations")
+        kept.add(codes, at)
+    chosen = (rows // SAMPLE_RUN) % every == 0
+    for x, at in zip(piece.rows[chosen].split(SAMPLE_RUN), rows[chosen].split(SAMPLE_RUN), strict=True):
+        codes = sae.encode(x.float().to(device))
+        sample.add(codes, at)
+        near.look(sae, x.float().to(device), codes, at)
+    columns = {name: getattr(piece, name).numpy() for name in ("token", "document")}
+    if sample.latent:
+        latent, row, value = sample.arrays()
+        columns |= {"sample_latent": latent.astype(np.int32), "sample_row": row.astype(np.int32), "sample_value": value}
+    columns |= {"near_row": near.row.numpy(), "near_value": near.value.numpy()}
+    columns["names"] = _as_bytes(piece.names)
+    triples.append(number, *kept.arrays(), columns)
+
+
+class Near:
+    """For each latent, rows in which it is silent although its pre-activation is large: one of a stretch of rows.
+
+    An SAE that has no pre-activations to look at (an ensemble) has none.
+    """
+
+    def __init__(self, n_latents: int):
+        self.row = torch.full((n_latents, NEAR), -1, dtype=torch.int32)
+        self.value = torch.full((n_latents, NEAR), -torch.inf)
+
+    def look(self, sae: SAE, x: Tensor, codes: Codes, rows: Tensor) -> None:
+        """Take in a stretch of rows."""
+        if not hasattr(sae.dictionary, "pre"):
+            return
+        pre = sae.dictionary.pre(sae.scale.apply_to(x)).dense().float().clone()
+        active = codes.active
+        owner = torch.arange(len(x), device=pre.device)[:, None].expand_as(active)[active]
+        pre[owner, codes.indices[active]] = -torch.inf
+        value = pre.amax(0).cpu()  # its place is looked up only where it counts: a search down columns is slow
+        least, slot = self.value.min(1)
+        better = (value > least).nonzero().flatten()
+        self.value[better, slot[better]] = value[better]
+        self.row[better, slot[better]] = rows[pre[:, better].argmax(0).cpu()].int()
+
+
+def _as_bytes(names: list[tuple[int, str]]) -> Array:
+    """Names of documents as bytes, because a part holds tensors only."""
+    text = "".join(f"{number}\t{name.encode('unicode_escape').decode()}\n" for number, name in names)
+    return np.frombuffer(text.encode() or b"\n", np.uint8).copy()
+
+
+def names_of(data: Array) -> dict[int, str]:
+    """The other way round."""
+    pairs = (line.partition("\t") for line in data.tobytes().decode().splitlines() if line)
+    return {int(number): name.encode().decode("unicode_escape") for number, _, name in pairs}
