@@ -72,6 +72,15 @@ class TextChunk:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the rows of a chunk stand in the text."""
+
+    tokens: TokenRows
+    keep: Tensor
+    """[R, T] bool: the positions of the chunk's rows, in reading order."""
+
+
+@dataclass(frozen=True)
 class View:
     """What a metric sees of one chunk."""
 
@@ -86,6 +95,15 @@ class View:
     """Group of each row's document, from 0 to GROUPS - 1; [B]."""
     text: TextChunk | None
     """None where only activations are at hand."""
+    read: Tensor | None = None
+    """Rows that were read [B, D_in], where they are not those to be reconstructed."""
+    places: Places | None = None
+    """None where only activations are at hand, or rows are averages."""
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows that were read [B, D_in]."""
+        return self.x if self.read is None else self.read
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saelab.data.store import Store
-from saelab.metrics.base import GROUPS, TextChunk
+from saelab.metrics.base import GROUPS, Places, TextChunk
 from saelab.models.harvest import averaged, keep_rows, norm_limit
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
@@ -34,12 +34,15 @@ class Chunk:
     text: TextChunk | None
     target: Tensor | None = None
     """Rows to reconstruct [B, D_out], float32, where they are not those read."""
+    places: Places | None = None
 
 
-def _chunk(rows: Tensor, d_in: int, group: Tensor, text: TextChunk | None) -> Chunk:
+def _chunk(
+    rows: Tensor, d_in: int, group: Tensor, text: TextChunk | None = None, places: Places | None = None
+) -> Chunk:
     """A chunk of rows [B, D] behind which targets may stand, [B, D + D_out]."""
     rows = rows.float()
-    return Chunk(rows[:, :d_in], group, text, rows[:, d_in:] if rows.shape[1] > d_in else None)
+    return Chunk(rows[:, :d_in], group, text, rows[:, d_in:] if rows.shape[1] > d_in else None, places)
 
 
 class Groups:
@@ -137,9 +140,10 @@ class TextEvaluation(Evaluation):
             if logits is not None:
                 written = self.model.written(activations)
                 text = TextChunk(self.model, block, written, kept.keep, group, logits, self._mean)
+            places: Places | None = Places(block, kept.keep)
             if self.subject.average:
-                kept = averaged(kept)
-            yield _chunk(kept.rows, self.d_in, groups.of(kept.columns["document"]), text)
+                kept, places = averaged(kept), None
+            yield _chunk(kept.rows, self.d_in, groups.of(kept.columns["document"]), text, places)
             seen += len(kept.rows)
             if seen >= self.tokens:
                 return
@@ -168,7 +172,7 @@ class StoreEvaluation(Evaluation):
             for x, group in zip(
                 self.store.rows(number).split(CHUNK_TOKENS), documents.split(CHUNK_TOKENS), strict=True
             ):
-                yield _chunk(x[:left], self.d_in, group[:left], None)
+                yield _chunk(x[:left], self.d_in, group[:left])
                 left -= len(x)
                 if left <= 0:
                     return

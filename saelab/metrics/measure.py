@@ -214,4 +214,6 @@ def _view(sae: SAE, chunk: Chunk) -> View:
     x = chunk.x.to(device)
     codes = sae.encode(x)
     x_hat = sae.decode(codes, x)
-    return View(sae, x if chunk.target is None else chunk.target.to(device), x_hat, codes, chunk.group, chunk.text)
+    target = x if chunk.target is None else chunk.target.to(device)
+    read = None if chunk.target is None else x
+    return View(sae, target, x_hat, codes, chunk.group, chunk.text, read, chunk.places)

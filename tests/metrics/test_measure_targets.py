@@ -99,7 +99,7 @@ def test_a_store_with_targets_gives_what_its_text_gives(subject, text, tmp_path)
     found = measure({"sae": sae}, StoreEvaluation(store), show=False)["sae"]
     expected = measure({"sae": sae}, text, show=False)["sae"]
     assert found.scores["fvu"].value == pytest.approx(expected.scores["fvu"].value, rel=1e-4)
-    assert found.skipped == {"Downstream": "needs a model, and this data is activations only"}
+    assert found.skipped["Downstream"] == "needs a model, and this data is activations only"
 
 
 def test_several_sites_are_put_back_at_once(subject):
@@ -130,7 +130,7 @@ def test_what_needs_the_model_is_skipped_with_its_reason_on_averages(subject, tm
     assert torch.equal(torch.cat([chunk.group for chunk in chunks]), store.columns(0)["document"].long())
     measured = measure({"sae": random_sae()}, evaluation, show=False)["sae"]
     reason = "needs rows that can be put back into the model, and these are averages over documents"
-    assert measured.skipped == {"Downstream": reason}
+    assert measured.skipped["Downstream"] == reason
     assert measured.scores["fvu"].n == len(rows)
 
 

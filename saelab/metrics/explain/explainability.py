@@ -117,7 +117,7 @@ class N2G(Metric):
         """Run the model on what the patterns predict."""
         assert self.bigram is not None
         codes = _codes(matches, text.keep, view.sae.n_latents)
-        x_hat = view.sae.decode(codes.with_values(codes.values.to(view.x)), _read_rows(view))
+        x_hat = view.sae.decode(codes.with_values(codes.values.to(view.x)), view.rows)
         logits = text.model.run_with(text.tokens.ids, replaced(text, x_hat))
         counts = tried[:, :-1] & (text.tokens.document[:, 1:] >= 0)
         first, target = text.tokens.ids[:, :-1][counts], text.tokens.ids[:, 1:][counts]
@@ -240,8 +240,3 @@ def _codes(matches: Matches, keep: Tensor, n_latents: int) -> Codes:
     values, indices = torch.zeros(count, width), torch.zeros(count, width, dtype=torch.int64)
     values[row, place], indices[row, place] = matches.value[order], matches.slot[order]
     return Codes(values, indices, n_latents)
-
-
-def _read_rows(view: View) -> Tensor | None:
-    """The rows that were read, which a transcoder's skip connection would need; of an SAE they are those it gives."""
-    return view.x if view.sae.d_out is None else None

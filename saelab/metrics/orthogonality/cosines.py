@@ -1,0 +1,57 @@
+"""Cosines of all pairs of directions, in blocks: never a table of all pairs.
+
+    largest, mean              over pairs i != j of  cos(d_i, d_j)      signed, as the authors of AFA log them
+    largest_absolute           of |cos(d_i, d_j)|: the eps in which the directions are quasi-orthogonal
+
+The mean needs no pairs: with unit directions it is (||sum_j d_j||^2 - L) / (L (L - 1)). Directions of norm zero have no
+cosine and are left out.
+"""
+
+# Shape letters: L directions, D width.
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saelab.metrics.base import Score
+
+BLOCK_ENTRIES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """What is known of the cosines."""
+
+    largest: float = float("nan")
+    largest_absolute: float = float("nan")
+    mean: float = float("nan")
+    count: int = 0
+
+    def scores(self) -> dict[str, Score]:
+        """Scores; none where there are fewer than two directions."""
+        named = {"max": self.largest, "abs_max": self.largest_absolute, "mean": self.mean}
+        if self.count < 2:
+            return {}
+        return {f"decoder_cosine_{key}": Score(value, None, None, self.count, "cosine") for key, value in named.items()}
+
+
+@torch.no_grad()
+def cosines_of(directions: Tensor) -> Cosines:
+    """Cosines of directions [L, D]."""
+    unit = F.normalize(directions[directions.norm(dim=1) > 0].float(), dim=1)
+    count = len(unit)
+    if count < 2:
+        return Cosines(count=count)
+    largest, smallest = -1.0, 1.0
+    size = max(1, BLOCK_ENTRIES // count)
+    for start in range(0, count, size):
+        block = unit[start : start + size]
+        cosines = block @ unit[start:].T  # those before `start` were looked at from the other side
+        cosines.diagonal().fill_(0)
+        smallest = min(smallest, cosines.min().item())
+        largest = max(largest, cosines.fill_diagonal_(-1).max().item())
+    total = unit.double().sum(0).square().sum().item()
+    mean = (total - count) / (count * (count - 1))
+    return Cosines(largest, max(largest, -smallest), mean, count)
