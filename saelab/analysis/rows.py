@@ -3,12 +3,12 @@
 # Shape letters: n rows of a block, D input width, G groups of documents.
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from saelab.metrics.evaluation import Evaluation
+from saelab.metrics.evaluation import Chunk, Evaluation, StoreEvaluation
 
 GROUPS = 128
 """Groups of documents that are resampled: what is kept of every latent, it is kept so many times."""
@@ -23,6 +23,9 @@ class Rows:
     group: Tensor
     """[N] int64; numbers from GROUPS on are counted from 0 again."""
 
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    """token, document and position of each row [N], where they are known; neighbours in a document stand together."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "group", self.group % GROUPS)
 
@@ -34,7 +37,8 @@ class Rows:
         chunks = list(evaluation.chunks(need_logits=False))
         if not chunks:
             raise ValueError("the data to compare on has no rows")
-        return cls(torch.cat([chunk.x for chunk in chunks]), torch.cat([chunk.group for chunk in chunks]))
+        x, group = (torch.cat(part) for part in zip(*((chunk.x, chunk.group) for chunk in chunks), strict=True))
+        return cls(x, group, _columns(evaluation, chunks))
 
     @classmethod
     def independent(cls, x: Tensor) -> "Rows":
@@ -54,3 +58,18 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.x)
+
+
+def _columns(evaluation: Evaluation, chunks: list[Chunk]) -> dict[str, Tensor]:
+    if isinstance(evaluation, StoreEvaluation):
+        store, count = evaluation.store, sum(len(chunk.x) for chunk in chunks)
+        shards = [store.columns(number) for number in range(len(store.manifest.shards))]
+        return {key: torch.cat([shard[key] for shard in shards])[:count].long() for key in shards[0]}
+    places = [chunk.places for chunk in chunks if chunk.places]
+    if len(places) < len(chunks):
+        return {}
+    found = [(place.tokens.ids, place.tokens.document, place.tokens.position, place.keep) for place in places]
+    return {
+        name: torch.cat([part[number][part[3]] for part in found]).long()
+        for number, name in enumerate(("token", "document", "position"))
+    }
