@@ -51,13 +51,14 @@ class N2G(Metric):
     Args:
         most: how many latents are explained, drawn at random; null explains all, which the model is then run on.
         examples: texts that patterns are made from, half of them those with the strongest activations, half drawn.
-        context: tokens of such a text.
+        context: tokens of such a text, counted back from where the latent fires; what a pattern costs grows with its
+            square. Gao et al. 2024 read contexts of 64.
         seed: of what is drawn.
     """
 
     needs_model = True
 
-    def __init__(self, most: int | None = 256, examples: int = 16, context: int = 64, seed: int = 0):
+    def __init__(self, most: int | None = 256, examples: int = 8, context: int = 16, seed: int = 0):
         self.most, self.examples, self.context, self.seed = most, examples, context, seed
 
     def begin(self, setting: Setting) -> None:
