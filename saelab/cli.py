@@ -107,6 +107,29 @@ def _measure(words: list[str]) -> None:
     measure_runs(**vars(made))
 
 
+def _scaling(words: list[str]) -> None:
+    from saelab.recipes import capacity, scaling
+
+    actions: dict[str, tuple[Callable[..., None], dict[str, str]]] = {
+        "fit": (scaling.fit_laws, {"runs": "folders of sweeps or runs, or a cells.parquet"}),
+        "plan": (scaling.plan, {"folder": "of `saelab scaling fit`"}),
+        "allocate": (capacity.allocate, {}),
+    }
+    if not words or words[0] in ("-h", "--help"):
+        lines = [f"  {name:<10}{str(action.__doc__).partition(chr(10))[0]}" for name, (action, _) in actions.items()]
+        print("\n".join(["usage: saelab scaling ACTION [options]", "", *lines]))
+        return
+    if words[0] not in actions:
+        raise ValueError(f"saelab scaling: unknown action '{words[0]}'{near_miss(words[0], actions)}")
+    action, listed = actions[words[0]]
+    parser = _parser("scaling")
+    parser.prog = f"saelab scaling {words[0]}"
+    for name, text in listed.items():
+        parser.add_argument(name, nargs="+" if name == "runs" else None, type=str, help=text)
+    parser.add_function_arguments(action, skip=set(listed), as_positional=False)
+    action(**vars(parse(parser, words[1:])))
+
+
 def _show(words: list[str]) -> None:
     from saelab.recipes.show import show
 
@@ -122,6 +145,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "sweep": ("train SAEs that differ in settings, as one computation", _sweep),
     "measure": ("every metric of any number of SAEs, in one table", _measure),
     "show": ("print a run's config and scores", _show),
+    "scaling": ("fit laws to a ladder, plan with them, say where capacity goes", _scaling),
 }
 
 

@@ -104,7 +104,10 @@ def test_the_settings_of_a_subject_are_described(saelab):
     ("words", "message"),
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
-        (["frobnicate"], "unknown command 'frobnicate'; there are: harvest, measure, quickstart, show, sweep, train"),
+        (
+            ["frobnicate"],
+            "unknown command 'frobnicate'; there are: harvest, measure, quickstart, scaling, show, sweep, train",
+        ),
         (["train", "--lr", "1"], "unknown option --lr; did you mean --trainer.lr?"),
         (["train", "--xyzzy", "1"], "unknown option --xyzzy; --help lists the options"),
         (["train", "--n_latents=3"], "unknown option --n_latents; did you mean --sae.n_latents?"),

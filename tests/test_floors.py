@@ -35,7 +35,7 @@ FOREIGN = {
     "datasets": ["models/*"],
     "tokenizers": ["models/*"],
     "huggingface_hub": ["models/*"],
-    "pyarrow": ["models/*", "data/*", "metrics/*", "analysis/tables.py"],
+    "pyarrow": ["models/*", "data/*", "metrics/*", "analysis/tables.py", "scaling/cells.py"],
     "triton": ["kernels/*"],
     "torch.distributed": ["core/mesh.py"],
     "sqlite3": ["explorer/*"],

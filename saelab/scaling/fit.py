@@ -262,10 +262,10 @@ def estimates(found: Fit) -> dict[str, Estimate]:
         why = reasons.get(number, "")
         if not why and high - low > WIDEST:
             why = f"the cells leave {parameter.name} anywhere between {low:.3g} and {high:.3g}"
-        if parameter.shown:
+        if parameter.shown and not why:
             value, low, high = np.exp([value, low, high])
-        numbers = (None, None, None) if why else (float(value), float(low), float(high))
-        result[parameter.shown or parameter.name] = Estimate(*numbers, why)
+        found_it = Estimate(None, None, None, why) if why else Estimate(float(value), float(low), float(high))
+        result[parameter.shown or parameter.name] = found_it
     return result
 
 
@@ -277,8 +277,8 @@ def _undetermined(found: Fit) -> dict[int, str]:
     norms = np.linalg.norm(columns, axis=0)
     _, sizes, vectors = np.linalg.svd(columns / np.where(norms > 0, norms, 1), full_matrices=False)
     for vector in vectors[sizes < 1e-6 * sizes[0]]:
-        for number in np.nonzero(np.abs(vector) > 0.1)[0]:
-            reasons[int(number)] = "these cells cannot tell it from other parameters: more values of a variable would"
+        for number in np.nonzero(np.abs(vector) > 0.1)[0].tolist():
+            reasons[number] = "these cells cannot tell it from other parameters: more values of a variable would"
     if len(law.terms) == 2:
         split = len(law.reducible)
         floors = np.exp(np.stack([features[1] @ theta[split:] for theta in found.draws]))

@@ -1,0 +1,282 @@
+"""Cells: what laws are fitted to. A cell is one trained SAE with its settings, its loss and its loss curve.
+
+Cells are read from runs: the settings from `sae/config.json` and `config.yaml`, the curve from `log.jsonl`, what the
+rows were from `source.json`. The loss is the FVU:
+
+    held-out    from `scores.json`, where `saelab measure` has left it
+    training    otherwise: the mean over the records of the last 5 % of rows (rows the SAE has not seen before, as long
+                as the source does not repeat itself)
+
+`write_cells` keeps them as two tables, one line a cell and one line a record:
+
+    cells.parquet     name, folder, n, k, seed, lr, batch, d_in, rows, loss, loss_low, loss_high, loss_from, l0,
+                      converged_rows (null: not converged), fall, tolerance, compute (FLOP), rows_per_second,
+                      together (SAEs trained as one computation), architecture, data, normalisation
+    curves.parquet    name, rows, compute (FLOP), loss (FVU of the batch), lr
+
+`k` is the activation's, or the measured L0 of one that has none.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saelab.core.files import read_json, write_whole
+from saelab.core.log import read_log
+from saelab.core.run import Run
+from saelab.sae.base import Activation
+from saelab.sae.sae import CONFIG, WEIGHTS
+from saelab.scaling.compute import flops_a_row
+from saelab.scaling.fit import Points
+from saelab.scaling.law import Law
+from saelab.train.convergence import Convergence, at_full_rate, fall
+
+TAIL = 0.05
+"""Share of the rows, at the end, that a training loss is averaged over."""
+MEMBERS = "sweep.json"
+DATA = ("model", "fingerprint", "site", "target", "average", "world", "text")
+"""What of a source says whether two cells saw the same kind of rows."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained SAE."""
+
+    name: str
+    folder: str
+    n: int
+    k: float
+    seed: int
+    lr: float
+    batch: int
+    d_in: int
+    rows: int
+    loss: float
+    loss_low: float | None
+    loss_high: float | None
+    loss_from: str
+    l0: float
+    converged_rows: int | None
+    fall: float | None
+    tolerance: float
+    compute: float
+    rows_per_second: float
+    """Of all SAEs that were trained together."""
+    together: int
+    architecture: str
+    data: str
+    normalisation: float | None
+    """Scale that rows are divided by; None for a cell without saved weights."""
+    curve: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    """rows, compute, loss and lr of each record."""
+
+    @property
+    def converged(self) -> bool:
+        return self.converged_rows is not None
+
+
+def read_cells(paths: Iterable[str | Path], tolerance: float | None = None) -> list[Cell]:
+    """Cells of runs, of sweeps (folders with a sweep.json), or of a cells.parquet.
+
+    Args:
+        paths: folders or tables.
+        tolerance: of the criterion of convergence; by default each run's own `converge`, or 0.02.
+
+    Raises:
+        ValueError: that names the file, for a folder that holds no finished run.
+    """
+    found: list[Cell] = []
+    for path in map(Path, paths):
+        if path.suffix == ".parquet":
+            found += _from_table(path)
+        elif (path / MEMBERS).exists():
+            found += _of_sweep(path, tolerance)
+        else:
+            found.append(read_cell(path, tolerance))
+    names = [cell.name for cell in found]
+    if len(set(names)) < len(names):  # sweeps of several widths have members of the same names
+        found = [replace(cell, name=f"{Path(cell.folder).parent.name}/{cell.name}") for cell in found]
+    return found
+
+
+def _of_sweep(path: Path, tolerance: float | None) -> list[Cell]:
+    cells = [read_cell(path / name, tolerance) for name in read_json(path / MEMBERS)["members"]]
+    widths = Counter(cell.n for cell in cells)
+    return [replace(cell, together=widths[cell.n]) for cell in cells]
+
+
+def read_cell(folder: str | Path, tolerance: float | None = None) -> Cell:
+    """The cell of one run; ValueError if it is none, or is not finished."""
+    run = Run.open(folder)
+    settings = run.config()
+    if not (run.sae / CONFIG).exists() or not run.log_file.exists():
+        raise ValueError(f"{folder} is not finished: `saelab train --resume {folder}` goes on with it")
+    sae, records = read_json(run.sae / CONFIG), read_log(run.log_file)
+    if not records:
+        raise ValueError(f"{run.log_file} has no records")
+    activation = Activation.build(sae["activation"])
+    tail = [record for record in records if record["rows"] > (1 - TAIL) * records[-1]["rows"]] or records[-1:]
+    l0 = float(np.mean([record["l0"] for record in tail]))
+    k = float(sae["activation"].get("k") or l0)
+    cost = flops_a_row(sae["d_in"], sae["n_latents"], k, activation.kept is not None)
+    criterion = Convergence(tolerance or settings.get("converge") or Convergence().tolerance)
+    rows, fvus = at_full_rate(records)
+    losses, low, high, origin = _loss(run, tail)
+    return Cell(
+        name=Path(folder).name,
+        folder=str(folder),
+        n=sae["n_latents"],
+        k=k,
+        seed=sae["seed"],
+        lr=max(record["lr"] for record in records),
+        batch=(settings.get("trainer") or {}).get("batch", 0),
+        d_in=sae["d_in"],
+        rows=records[-1]["rows"],
+        loss=losses,
+        loss_low=low,
+        loss_high=high,
+        loss_from=origin,
+        l0=l0,
+        converged_rows=criterion.first(rows, fvus),
+        fall=fall(rows, fvus),
+        tolerance=criterion.tolerance,
+        compute=cost * records[-1]["rows"],
+        rows_per_second=float(np.median([record["rows_per_second"] for record in records])),
+        together=1,
+        architecture=_architecture(sae),
+        data=_data(run),
+        normalisation=_scale(run.sae / WEIGHTS),
+        curve={
+            "rows": [float(record["rows"]) for record in records],
+            "compute": [cost * record["rows"] for record in records],
+            "loss": [float("nan") if record["fvu"] is None else record["fvu"] for record in records],
+            "lr": [record["lr"] for record in records],
+        },
+    )
+
+
+def _loss(run: Run, tail: Sequence[dict[str, Any]]) -> tuple[float, float | None, float | None, str]:
+    score = run.scores().get("fvu")
+    if score:
+        return score["value"], score["low"], score["high"], "held-out"
+    return float(np.mean([record["fvu"] for record in tail])), None, None, "training"
+
+
+def _architecture(sae: dict[str, Any]) -> str:
+    parts = [sae["dictionary"]["name"], sae["activation"]["name"], *(loss["name"] for loss in sae["losses"])]
+    return " ".join(parts)
+
+
+def _data(run: Run) -> str:
+    origin = read_json(run.source_file) if run.source_file.exists() else {}
+    return "; ".join(f"{key} {origin[key]}" for key in DATA if origin.get(key) is not None)
+
+
+def _scale(path: Path) -> float | None:
+    """The one number of an SAE's normalisation, read alone from its file."""
+    import safetensors
+
+    if not path.exists():
+        return None
+    with safetensors.safe_open(path, framework="np") as file:
+        return float(np.mean(file.get_tensor("scale.scale"))) if "scale.scale" in file.keys() else None  # noqa: SIM118
+
+
+# ---- whether cells go together, and as numbers ----
+
+
+def check_alike(cells: Sequence[Cell], but: Sequence[str] = ()) -> None:
+    """ValueError unless cells come from one kind of rows, normalised alike, of one architecture and kind of loss.
+
+    Args:
+        cells: at least one.
+        but: fields that may differ.
+    """
+    if not cells:
+        raise ValueError("there are no cells: give runs or sweeps")
+    first = cells[0]
+    for key, what in (
+        ("data", "sites or data"),
+        ("d_in", "widths of rows"),
+        ("architecture", "architectures"),
+        ("loss_from", "kinds of loss (measure all of them, or none)"),
+    ):
+        for cell in cells if key not in but else []:
+            own, wanted = getattr(cell, key), getattr(first, key)
+            if own != wanted:
+                raise ValueError(f"mixed {what}: {first.name} has '{wanted}', {cell.name} has '{own}'; fit them apart")
+    for cell in cells if "normalisation" not in but else []:
+        own_scale, scale = cell.normalisation, first.normalisation
+        if own_scale is not None and scale is not None and abs(own_scale / scale - 1) > 0.02:
+            raise ValueError(
+                f"mixed normalisations: {first.name} divides rows by {scale:.4g}, {cell.name} by {own_scale:.4g}; "
+                "fit them apart"
+            )
+
+
+def check_converged(cells: Sequence[Cell]) -> None:
+    """ValueError that names the cells which have not converged."""
+    left = [cell for cell in cells if not cell.converged]
+    if left:
+        named = ", ".join(
+            f"{cell.name} ({'too short a log' if cell.fall is None else f'still falls {cell.fall:.1%} a doubling'})"
+            for cell in left[:4]
+        )
+        raise ValueError(
+            f"{len(left)} of {len(cells)} cells have not converged to {left[0].tolerance:.1%} a doubling of rows: "
+            f"{named}{', ...' if len(left) > 4 else ''}; train them longer, or set --converged_only true"
+        )
+
+
+def points(cells: Sequence[Cell], law: Law) -> Points:
+    """Cells as numbers for a law."""
+    columns = [[_column(cell, variable) for variable in law.variables] for cell in cells]
+    target = [_column(cell, law.target) for cell in cells]
+    return Points(np.array(columns, float), np.array(target, float), [cell.name for cell in cells])
+
+
+def _column(cell: Cell, name: str) -> float:
+    value = cell.d_in if name == "subject" else getattr(cell, name)
+    return float("nan") if value is None else float(value)
+
+
+# ---- tables ----
+
+
+def write_cells(folder: str | Path, cells: Sequence[Cell]) -> Path:
+    """Write cells.parquet and curves.parquet; returns the path of the first."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = Path(folder)
+    lines = [{key: value for key, value in asdict(cell).items() if key != "curve"} for cell in cells]
+    curves: dict[str, list[Any]] = {key: [] for key in ("name", "rows", "compute", "loss", "lr")}
+    for cell in cells:
+        count = len(cell.curve.get("rows", ()))
+        curves["name"] += [cell.name] * count
+        for key in ("rows", "compute", "loss", "lr"):
+            curves[key] += cell.curve.get(key, [])
+    write_whole(folder / "curves.parquet", lambda file: pq.write_table(pa.table(curves), file))
+    write_whole(folder / "cells.parquet", lambda file: pq.write_table(pa.Table.from_pylist(lines), file))
+    return folder / "cells.parquet"
+
+
+def _from_table(path: Path) -> list[Cell]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        lines = pq.read_table(path).to_pylist()
+        curves: dict[str, dict[str, list[float]]] = {}
+        if (beside := path.with_name("curves.parquet")).exists():
+            for line in pq.read_table(beside).to_pylist():
+                own = curves.setdefault(line.pop("name"), {})
+                for key, value in line.items():
+                    own.setdefault(key, []).append(value)
+        return [Cell(**line, curve=curves.get(line["name"], {})) for line in lines]
+    except (pa.ArrowException, OSError, TypeError) as error:
+        raise ValueError(f"{path} is not a table of cells ({error})") from None

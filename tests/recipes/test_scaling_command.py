@@ -1,0 +1,113 @@
+"""`saelab scaling`, as a user types it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from saelab.cli import main
+from saelab.scaling.cells import Cell, write_cells
+from saelab.scaling.laws.joint import JointLaw
+
+THETA = [-0.50, 0.26, -0.017, -0.042, -1.32, -0.085]
+
+
+def made(n, k, **changes):
+    loss = JointLaw().value(THETA, np.array([[n, k]], float))[0] * np.exp(0.003 * np.sin(n * 7 + k))
+    compute = np.geomspace(1e6, 1e10, 60)
+    curve = {"rows": (compute / n).tolist(), "compute": compute.tolist(), "lr": [1e-3] * 60}
+    curve["loss"] = (loss * (1 + 2e4 * n / compute) ** 0.5).tolist()
+    settings = {
+        "name": f"n{n}-k{k}", "folder": f"runs/n{n}-k{k}", "n": n, "k": float(k), "seed": 0, "lr": 1e-3, "batch": 256,
+        "d_in": 64, "rows": 100_000, "loss": float(loss), "loss_low": None, "loss_high": None, "loss_from": "training",
+        "l0": float(k), "converged_rows": int(1000 * n**0.6), "fall": 0.01, "tolerance": 0.02, "compute": 1e5 * 128 * n,
+        "rows_per_second": 1e9 / (128 * n), "together": 1, "architecture": "Dense TopK", "data": "site a",
+        "normalisation": 1.0, "curve": curve,
+    }  # fmt: skip
+    return Cell(**(settings | changes))
+
+
+@pytest.fixture
+def table(tmp_path):
+    return write_cells(tmp_path, [made(n, k) for n in (256, 512, 1024, 2048, 4096) for k in (4, 8, 16, 32)])
+
+
+def complaint(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["scaling", *words])
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_laws_and_a_plan(table, tmp_path, capsys):
+    out = tmp_path / "laws"
+    main(["scaling", "fit", str(table), "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "joint: 20 cells" in said
+    assert "held out: " in said
+    assert "rate: not fitted: no width has a best learning rate" in said
+    names = {path.name for path in out.glob("*.json")}
+    assert {"law-joint.json", "law-tokens.json", "law-width-k8.json", "law-compute-k8.json"} <= names
+    law = json.loads((out / "law-joint.json").read_text())
+    assert law["parameters"]["gamma"]["low"] < -0.042 < law["parameters"]["gamma"]["high"]
+    assert len(law["held_out"]["cells"]) == 4
+    main(["scaling", "plan", str(out), "--tokens", "200000", "--memory", "16GB", "--k", "[16]"])
+    said = capsys.readouterr().out
+    assert "first: saelab train ... --rows" in said
+    assert "learning rates were not tried" in said
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["rows"][0]["tokens"] <= 200_000
+    assert plan["rows"][0]["limit"] == "the tokens"
+
+
+def test_what_cannot_be_fitted_is_refused_with_the_reason(tmp_path, capsys):
+    cells = [made(n, k) for n in (256, 512, 1024, 2048) for k in (4, 8, 16)]
+    out = ["--out", str(tmp_path / "laws")]
+    for number, (change, message) in enumerate(
+        [
+            ({"data": "site b"}, "mixed sites or data"),
+            ({"converged_rows": None}, "1 of 12 cells have not converged"),
+            ({"normalisation": 2.0}, "mixed normalisations"),
+        ]
+    ):
+        table = write_cells(tmp_path / str(number), [*cells[:-1], made(2048, 16, **change)])
+        assert message in complaint(["fit", str(table), *out], capsys)
+    few = write_cells(tmp_path / "few", cells[:5])
+    assert "joint: JointLaw has 6 parameters and needs 8 cells" in complaint(
+        ["fit", str(few), *out, "--laws", "[joint]"], capsys
+    )
+    assert "unknown law 'joints'; did you mean 'joint'?" in complaint(
+        ["fit", str(few), *out, "--laws", "[joints]"], capsys
+    )
+    main(["scaling", "fit", str(tmp_path / "1" / "cells.parquet"), *out, "--converged_only", "true"])
+    assert "left out, not converged: n2048-k16" in capsys.readouterr().out
+
+
+def test_capacity_is_shared_out(tmp_path, capsys):
+    words = ["--alpha", "1", "--beta", "0.5", "--features", "20000", "--latents", "[100, 1000]"]
+    main(["scaling", "allocate", *words, "--discrete", "0.5", "--out", str(tmp_path / "a.json")])
+    said = capsys.readouterr().out
+    assert "pathological: theory says D ~ N^0.750, L ~ N^-0.500" in said
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [row["latents"] for row in found["rows"]] == [100, 1000]
+    assert 0.5 < found["rows"][1]["share_on_manifolds"] < 1
+    assert found["allocation"]["rank"][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fitt"], "unknown action 'fitt'; did you mean 'fit'?"),
+        (["plan", "nowhere", "--tokens", "1"], "nowhere has no law-joint.json"),
+        (["plan", "nowhere"], "give a budget"),
+        (["plan", "nowhere", "--memory", "lots"], "memory must be a size such as 16GB"),
+        (["allocate", "--at_zero", "shft"], "unknown at_zero 'shft'; did you mean 'shift'?"),
+        (["allocate", "--beta", "0"], "beta must be positive"),
+        (["allocate", "--discrete", "2"], "discrete must be a share"),
+    ],
+)
+def test_wrong_words_are_named(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in complaint(words, capsys)
+    main(["scaling", "--help"])
+    assert "allocate" in capsys.readouterr().out
