@@ -100,7 +100,14 @@ class Codes:
         Not differentiable: it is for codes that are stored or counted.
         """
         active = self.active
-        width = max(1, int(active.sum(1).max())) if len(active) else 1
+        counts = active.sum(1)
+        width = max(1, int(counts.max())) if len(active) else 1
+        if self.is_full:  # latents ascend already: packing is much cheaper than a sort over all of them
+            row, latent = active.nonzero().unbind(1)
+            slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+            values, indices = self.values.new_zeros(len(active), width), row.new_zeros(len(active), width)
+            values[row, slot], indices[row, slot] = self.values.detach()[row, latent], latent
+            return Codes(values, indices, self.n_latents)
         unused_last = self.indices.masked_fill(~active, self.n_latents)
         slots = unused_last.sort(dim=1, stable=True).indices[:, :width]
         return Codes(self.values.detach().gather(1, slots), self.indices.gather(1, slots), self.n_latents)
