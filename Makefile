@@ -11,9 +11,11 @@ READY := $(VENV)/.ready
 # first import, and most of what comes along is never imported.
 PIP   := -m pip --disable-pip-version-check install -qq --no-compile
 
-# Only `make lock` uses these. torch is pinned by hand, because it decides the versions of much else:
-# `make lock TORCH=x.y.z` moves it.
+# Only `make lock` uses these. torch is pinned by hand, because it decides the versions of much else, and with it the
+# triton that a torch for GPUs asks for: `make lock TORCH=x.y.z TRITON=x.y.z` moves them.
 TORCH   ?= $(shell sed -n 's/^torch==//p' requirements.lock)
+X86     := sys_platform == 'linux' and platform_machine == 'x86_64'
+TRITON  ?= $(shell sed -n 's/^triton==\([0-9.]*\).*/\1/p' requirements.lock)
 LOCKING := build/lock
 
 # Only `make parity` uses these: the other libraries must not decide the versions of what is in .venv.
@@ -78,16 +80,17 @@ $(PARITY_READY): parity/requirements.txt pyproject.toml
 	@echo "saelab: $(PARITY) is ready"
 
 # Run it with the oldest Python that saelab supports, so that every pin fits all of them. The GPU libraries are left
-# out of the lock: torch names its own exactly, and a machine without a GPU has none.
+# out of the lock, but for triton: torch names its own exactly, and a machine without a GPU has none.
 lock:  ## resolve all dependencies anew and write requirements.lock
 	$(check-python)
 	@"$(PYTHON)" -m venv --clear $(LOCKING)
 	@echo "saelab: resolving with torch $(TORCH) (some minutes) ..."
-	@$(LOCKING)/bin/python $(PIP) setuptools wheel "torch==$(TORCH)"
+	@$(LOCKING)/bin/python $(PIP) setuptools wheel "torch==$(TORCH)" "triton==$(TRITON); $(X86)"
 	@$(LOCKING)/bin/python $(PIP) --no-build-isolation -e '.[dev]'
 	@$(LOCKING)/bin/python -m pip freeze --all --exclude pip --exclude-editable > $(LOCKING)/frozen
 	@{ sed -n '/^#/p' requirements.lock; \
-	   sed -e '/^\(nvidia\|cuda\|triton\)/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' $(LOCKING)/frozen; } > $(LOCKING)/new
+	   sed -e '/^\(nvidia\|cuda\)/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' \
+	       -e "s/^triton==.*/& ; $(X86)/" $(LOCKING)/frozen; } > $(LOCKING)/new
 	@mv $(LOCKING)/new requirements.lock
 	@rm -rf $(LOCKING)
 	@echo "saelab: wrote requirements.lock"

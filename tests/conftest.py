@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, whose kernels then run step by step
+
 torch.set_num_threads(1)  # tensors in tests are tiny: a second thread costs more than it does
 
 
