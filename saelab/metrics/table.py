@@ -21,3 +21,12 @@ def write_table(path: Path, scores: Mapping[str, Mapping[str, Mapping[str, Any]]
     schema = pyarrow.schema({"sae": text, "metric": text, **kinds})
     table = pyarrow.Table.from_pylist(lines, schema=schema)
     write_whole(path, lambda file: pyarrow.parquet.write_table(table, file))
+
+
+def write_columns(path: Path, columns: Mapping[str, list[Any]]) -> None:
+    """Write a metric's own table, whole or not at all."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({name: pyarrow.array(column) for name, column in columns.items()})
+    write_whole(path, lambda file: pyarrow.parquet.write_table(table, file))

@@ -64,6 +64,11 @@ class Task:
         return self.name.partition(":")[0]
 
     @property
+    def for_probes(self) -> bool:
+        """Whether it is a task of its own; one of a family called "bias ..." is half of a pair for SCR."""
+        return not self.family.startswith("bias")
+
+    @property
     def of_tokens(self) -> bool:
         """Whether its examples are places in texts and not whole texts."""
         return bool((self.at != WHOLE).all())

@@ -1,0 +1,172 @@
+"""Probe loss: does one latent know what we know to be in the text? (Gao et al. 2024, arXiv 2406.04093)
+
+    loss(task) = min over latents i of  min over w, b of  -E[ y log s(w z_i + b) + (1 - y) log(1 - s(w z_i + b)) ]
+
+z_i is latent i's pre-activation, s the logistic function, in nats; chance on balanced labels is ln 2 = .693. A probe of
+one input is fitted for every latent and task (`logistic.py`); a task's latent is the one with the smallest loss on the
+training part.
+
+    probe_loss           its loss on the test part, mean over tasks: without selection bias
+    probe_loss_train     its loss on the training part: the formula above, biased down by the choice among many
+    probe_loss_null      probe_loss with the labels of each part permuted: what is above or below it is not luck
+    probe_loss_null_train   probe_loss_train so: how far the choice alone goes down from .693
+    probe_loss_channels  probe_loss of the best channel of the rows themselves in place of a latent
+    probe_accuracy       share of test examples that the task's latent answers right
+
+Pre-activation and Newton's method are as we read the paper; its value is not split into parts, and its 61 tasks are not
+ours. An example about a whole text has the pre-activation of its last token, or the mean or largest over its rows.
+Nothing of size [tokens, latents] is made: latents come in blocks.
+"""
+
+# Shape letters: N rows of all tasks, D width, c latents of a block, n examples of a task.
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saelab.core.progress import progress
+from saelab.data.source import generator_for
+from saelab.metrics.base import Metric, Score, Setting, Table
+from saelab.metrics.probing.logistic import one_each
+from saelab.metrics.probing.rows import Examples, rows_of
+from saelab.metrics.probing.score import mean_over_tasks
+from saelab.sae.sae import SAE
+
+BLOCK_ENTRIES = 1 << 24
+POOLS = ("last", "mean", "max")
+
+
+@dataclass
+class Best:
+    """The best input of a task so far."""
+
+    train: float = float("inf")
+    """Its mean loss on the training part."""
+    input: int = -1
+    losses: Tensor | None = None
+    """On the test part, [n]."""
+    right: Tensor | None = None
+    """Whether each test example is answered right, [n]."""
+    train_losses: Tensor | None = None
+
+
+class ProbeLoss(Metric):
+    """Loss of the best latent of each labelled task.
+
+    Args:
+        pool: which pre-activation stands for a whole text: that of its `last` token, or the `mean` or `max` of its
+            rows.
+    """
+
+    def __init__(self, pool: str = "last"):
+        self.pool = pool
+
+    def begin(self, setting: Setting) -> None:
+        if self.pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
+        if not isinstance(setting.sae, SAE):
+            raise ValueError("an ensemble has no pre-activations of its own: measure its members")
+        self.rows, self.show = rows_of(setting), setting.show
+        self.examples = [one for one in self.rows.examples if one.task.for_probes]
+        if not self.examples:
+            raise ValueError("has no task of its own: all are pairs for SCR")
+        self.shared = setting.shared
+
+    def scores(self, sae: SAE) -> dict[str, Score]:
+        z = pre_activations(sae, self.rows.x)
+        self.best = self._search(z, sae.n_latents, permuted=False)
+        null = self._search(z, sae.n_latents, permuted=True)
+        key = (ProbeLoss, self.pool)
+        if key not in self.shared:
+            self.shared[key] = self._search(lambda block: self.rows.x[:, block], self.rows.x.shape[1], permuted=False)
+        unit = "nats"
+        return {
+            "probe_loss": self._mean(self.best, "losses", unit),
+            "probe_loss_train": self._mean(self.best, "train_losses", unit, test=False),
+            "probe_loss_null": self._mean(null, "losses", unit),
+            "probe_loss_null_train": self._mean(null, "train_losses", unit, test=False),
+            "probe_loss_channels": self._mean(self.shared[key], "losses", unit),
+            "probe_accuracy": self._mean(self.best, "right", "share"),
+        }
+
+    def tables(self) -> dict[str, Table]:
+        """Every task with its latent and its channel."""
+        channels = self.shared[ProbeLoss, self.pool]
+        return {
+            "probes": {
+                "task": [one.task.name for one in self.examples],
+                "latent": [best.input for best in self.best],
+                "loss": [_mean_of(best.losses) for best in self.best],
+                "loss_train": [best.train for best in self.best],
+                "accuracy": [_mean_of(best.right) for best in self.best],
+                "channel": [best.input for best in channels],
+                "loss_channel": [_mean_of(best.losses) for best in channels],
+                "examples": [len(one.task) for one in self.examples],
+            }
+        }
+
+    def _mean(self, best: Sequence[Best], what: str, unit: str, test: bool = True) -> Score:
+        return mean_over_tasks(self.examples, [getattr(one, what) for one in best], unit, test)
+
+    def _search(self, z: Callable[[Tensor], Tensor], inputs: int, permuted: bool) -> list[Best]:
+        """The best of so many inputs for every task; z gives those of a block [c] for all rows, [N, c]."""
+        found = [Best() for _ in self.examples]
+        size = max(1, BLOCK_ENTRIES // max(1, len(self.rows.x)))
+        with progress("probes" if not permuted else "permuted probes", inputs, "inputs", show=self.show) as bar:
+            for block in torch.arange(inputs).split(size):
+                values = z(block)
+                for number, (one, best) in enumerate(zip(self.examples, found, strict=True)):
+                    label = permuted_labels(one, number) if permuted else one.task.label
+                    self._improve(best, pooled(values, one, self.pool), label, one.task.test, int(block[0]))
+                bar.advance(len(block))
+        return found
+
+    def _improve(self, best: Best, z: Tensor, label: Tensor, test: Tensor, start: int) -> None:
+        """Take the best of a block's inputs, z [n, c], if it is better than the best so far."""
+        label, test = label.to(z.device), test.to(z.device)
+        train = z[~test]
+        fitted = one_each(train, label[~test])
+        loss, which = fitted.loss.min(0)
+        if loss.item() >= best.train:
+            return
+        weight, bias = fitted.weight[which], fitted.bias[which]
+        margin = (weight * z[:, which] + bias) * (label.to(z) * 2 - 1)
+        losses = torch.nn.functional.softplus(-margin).cpu()
+        best.train, best.input = loss.item(), start + int(which)
+        best.losses, best.train_losses = losses[test.cpu()], losses[~test.cpu()]
+        best.right = (margin > 0).cpu()[test.cpu()]
+
+
+def pre_activations(sae: SAE, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Pre-activations of rows [N, D] for some latents at a time: a function from latents [c] to [N, c]."""
+    device = sae.scale.mean.device
+    pre = sae.dictionary.pre(sae.scale.apply_to(x.to(device)))
+    return lambda latents: pre.of(latents.to(device))
+
+
+def pooled(values: Tensor, examples: Examples, pool: str) -> Tensor:
+    """What stands for each example, [n, c], from values of all rows [N, c]."""
+    if pool == "last" or bool((examples.count == 1).all()):
+        return values[examples.last.to(values.device)]
+    owner = torch.arange(len(examples.count)).repeat_interleave(examples.count)
+    place = torch.arange(len(owner)) - (examples.count.cumsum(0) - examples.count)[owner]
+    rows = values[(examples.first[owner] + place).to(values.device)]
+    found = values.new_zeros(len(examples.count), values.shape[1])
+    index = owner.to(values.device)[:, None].expand_as(rows)
+    return found.scatter_reduce(0, index, rows, "a" + pool if pool == "max" else pool, include_self=False)
+
+
+def permuted_labels(examples: Examples, number: int) -> Tensor:
+    """The task's labels, permuted within each part; [n]."""
+    label = examples.task.label.clone()
+    for part in (examples.task.test, ~examples.task.test):
+        own = label[part]
+        label[part] = own[torch.randperm(len(own), generator=generator_for(number, 1))]
+    return label
+
+
+def _mean_of(values: Tensor | None) -> float:
+    assert values is not None, "every task has a best input once a block was seen"
+    return values.double().mean().item()

@@ -1,0 +1,35 @@
+"""Means over tasks with intervals over documents."""
+
+# Shape letters: n examples of a task, Q tasks.
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saelab.metrics.base import GROUPS, Score, interval
+from saelab.metrics.probing.rows import Examples
+
+
+def mean_over_tasks(examples: Sequence[Examples], values: Sequence[Tensor], unit: str, test: bool = True) -> Score:
+    """Mean over tasks of the mean over a part's examples, bootstrapped over documents; the tasks stay the same.
+
+    Args:
+        examples: of each task.
+        values: a number for each example of the part, [n] each.
+        unit: of the numbers.
+        test: whether the part is that for testing.
+    """
+    sums = torch.zeros(GROUPS, 2 * len(values), dtype=torch.float64)
+    for number, (one, value) in enumerate(zip(examples, values, strict=True)):
+        group = one.task.group[one.task.test == test] % GROUPS
+        sums[:, number].index_add_(0, group, value.double().cpu())
+        sums[:, len(values) + number].index_add_(0, group, torch.ones(len(value), dtype=torch.float64))
+
+    def mean(*totals: Tensor) -> Tensor:
+        total, count = torch.stack(totals[: len(values)]), torch.stack(totals[len(values) :])
+        return (total / count).nanmean(0)
+
+    sums = sums[sums[:, len(values) :].sum(1) > 0]
+    low, high = interval(mean, sums)
+    return Score(mean(*sums.sum(0)).item(), low, high, sum(map(len, values)), f"{unit}, mean of {len(values)} tasks")

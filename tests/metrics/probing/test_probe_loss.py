@@ -1,0 +1,161 @@
+"""Probe loss: against scikit-free regressions one by one, on planted latents, on noise, and in blocks."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from metrics.sweeps import Rows, planted_task, random_sae, with_weights
+
+from saelab.metrics import measure
+from saelab.metrics.base import Setting
+from saelab.metrics.probing import probe_loss as module
+from saelab.metrics.probing.logistic import one_each
+from saelab.metrics.probing.probe_loss import ProbeLoss, permuted_labels, pooled
+from saelab.metrics.probing.rows import Examples, TaskRows
+from saelab.metrics.probing.score import mean_over_tasks
+from saelab.metrics.probing.task import WHOLE, Task, Texts
+from saelab.sae.activations.topk import TopK
+from saelab.sae.sae import SAE
+
+LN2 = math.log(2)
+
+
+def task_of(label: torch.Tensor, name: str = "t") -> Task:
+    n = len(label)
+    numbers = torch.arange(n)
+    texts = Texts(tuple(map(str, range(n))), "here")
+    return Task(name, texts, numbers, torch.full((n,), WHOLE), label, numbers % 2 == 0, numbers // 2)
+
+
+def told(x: torch.Tensor, labels: list[torch.Tensor], sae: SAE, metric: ProbeLoss | None = None) -> dict[str, float]:
+    """Scores of an SAE on rows [n, D] with labels, one row an example."""
+    metric = metric or ProbeLoss()
+    first = torch.arange(len(x))
+    examples = [Examples(task_of(label, f"t{n}"), first, torch.ones_like(first)) for n, label in enumerate(labels)]
+    tasks = [one.task for one in examples]
+    rows = Rows(x, first)
+    rows.model, rows.why_no_model = object(), None
+    shared = {TaskRows: TaskRows(x, examples, {})}
+    metric.begin(Setting("sae", {"sae": sae}, rows, tasks, shared))
+    with torch.no_grad():
+        return {name: score.value for name, score in metric.scores(sae).items()}
+
+
+def reading(d_in: int, encoder: torch.Tensor) -> SAE:
+    """An SAE with these encoder rows [L, D], that reads rows as they are."""
+    sae = SAE(d_in, len(encoder), TopK(k=1))
+    return with_weights(sae, encoder, torch.eye(len(encoder), d_in), torch.zeros(d_in))
+
+
+def test_the_best_latent_is_chosen_on_one_part_and_scored_on_the_other():
+    generator = torch.Generator().manual_seed(0)
+    x, encoder = torch.randn(400, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    labels = [(x @ encoder[3] + torch.randn(400, generator=generator)) > 0, x[:, 0] > 0.2]
+    sae, metric = reading(8, encoder), ProbeLoss()
+    scores = told(x, labels, sae, metric)
+    z, expected, trained = x @ encoder.T, [], []
+    test = torch.arange(400) % 2 == 0
+    for label in labels:
+        fits = [one_each(z[~test, i : i + 1], label[~test]) for i in range(30)]
+        best = min(range(30), key=lambda i: fits[i].loss.item())
+        expected.append(fits[best].losses(z[test, best : best + 1], label[test]).mean().item())
+        trained.append(fits[best].loss.item())
+    assert scores["probe_loss"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert scores["probe_loss_train"] == pytest.approx(sum(trained) / 2, rel=1e-4)
+    table = metric.tables()["probes"]
+    assert table["latent"][0] == 3
+    assert table["channel"][1] == 0
+    assert table["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_planted_latent_has_no_loss_and_the_channels_have_chance():
+    generator = torch.Generator().manual_seed(0)
+    label = torch.rand(400, generator=generator) < 0.5
+    hidden = torch.randn(64, generator=generator) * 0.3
+    x = torch.randn(400, 64, generator=generator)
+    x = x + (label.float() * 2 - 1)[:, None] * hidden
+    scores = told(x, [label], reading(64, torch.cat([torch.randn(20, 64, generator=generator), hidden[None]])))
+    assert scores["probe_loss"] < 0.1
+    assert scores["probe_accuracy"] > 0.97
+    assert scores["probe_loss_channels"] > 0.25
+    assert abs(scores["probe_loss_null"] - LN2) < 0.05
+
+
+def test_noise_is_at_chance_and_the_choice_alone_goes_below_it():
+    """ln 2 less the selection bias on the part the latent is chosen on, and no less than ln 2 on the other."""
+    generator = torch.Generator().manual_seed(1)
+    x, encoder = torch.randn(600, 32, generator=generator), torch.randn(500, 32, generator=generator)
+    labels = [torch.rand(600, generator=generator) < 0.5 for _ in range(6)]
+    scores = told(x, labels, reading(32, encoder))
+    for name in ("probe_loss", "probe_loss_null"):
+        assert LN2 - 0.005 < scores[name] < LN2 + 0.03, name
+        assert scores[name + "_train"] < LN2 - 0.005
+    # The best of many gains about the largest of that many chi-squares of one degree, over two and the examples.
+    assert scores["probe_loss_train"] == pytest.approx(scores["probe_loss_null_train"], abs=0.01)
+    fewer = told(x, labels, reading(32, encoder[:5]))
+    assert fewer["probe_loss_null_train"] > scores["probe_loss_null_train"]
+
+
+def test_blocks_of_latents_change_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, encoder = torch.randn(200, 6, generator=generator), torch.randn(23, 6, generator=generator)
+    labels = [x[:, 0] + x[:, 1] > 0, x[:, 2] > 0]
+    whole = told(x, labels, reading(6, encoder))
+    monkeypatch.setattr(module, "BLOCK_ENTRIES", 200 * 4)
+    assert told(x, labels, reading(6, encoder)) == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_latent_that_is_constant_is_at_chance():
+    scores = told(torch.randn(100, 4), [torch.arange(100) % 4 < 2], reading(4, torch.cat([torch.zeros(3, 4)])))
+    assert scores["probe_loss"] == pytest.approx(LN2, abs=1e-4)
+
+
+def test_permuted_labels_are_as_many_in_each_part():
+    first = torch.arange(200)
+    label = torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.3
+    one = Examples(task_of(label), first, torch.ones_like(first))
+    found = permuted_labels(one, 3)
+    for part in (one.task.test, ~one.task.test):
+        assert found[part].sum() == label[part].sum()
+    assert not torch.equal(found, label)
+    assert torch.equal(found, permuted_labels(one, 3))
+    assert not torch.equal(found, permuted_labels(one, 4))
+
+
+def test_rows_of_a_text_are_pooled():
+    values = torch.randn(12, 3)
+    task = task_of(torch.arange(40) % 4 < 2)
+    some = Examples(replace(task), torch.tensor([0, 4, 5]), torch.tensor([4, 1, 7]))
+    spans = [values[0:4], values[4:5], values[5:12]]
+    for pool, reduce in (
+        ("last", lambda span: span[-1]),
+        ("mean", lambda span: span.mean(0)),
+        ("max", lambda span: span.amax(0)),
+    ):
+        torch.testing.assert_close(pooled(values, some, pool), torch.stack([reduce(span) for span in spans]))
+
+
+def test_an_unknown_pool_and_missing_tasks_are_said():
+    sae, rows = random_sae(), Rows(torch.randn(20, 16), torch.arange(20))
+    for config, tasks, says in (
+        ({"name": "ProbeLoss", "pool": "sum"}, [planted_task()], "pool must be one of last, mean, max, got 'sum'"),
+        ("ProbeLoss", [], "needs labelled tasks: give --tasks"),
+        ("ProbeLoss", [planted_task()], "needs a model, and this data is activations only"),
+    ):
+        found = measure({"sae": sae}, rows, [config, "L0"], show=False, tasks=tasks)["sae"]
+        assert says in found.skipped["ProbeLoss"]
+        assert "l0" not in found.skipped
+
+
+def test_intervals_are_over_documents():
+    """Examples of one document again and again: as wide as with one of each."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 4, generator=generator)
+    label = x[:, 0] + torch.randn(300, generator=generator) > 0
+    one = Examples(task_of(label), torch.arange(300), torch.ones(300, dtype=torch.int64))
+    value = torch.randn(150, generator=generator)
+    score = mean_over_tasks([one], [value], "nats")
+    assert score.value == pytest.approx(value.mean().item())
+    assert score.high - score.low == pytest.approx(2 * 1.96 * value.std().item() / math.sqrt(150), rel=0.15)
+    assert (score.n, score.unit) == (150, "nats, mean of 1 tasks")
