@@ -130,6 +130,18 @@ def _scaling(words: list[str]) -> None:
     action(**vars(parse(parser, words[1:])))
 
 
+def _explain(words: list[str]) -> None:
+    from saelab.recipes.explain import Asking, explain_run
+
+    parser = _parser("explain")
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_function_arguments(explain_run, skip={"run", "asking"})
+    parser.add_class_arguments(Asking)
+    options = vars(parse(parser, words))
+    asking = Asking(**{key: options.pop(key) for key in Asking.__dataclass_fields__})
+    explain_run(asking=asking, **options)
+
+
 def _show(words: list[str]) -> None:
     from saelab.recipes.show import show
 
@@ -144,6 +156,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "train": ("train an SAE on a store or a live model", _train),
     "sweep": ("train SAEs that differ in settings, as one computation", _sweep),
     "measure": ("every metric of any number of SAEs, in one table", _measure),
+    "explain": ("a language model says what latents stand for, and is tried on it", _explain),
     "show": ("print a run's config and scores", _show),
     "scaling": ("fit laws to a ladder, plan with them, say where capacity goes", _scaling),
 }

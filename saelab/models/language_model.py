@@ -65,7 +65,7 @@ class LanguageModel:
         self.device, self.dtype = device_named(device), DTYPES[dtype]
         # A hook sees every pass of the model, also one that another thread runs (a live source's, say).
         self._one_pass = threading.Lock()
-        self.model, self.tokenizer = _loaded(name, self.dtype)
+        self.model, self.tokenizer = loaded_model(name, self.dtype)
         self.model.to(self.device).eval().requires_grad_(False)
         read = sites_of(self.model, name, site)
         targets = sites_of(self.model, name, target) if target else []
@@ -220,7 +220,7 @@ def bundled_folder() -> Path:
 # ---- loading ----
 
 
-def _loaded(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def loaded_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """The transformers model and its tokenizer."""
     import transformers
 

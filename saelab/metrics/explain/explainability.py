@@ -106,11 +106,15 @@ class N2G(Metric):
         predicted = tried[matches.position]
         fired = tried[firings.position]
         both = predicted & (firings.at(matches.position, matches.slot) != 0)
-        pairs = ((firings, fired), (matches, predicted), (matches, both))
+        pairs = (
+            (firings.slot[fired], firings.position[fired]),
+            (matches.slot[predicted], matches.position[predicted]),
+            (matches.slot[both], matches.position[both]),
+        )
         size, found = len(self.explained), torch.zeros(3, GROUPS, dtype=torch.float64)
-        for number, (one, chosen) in enumerate(pairs):
-            self.counts[number] += torch.bincount(one.slot[chosen], minlength=size)
-            found[number] = torch.bincount(group[one.position[chosen]], minlength=GROUPS).double()
+        for number, (slot, position) in enumerate(pairs):
+            self.counts[number] += torch.bincount(slot, minlength=size)
+            found[number] = torch.bincount(group[position], minlength=GROUPS).double()
         self.tested += int(tried.sum())
         self.totals.add(torch.arange(GROUPS), fired=found[0], predicted=found[1], both=found[2])
 

@@ -7,6 +7,7 @@ random from all at which it fires. What is held does not grow with the text.
 # Shape letters: R packed rows of tokens, T tokens of each, B kept rows of a chunk, S latents looked at, W tokens of a
 # window, M places kept of a latent, n firings in a chunk.
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -132,6 +133,11 @@ class Windows:
         kept = kept[:, :, None].expand(-1, -1, windows.shape[1])
         self.tokens[affected, part] = torch.cat([self.tokens[affected, part], fresh_windows], 1).gather(1, kept)
         self.values[affected, part] = torch.cat([self.values[affected, part], fresh_values], 1).gather(1, kept)
+
+    def reader(self, tokens: TokenRows, firings: Firings) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Gives tokens and activations [m, W] around positions [m] of a chunk for latents [m] by slot."""
+        text = tokens, before(tokens)
+        return lambda position, slot: self._windows(position, slot, firings, text)
 
     def _windows(
         self, position: Tensor, slot: Tensor, firings: Firings, text: tuple[TokenRows, Tensor]
