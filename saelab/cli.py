@@ -5,10 +5,12 @@ to. A wrong setting is one line that names it and the nearest right one, and exi
 """
 
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -92,19 +94,28 @@ def _sweep(words: list[str]) -> None:
 
 
 def _measure(words: list[str]) -> None:
-    from saelab.recipes.measure import measure_runs
+    from saelab.recipes.measure import Suite, measure_runs
 
     parser = _parser("measure")
     parser.add_argument("runs", nargs="+", type=str, help="folders of runs, or of saved SAEs")
     words_each = {
         "metrics": "class names of the metrics; `default` stands for those that run if none are named",
         "options": "settings of metrics, METRIC.SETTING=VALUE",
+        "tasks": "files of labelled tasks; `python`, the default for the bundled model, makes them from the library",
     }
     for name, text in words_each.items():
         parser.add_argument(f"--{name}", nargs="+", type=str, help=text)
-    parser.add_function_arguments(measure_runs, skip={"runs", *words_each})
-    made = parser.instantiate(parse(parser, words))
-    measure_runs(**vars(made))
+    parser.add_function_arguments(measure_runs, skip={"runs", "suite"})
+    made = vars(parser.instantiate(parse(parser, words)))
+    measure_runs(suite=Suite(**{name: made.pop(name) for name in words_each}), **made)
+
+
+def _tasks(words: list[str]) -> None:
+    from saelab.recipes.tasks import make_tasks
+
+    parser = _parser("tasks")
+    parser.add_function_arguments(make_tasks)
+    make_tasks(**vars(parse(parser, words)))
 
 
 def _scaling(words: list[str]) -> None:
@@ -142,6 +153,50 @@ def _explain(words: list[str]) -> None:
     explain_run(asking=asking, **options)
 
 
+def _stitch(words: list[str]) -> None:
+    from saelab.analysis.stitch import StitchSettings
+    from saelab.recipes.stitch import stitch_runs
+
+    _compare(
+        "stitch", stitch_runs, StitchSettings, words, "folders of runs or saved SAEs of one site, from small to large"
+    )
+
+
+def _meta(words: list[str]) -> None:
+    from saelab.analysis.meta import MetaSettings
+    from saelab.recipes.meta import meta_of
+
+    _compare("meta", meta_of, MetaSettings, words, "folder of a run or a saved SAE")
+
+
+def _match(words: list[str]) -> None:
+    from saelab.recipes.match import MatchSettings, match_runs
+
+    _compare(
+        "match", match_runs, MatchSettings, words, "folders of runs or saved SAEs; the first is matched with the others"
+    )
+
+
+def _compare(command: str, function: Callable[..., None], settings: Any, words: list[str], runs: str) -> None:
+    """A command on SAEs that are named first; the settings of two dataclasses are options of their own."""
+    from saelab.recipes.compared import Data
+
+    several = "runs" in inspect.signature(function).parameters
+    parser = _parser(command)
+    parser.add_argument("runs" if several else "run", nargs="+" if several else None, type=str, help=runs)
+    if "against" in inspect.signature(function).parameters:
+        parser.add_argument("--against", nargs="+", type=str, help="other runs to compare meta-latents with")
+    parser.add_function_arguments(function, skip={"run", "runs", "settings", "data", "against"})
+    parser.add_class_arguments(settings)
+    parser.add_class_arguments(Data)
+    options = vars(parser.instantiate(parse(parser, words)))
+    made = {
+        name: kind(**{key: options.pop(key) for key in kind.__dataclass_fields__})
+        for name, kind in (("settings", settings), ("data", Data))
+    }
+    function(**options, **made)
+
+
 def _show(words: list[str]) -> None:
     from saelab.recipes.show import show
 
@@ -156,7 +211,11 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "train": ("train an SAE on a store or a live model", _train),
     "sweep": ("train SAEs that differ in settings, as one computation", _sweep),
     "measure": ("every metric of any number of SAEs, in one table", _measure),
+    "tasks": ("labelled tasks about Python, for probes, as a file", _tasks),
     "explain": ("a language model says what latents stand for, and is tried on it", _explain),
+    "stitch": ("what larger SAEs know that smaller ones do not; the way from one to the next", _stitch),
+    "meta": ("what the directions of an SAE are made of: an SAE of directions", _meta),
+    "match": ("which latent of one SAE is which of another: seeds, layers, widths", _match),
     "show": ("print a run's config and scores", _show),
     "scaling": ("fit laws to a ladder, plan with them, say where capacity goes", _scaling),
 }

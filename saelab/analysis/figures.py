@@ -1,0 +1,92 @@
+"""Figures of what was found, drawn with plotly: pages that open from the disk, offline."""
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from saelab.analysis.insertion import CLASSES
+from saelab.core.files import write_text
+
+if TYPE_CHECKING:
+    from saelab.analysis.stitch import Pair, Stitched
+
+COLOURS = {"novel": "#0072B2", "reconstruction": "#D55E00", "undecided": "#999999"}
+"""Okabe and Ito's, which the colour-blind can tell apart."""
+PHASE_COLOURS = {"insert": "#0072B2", "swap": "#D55E00", "remove": "#009E73", "finish": "#000000"}
+MOST_POINTS = 5000
+
+
+def styled(figure: go.Figure, title: str, x: str, y: str, **more: Any) -> go.Figure:
+    """The look that all figures share."""
+    return figure.update_layout(
+        title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", width=720, height=440,
+        margin={"l": 70, "r": 20, "t": 50, "b": 60}, legend={"orientation": "h", "y": -0.22}, **more,
+    )  # fmt: skip
+
+
+def scatter_figure(pair: "Pair") -> go.Figure:
+    """Change of the error against the largest cosine, a dot for each latent of the large SAE."""
+    figure, kind = go.Figure(), pair.insertion.kind
+    for number, name in enumerate(CLASSES[:3]):
+        own = (kind == number).nonzero().squeeze(1)
+        own = own[:: max(1, len(own) // MOST_POINTS)]
+        figure.add_scattergl(
+            x=pair.cosine[own].tolist(), y=pair.insertion.delta[own].tolist(), mode="markers", name=name,
+            marker={"size": 4, "color": COLOURS[name], "opacity": 0.6}, customdata=own.tolist(),
+            hovertemplate="latent %{customdata}: cosine %{x:.3f}, %{y:.3g}",
+        )  # fmt: skip
+    figure.add_vline(x=pair.rule["threshold"], line_dash="dot", line_color="#555555")
+    figure.add_hline(y=0, line_color="#555555", line_width=1)
+    title = f"{Path(pair.names[0]).name} to {Path(pair.names[1]).name}"
+    return styled(figure, title, "largest cosine with the small SAE", "change of the mean squared error")
+
+
+def path_figure(found: "Stitched", against: str = "n_latents") -> go.Figure:
+    """FVU along the way from the smallest to the largest SAE, and of the SAEs themselves.
+
+    Args:
+        found: a stitched ladder.
+        against: "n_latents" or "l0".
+    """
+    figure, path = go.Figure(), found.path()
+    for number, phase in sorted({(pair, phase) for pair, phase in zip(path["pair"], path["phase"], strict=True)}):
+        if phase == "small":
+            continue
+        own = [i for i, key in enumerate(zip(path["pair"], path["phase"], strict=True)) if key == (number, phase)]
+        own = [own[0] - 1, *own]  # from where the phase before ended
+        figure.add_scatter(
+            x=[path[against][i] for i in own], y=[path["fvu"][i] for i in own], mode="lines", name=phase,
+            line={"color": PHASE_COLOURS[phase]}, legendgroup=phase, showlegend=not number,
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[getattr(own, against) for own in found.own], y=[own.mse / found.variance for own in found.own],
+        mode="markers", name="trained", marker={"size": 9, "color": "#000000", "symbol": "diamond"},
+    )  # fmt: skip
+    words = {"n_latents": "latents", "l0": "L0"}
+    figure.update_xaxes(type="log" if against == "n_latents" else "linear")
+    return styled(figure, "Stitching a ladder", words[against], "FVU")
+
+
+def curves_figure(
+    lines: dict[str, tuple[list[float], list[float]]], title: str, x: str, y: str, **more: Any
+) -> go.Figure:
+    """Lines by name, each with its x and y."""
+    figure = go.Figure()
+    for name, (xs, ys) in lines.items():
+        figure.add_scatter(x=xs, y=ys, mode="lines+markers" if len(xs) < 30 else "lines", name=name)
+    return styled(figure, title, x, y, **more)
+
+
+def bars_figure(bars: dict[str, float], title: str, y: str) -> go.Figure:
+    """One bar for each name."""
+    figure = go.Figure(go.Bar(x=list(bars), y=list(bars.values()), marker_color="#0072B2"))
+    return styled(figure, title, "", y)
+
+
+def save_page(figures: list[go.Figure], path: Path, title: str) -> None:
+    """Write figures as one page, with plotly's own script beside them in it: about 5 MB."""
+    parts = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)]
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>'
+    write_text(path, head + "\n".join(parts))

@@ -1,0 +1,117 @@
+"""SAEs that are compared with each other, and the data they are compared on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelab.analysis.comparable import check_comparable, check_origins
+from saelab.analysis.rows import Rows
+from saelab.core.files import is_vacant, write_json, write_text
+from saelab.core.mesh import device_named
+from saelab.core.run import Run
+from saelab.metrics import StoreEvaluation, TextEvaluation
+from saelab.models.subject import Subject
+from saelab.recipes.measure import about
+from saelab.recipes.train import is_run, origin_of, subject_of
+from saelab.sae.sae import SAE, load
+
+README = """# An SAE that was put together
+
+It was not trained but made by `saelab {command}` of latents of other SAEs; `config.yaml` says of which.
+`saelab measure {name}` measures it, `saelab.load("{name}")` opens it.
+"""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What SAEs are compared on.
+
+    Args:
+        tokens: rows to compare on; they are held in memory.
+        split: which documents of the text: `held-out`, `train` or `all`.
+        subject: model, site and text; by default what the first run was trained on.
+        store: this store of activations instead; what needs the model is then left out and said so.
+        device: where the SAEs run; auto is the GPU if there is one.
+    """
+
+    tokens: int = 65_536
+    split: str = "held-out"
+    subject: Subject | None = None
+    store: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.subject and self.store:
+            raise ValueError("give --subject or --store, not both")
+        if self.store and self.split != "held-out":
+            raise ValueError("--split chooses documents of a text; with --store leave it out")
+
+    def evaluation(self, first: str, tokens: int | None = None) -> TextEvaluation | StoreEvaluation:
+        """The data, of which `tokens` rows; of what the run `first` was trained on where nothing else is said."""
+        if self.store:
+            return StoreEvaluation(self.store, tokens or self.tokens)
+        if not self.subject and not is_run(first):
+            raise ValueError(
+                f"{first} is no run that says what it was trained on: give --subject.model, ... or --store"
+            )
+        return TextEvaluation(self.subject or subject_of(Run.open(first)), tokens or self.tokens, self.split)
+
+
+def opened(names: list[str], device: str, across: bool = False) -> dict[str, SAE]:
+    """SAEs by the names of their folders; ValueError if they cannot be compared."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is given twice")
+    saes = {name: load(name).to(device_named(device)) for name in names}
+    check_comparable(saes, {name: origin(name) for name in names}, across)
+    return saes
+
+
+def origin(name: str) -> dict[str, Any]:
+    """What an SAE's rows were made from, as far as its folder says."""
+    return origin_of(Run(name)) if is_run(name) else {}
+
+
+def rows_of(evaluation: TextEvaluation | StoreEvaluation, first: str) -> Rows:
+    """The rows of an evaluation; ValueError if the SAE `first` was trained on another model or site."""
+    found = about(evaluation)
+    found = found.get("store", found)
+    known = {key: found[key] for key in ("fingerprint", "site", "target", "average", "world") if key in found}
+    own = {key: value for key, value in origin(first).items() if key in known}
+    check_origins(first, "the data", {first: own, "the data": {key: known[key] for key in own}})
+    return Rows.of(evaluation)
+
+
+def new_folder(out: str) -> Path:
+    """A folder for results; ValueError unless it is new or empty."""
+    if not is_vacant(Path(out)):
+        raise ValueError(f"{out} is not an empty folder; choose another --out")
+    return Path(out)
+
+
+def keep_sae(sae: SAE, folder: Path, command: str, settings: Mapping[str, Any], of: str) -> None:
+    """Save an SAE that was put together as a run, which can be measured and explored, with the origin of run `of`."""
+    run = Run.create(folder, {command: dict(settings)})
+    if origin(of):
+        write_json(run.source_file, origin(of))
+    write_text(folder / "README.md", README.format(command=command, name=folder.name))
+    sae.save(run.sae)
+
+
+def decoder_of(evaluation: TextEvaluation | StoreEvaluation) -> Callable[[list[int]], str] | None:
+    """What turns token ids into text: the tokenizer of the model the rows come from; None where it is not at hand."""
+    if isinstance(evaluation, TextEvaluation):
+        return evaluation.model.tokenizer.decode
+    model = evaluation.store.manifest.origin.get("model")
+    site = evaluation.store.manifest.origin.get("site")
+    if not model or not site:
+        return None
+    return Subject(model=model, site=site, device="cpu").language_model().tokenizer.decode
+
+
+def sample_of(rows: Rows) -> torch.Tensor:
+    """Rows that TopK's threshold is set on."""
+    return rows.x[:8192]

@@ -1,0 +1,110 @@
+"""`saelab match`: which latent of one SAE is which of another; over several seeds, how many come back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelab.analysis.match import CURVE, Match, match, stability
+from saelab.analysis.tables import write_result
+from saelab.analysis.unions import swapped, union
+from saelab.metrics import measure
+from saelab.recipes.compared import Data, keep_sae, new_folder, opened, rows_of, sample_of
+from saelab.sae.sae import SAE
+
+
+@dataclass(frozen=True)
+class MatchSettings:
+    """How SAEs are matched.
+
+    Args:
+        by: what is compared: `directions`, or `weights` with thresholds folded in.
+        threshold: cosine from which two latents count as the same.
+        across: whether the SAEs may be of different sites, such as layers.
+        swap: tokens to measure on what it costs to write A's latents along B's directions; 0 leaves it out.
+        keep_union: whether to save A together with the latents that only B has, as a run `union`.
+    """
+
+    by: str = "directions"
+    threshold: float = 0.7
+    across: bool = False
+    swap: int = 0
+    keep_union: bool = False
+
+
+def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -> None:
+    """Match the latents of an SAE with those of one or more others.
+
+    Args:
+        runs: folders of runs or saved SAEs, two or more; the first is matched with each of the others.
+        out: folder for what is found, new or empty; with several others, a folder in it for each.
+        settings: how.
+        data: rows that thresholds are set on and swaps measured on, where those are asked for.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"matching is between SAEs: give at least 2 runs, got {len(runs)}")
+    folder, saes = new_folder(out), opened(runs, data.device, settings.across)
+    first, *others = runs
+    needs_rows = settings.by == "weights" or settings.swap or settings.keep_union
+    rows = sample_of(rows_of(data.evaluation(first, 8192), first)) if needs_rows else None
+    found = []
+    for number, name in enumerate(others):
+        one = match(saes[first], saes[name], (first, name), settings.by, settings.threshold, rows)
+        if settings.swap:
+            one.swap = _swap(saes[first], saes[name], one, settings, data, rows)
+        own = folder if len(others) == 1 else folder / f"{number + 1}"
+        one.write(own)
+        if settings.keep_union:
+            about = {"a": first, "b": name, "latents": "A, and those that only B has"}
+            keep_sae(union(saes[first], saes[name], one, rows), own / "union", "match", about, first)
+        _print(one)
+        found.append(one)
+    if len(found) > 1:
+        _write_stability(folder, found)
+    print(f"{out}: {'match.json, a.parquet, b.parquet' if len(found) == 1 else 'stability.json and a folder for each'}")
+
+
+def _swap(
+    a: SAE, b: SAE, found: Match, settings: MatchSettings, data: Data, rows: torch.Tensor | None
+) -> dict[str, Any]:
+    """Error and loss of A, and of A whose latents write along their partners' directions."""
+    evaluation = data.evaluation(found.names[0], settings.swap)
+    saes = {"a": a, "swapped": swapped(a, b, found, settings.threshold, rows)}
+    wanted = ["Reconstruction", *([] if evaluation.why_no_model else ["Downstream"])]
+    scores = measure(saes, evaluation, wanted, show=False)
+    return {
+        "least_cosine": settings.threshold,
+        "tokens": settings.swap,
+    } | {
+        name: {key: scores[name].scores[key].value for key in ("fvu", "ce_delta") if key in scores[name].scores}
+        for name in saes
+    }
+
+
+def _print(found: Match) -> None:
+    line = found.summary()
+    exact = "the best" if not found.bound else f"within {found.bound:.2g} of the best"
+    print(f"{line['a']} and {line['b']}: mean cosine {line['mean_cosine']:.4f} of one-to-one pairs ({exact}), ", end="")
+    print(f"{line['share_matched']:.3f} of them at least {line['threshold']}; random {line['random_cosine']:.3f}")
+    for side in ("a", "b"):
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in line["counts"][side].items())
+        print(f"  {line[side]}: {counts}")
+    for name in ("a", "swapped") if found.swap else ():
+        said = ", ".join(f"{key} {value:.4g}" for key, value in found.swap[name].items())
+        print(f"  {line['a'] if name == 'a' else 'with directions of ' + line['b']}: {said}")
+
+
+def _write_stability(folder: Path, found: list[Match]) -> None:
+    """`stability.json`: the curve over all others, and of latents that come back in every one of them."""
+    cosine = torch.stack([one.a.cosine.nan_to_num(-1) for one in found])
+    living = found[0].a.kind != 5
+    every, mean = stability(cosine[:, living].min(0).values), [sum(part) / len(found) for part in _columns(found)]
+    about = {"base": found[0].names[0], "others": [one.names[1] for one in found], "cosine": CURVE}
+    write_result(folder, "stability", about | {"share_mean": mean, "share_in_every": every})
+    at = CURVE.index(0.7)
+    print(f"partners of cosine 0.7 or more: {mean[at]:.3f} on average, {every[at]:.3f} in every other SAE")
+
+
+def _columns(found: list[Match]) -> list[tuple[float, ...]]:
+    return list(zip(*(one.curve() for one in found), strict=True))

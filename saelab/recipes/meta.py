@@ -1,0 +1,90 @@
+"""`saelab meta`: what the directions of an SAE are made of."""
+
+from pathlib import Path
+
+import torch
+
+from saelab.analysis.meta import Meta, MetaSettings, add_controls, similar_to, train_meta
+from saelab.analysis.tables import read_table, write_table
+from saelab.analysis.top_tokens import meta_tokens, top_tokens
+from saelab.recipes.compared import Data, decoder_of, new_folder, opened, rows_of
+from saelab.sae.sae import SAE
+
+
+def meta_of(
+    run: str,
+    out: str,
+    settings: MetaSettings,
+    data: Data,
+    against: list[str] | None = None,
+    controls: bool = True,
+    show: int = 8,
+) -> None:
+    """Train a meta-SAE on the directions of an SAE and say what they are made of.
+
+    Args:
+        run: folder of a run or a saved SAE.
+        out: folder for what is found, new or empty.
+        settings: how.
+        data: text or store whose tokens latents are named by; --tokens 0 leaves that out.
+        against: other runs, such as those with about as many latents, whose latents meta-latents are compared with.
+        controls: whether to train and fit the controls too.
+        show: decompositions to print.
+    """
+    folder = new_folder(out)
+    saes = opened([run, *(against or [])], data.device)
+    meta = train_meta(saes[run], settings)
+    if controls:
+        add_controls(meta)
+    meta.similar = similar_to(meta, {name: saes[name] for name in against or []})
+    meta.write(folder, run, saes[run].n_latents)
+    names = _write_tokens(folder, run, saes[run], meta, data) if data.tokens else {}
+    _print(meta, run, saes[run], names, show)
+    print(f"{out}: meta.json, codes.parquet, latents.parquet, metas.parquet, sae/")
+
+
+def _write_tokens(folder: Path, run: str, sae: SAE, meta: Meta, data: Data) -> dict[str, list[list[str]]]:
+    """Write `latent_tokens.parquet` and `meta_tokens.parquet` (number, rank, token, text); gives the texts."""
+    evaluation = data.evaluation(run)
+    rows, text = rows_of(evaluation, run), decoder_of(evaluation)
+    if "token" not in rows.columns or text is None:
+        print("skipped top tokens: these rows do not say which tokens they belong to")
+        return {}
+    tokens, share = top_tokens(sae, rows)
+    codes = read_table(folder / "codes.parquet")
+    entries = (codes["latent"], codes["meta"], codes["value"])
+    found = {}
+    for name, part in (("latent", tokens), ("meta", meta_tokens(tokens, share, entries, meta.sae.n_latents))):
+        number, rank = (part >= 0).nonzero().unbind(1)
+        ids = part[number, rank]
+        texts = {token: text([token]) for token in ids.unique().tolist()}
+        own = [texts[token] for token in ids.tolist()]
+        write_table(folder / f"{name}_tokens.parquet", {name: number, "rank": rank, "token": ids, "text": own})
+        found[name] = [[texts[token] for token in line if token >= 0] for line in part.tolist()]
+    return found
+
+
+def _print(meta: Meta, run: str, sae: SAE, names: dict[str, list[list[str]]], show: int) -> None:
+    about = meta.summary(run, sae.n_latents)
+    held, trained = about["explained"]["held_out"], about["explained"]["trained"]
+    print(
+        f"{about['n_meta']} meta-latents for {about['n_alive']:,} directions explain {held:.3f} of the variance of "
+        f"directions held out, {trained:.3f} of those trained on; L0 {about['l0']['held_out']:.2f}, "
+        f"{about['bits']:.0f} bits, {about['dead']:.3f} dead"
+    )
+    for name, control in meta.controls.items():
+        print(f"  control {name:<16} {control['explained']:7.3f}  at {control['bits']:.0f} bits")
+    for line in meta.similar:
+        print(f"  mean cosine with {line['name']} ({line['n_latents']:,} latents) {line['mean']:.3f}, ", end="")
+        print(f"of random directions {line['random']:.3f}")
+    for place in torch.linspace(0, len(meta.latents) - 1, min(show, len(meta.latents))).long().tolist():
+        latent = int(meta.latents[place])
+        print(meta.sentence(latent))
+        if names:
+            print(f"    latent {latent}: {_said(names['latent'][latent])}")
+            for number, _ in meta.decomposition(latent)[:4]:
+                print(f"    meta {number}: {_said(names['meta'][number])}")
+
+
+def _said(texts: list[str]) -> str:
+    return " ".join(repr(text) for text in texts) if texts else "never active on these tokens"

@@ -1,0 +1,79 @@
+"""`saelab stitch`: what larger SAEs know that smaller ones do not, and the way from one to the next."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from saelab.analysis.loss_along import loss_along
+from saelab.analysis.stitch import Stitched, StitchSettings, stitch
+from saelab.metrics import TextEvaluation
+from saelab.recipes.compared import Data, keep_sae, new_folder, opened, rows_of
+
+
+def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data, figures: bool = True) -> None:
+    """Stitch SAEs of one site, from small to large, each with the next.
+
+    Args:
+        runs: folders of runs or saved SAEs, two or more.
+        out: folder for what is found, new or empty.
+        settings: how.
+        data: on what.
+        figures: whether to draw path.html and scatter.html there.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"stitching is between SAEs: give at least 2 runs, got {len(runs)}")
+    folder, saes = new_folder(out), opened(runs, data.device)
+    evaluation = data.evaluation(runs[0])
+    rows, loss = rows_of(evaluation, runs[0]), None
+    if settings.ce_points and not evaluation.why_no_model and isinstance(evaluation, TextEvaluation):
+        loss = loss_along(TextEvaluation(evaluation.subject, settings.ce_tokens, data.split, evaluation.model))
+    found = stitch(saes, rows, settings, loss)
+    found.write(folder)
+    for number, pair in enumerate(found.pairs):
+        step = pair.steps.last("insert")
+        about = {"small": pair.names[0], "large": pair.names[1], "step": step, "latents": "small and novel"}
+        keep_sae(pair.sae(step), folder / f"pair-{number}" / "stitched", "stitch", about, runs[0])
+    if figures:
+        from saelab.analysis.figures import path_figure, save_page, scatter_figure
+
+        save_page([path_figure(found)], folder / "path.html", "The way from one SAE to the next")
+        save_page([scatter_figure(pair) for pair in found.pairs], folder / "scatter.html", "Insertion test")
+    _print(found)
+    if settings.ce_points and not loss:
+        print(f"skipped ce_delta: {evaluation.why_no_model}")
+    print(
+        f"{out}: stitch.json, path.parquet, pair-*/; `saelab measure {out}/pair-0/stitched` measures what was stitched"
+    )
+
+
+def _print(found: Stitched) -> None:
+    console = Console()
+    console = console if console.is_terminal else Console(width=10_000)
+    table = _table(["SAE", "latents", "FVU", "L0"])
+    for name, own in zip(found.names, found.own, strict=True):
+        table.add_row(name, f"{own.n_latents:,}", f"{own.mse / found.variance:.4g}", f"{own.l0:.4g}")
+    console.print(table)
+    table = _table(
+        ["pair", "novel", "reconstruction", "undecided", "dead", "AUC", "accuracy", "at best", "FVU with novel"]
+    )
+    for pair in found.pairs:
+        line, rule = pair.summary(), pair.rule
+        counts = [f"{count:,}" for count in line["counts"].values()]
+        point = next(point for point in pair.path if point.step == pair.steps.last("insert"))
+        best = "" if rule["best_threshold"] is None else f"{rule['best_accuracy']:.3f} ({rule['best_threshold']:.2f})"
+        told = [_number(rule["auc"]), _number(rule["accuracy"]), best, f"{point.mse / found.variance:.4g}"]
+        table.add_row(f"{pair.names[0]} to {pair.names[1]}", *counts, *told)
+    console.print(table)
+
+
+def _table(heads: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,127 @@
+"""`saelab stitch`, `saelab meta` and `saelab match`: what they write and say, and what they refuse."""
+
+import json
+
+import pytest
+from recipes.world import SMALL, files
+
+from saelab import load
+from saelab.analysis.match import read_match
+from saelab.analysis.meta import read_meta
+from saelab.analysis.stitch import read_stitch
+from saelab.cli import main
+
+pytest_plugins = ["models.conftest", "recipes.small_world"]
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory, store):
+    """Three SAEs on the tiny Llama's activations: two widths, and the wider one with another seed."""
+    folder = tmp_path_factory.mktemp("ladder")
+    words = ["--store", str(store), "--rows", "1280", *SMALL, "--trainer.lr", "0.003"]
+    for name, n, seed in (("small", 32, 0), ("large", 48, 0), ("other", 48, 1)):
+        more = ["--out", str(folder / name), "--sae.n_latents", str(n), "--sae.seed", str(seed)]
+        main(["train", *words, *more])
+    return folder
+
+
+def test_stitch_writes_what_it_found_and_an_sae_that_is_measured(saelab, ladder, tmp_path):
+    out = tmp_path / "out"
+    words = ["--tokens", 200, "--min_firings", 3, "--points", 5, "--ce_points", 2, "--ce_tokens", 60]
+    before = files(ladder)
+    ended = saelab("stitch", ladder / "small", ladder / "large", "--out", out, *words)
+    assert ended.status == 0, ended.err
+    assert "novel" in ended.out
+    assert "FVU with novel" in ended.out
+    found = read_stitch(out)
+    assert [sae["n_latents"] for sae in found["saes"]] == [32, 48]
+    path = found["path"]
+    assert len(path["mse"]) >= 5
+    measured = [value for value in path["ce_delta"] if value is not None]
+    assert len(measured) >= 2
+    assert path["ce_delta"][0] is not None
+    assert path["ce_delta"][-1] is not None
+    assert (out / "path.html").stat().st_size > 1_000_000  # opens offline
+    assert "Insertion test" in (out / "scatter.html").read_text()
+    stitched = load(out / "pair-0" / "stitched")
+    assert stitched.n_latents == 32 + found["pairs"][0]["steps"]["insert"]
+    ended = saelab("measure", out / "pair-0" / "stitched", "--tokens", 100, "--metrics", "L0")
+    assert ended.status == 0, ended.err
+    assert files(ladder) == before
+
+
+def test_stitch_without_a_model_says_what_it_skipped(saelab, ladder, store, tmp_path):
+    words = ["--store", store, "--tokens", 200, "--figures", "false"]
+    ended = saelab("stitch", ladder / "small", ladder / "large", ladder / "other", "--out", tmp_path / "o", *words)
+    assert ended.status == 0, ended.err
+    assert "skipped ce_delta: needs a model" in ended.out
+    assert len(read_stitch(tmp_path / "o")["pairs"]) == 2
+    assert not (tmp_path / "o" / "path.html").exists()
+
+
+def test_meta_names_what_directions_are_made_of(saelab, ladder, tmp_path):
+    words = ["--ratio", 8, "--k", 2, "--steps", 5, "--tokens", 200, "--against", ladder / "small", "--show", 2]
+    ended = saelab("meta", ladder / "large", "--out", tmp_path / "meta", *words)
+    assert ended.status == 0, ended.err
+    found = read_meta(tmp_path / "meta")
+    assert (found["n_latents"], found["n_meta"]) == (48, 6)
+    assert set(found["controls"]) == {"random", "shuffled", "pca", "kmeans", "residual_kmeans"}
+    assert found["similar"][0]["n_latents"] == 32
+    assert ended.out.count("latent ") >= 2
+    assert "control pca" in ended.out
+    for name in ("latent_tokens", "meta_tokens"):
+        assert (tmp_path / "meta" / f"{name}.parquet").exists()
+    words = ["--steps", 2, "--ratio", 8, "--k", 2, "--tokens", 0, "--controls", "false"]
+    ended = saelab("meta", ladder / "large", "--out", tmp_path / "bare", *words)
+    assert ended.status == 0, ended.err
+    assert not (tmp_path / "bare" / "meta_tokens.parquet").exists()
+
+
+def test_match_of_two_and_of_several(saelab, ladder, tmp_path):
+    ended = saelab("match", ladder / "large", ladder / "other", "--out", tmp_path / "two", "--swap", 60)
+    assert ended.status == 0, ended.err
+    found = read_match(tmp_path / "two")
+    assert (found["n_a"], found["n_b"]) == (48, 48)
+    assert set(found["swap"]["swapped"]) == {"fvu", "ce_delta"}
+    assert "one-to-one pairs (the best)" in ended.out
+    names = [ladder / "large", ladder / "other", ladder / "small"]
+    ended = saelab("match", *names, "--out", tmp_path / "three", "--keep_union", "true", "--threshold", 0.9)
+    assert ended.status == 0, ended.err
+    stability = json.loads((tmp_path / "three" / "stability.json").read_text())
+    assert all(x <= y + 1e-9 for x, y in zip(stability["share_in_every"], stability["share_mean"], strict=True))
+    unique = read_match(tmp_path / "three" / "1")["counts"]["b"]["unique"]
+    assert load(tmp_path / "three" / "1" / "union").n_latents == 48 + unique
+    ended = saelab("match", *names[:2], "--out", tmp_path / "weights", "--by", "weights")
+    assert ended.status == 0, ended.err
+    assert read_match(tmp_path / "weights")["by"] == "weights"
+
+
+def test_what_does_not_go_together_is_one_line_that_names_both(saelab, ladder, store, tmp_path):
+    out = ["--out", tmp_path / "never"]
+    a, b = ladder / "small", ladder / "large"
+    assert "give at least 2 runs, got 1" in saelab("stitch", a, *out).complaint
+    assert "give at least 2 runs, got 1" in saelab("match", a, *out).complaint
+    assert f"{a} is given twice" in saelab("match", a, a, *out).complaint
+    assert (
+        "unknown option --treshold; did you mean --threshold?" in saelab("match", a, b, *out, "--treshold", 1).complaint
+    )
+    assert "unknown order 'cosinus'; did you mean" in saelab("stitch", a, b, *out, "--order", "cosinus").complaint
+    assert "--split chooses documents" in saelab("stitch", a, b, *out, "--store", store, "--split", "all").complaint
+    assert not (tmp_path / "never").exists()
+    elsewhere = tmp_path / "elsewhere"
+    subject = json.loads((a / "source.json").read_text())
+    words = ["--live.model", subject["model"], "--live.site", "model.layers.0", "--live.text", subject["text"]]
+    main(["train", "--out", str(elsewhere), "--rows", "512", *words, "--live.seq_len", "16", *SMALL])
+    said = saelab("stitch", a, elsewhere, *out).complaint
+    assert f"{a} and {elsewhere} are of different sites: model.layers.1 and model.layers.0" in said
+    assert saelab("match", a, elsewhere, *out, "--across", "true").status == 0
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").write_text("mine")
+    assert "is not an empty folder; choose another --out" in saelab("meta", a, "--out", taken).complaint
+    bare = tmp_path / "bare"
+    load(a).save(bare)
+    assert (
+        f"{bare} is no run that says what it was trained on"
+        in saelab("stitch", bare, b, "--out", tmp_path / "x").complaint
+    )
