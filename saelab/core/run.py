@@ -20,6 +20,7 @@ README = """# A saelab run
 | `sae/` | the trained SAE: `saelab.load("{name}")` |
 | `scores.json` | what was measured: `{{metric: {{value, low, high, n, unit}}}}`; low to high: 95 % bootstrap interval |
 | `scores.parquet` | the same as a table |
+| `tables/` | what metrics found beside their scores, a table each: the latent of every labelled task, curves |
 | `measured.json` | the data that it was measured on, and what was left out and why |
 | `latents.safetensors` | per-latent numbers of the last measurement: density, nearest cosine |
 
@@ -39,6 +40,7 @@ class Run:
         self.source_file = self.folder / "source.json"
         self.scores_file = self.folder / "scores.json"
         self.table_file = self.folder / "scores.parquet"
+        self.tables = self.folder / "tables"
         self.measured_file = self.folder / "measured.json"
         self.latents_file = self.folder / "latents.safetensors"
 

@@ -138,6 +138,8 @@ class Metric(Component, ABC):
     home = "saelab.metrics"
     needs_model: ClassVar[bool] = False
     """Whether it has to run the language model."""
+    needs_tasks: ClassVar[bool] = False
+    """Whether it looks at labelled tasks, through the model."""
     by_default: ClassVar[bool] = True
     """Whether it runs where no metrics are named; one that takes minutes does not."""
 

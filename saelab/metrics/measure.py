@@ -94,14 +94,17 @@ def measure(
     """
     for name, sae in saes.items():
         _check_widths(name, sae, evaluation)
-    wanted = _wanted(metrics)
+    chosen = wanted(metrics)
     shared: dict[Any, Any] = {}
     settings = {name: Setting(name, saes, evaluation, tasks, shared, show) for name in saes}
     results = {name: Measured() for name in saes}
-    running: Running = {name: [Metric.build(one) for one in wanted] for name in saes}
+    running: Running = {name: [Metric.build(one) for one in chosen] for name in saes}
     for name, metric, found in _at_work(running, results):
-        if metric.needs_model and evaluation.why_no_model:
+        if (metric.needs_model or metric.needs_tasks) and evaluation.why_no_model:
             found.skipped[type(metric).__name__] = evaluation.why_no_model
+            continue
+        if metric.needs_tasks and not tasks:
+            found.skipped[type(metric).__name__] = "needs labelled tasks: give --tasks"
             continue
         with found.attempt(metric):
             metric.begin(settings[name])
@@ -116,7 +119,7 @@ def measure(
     return results
 
 
-def _wanted(metrics: Sequence[str | Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+def wanted(metrics: Sequence[str | Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
     """Settings of the metrics that are asked for, each metric once; the last settings of it count."""
     found: dict[str, Mapping[str, Any]] = {}
     for one in [DEFAULT] if metrics is None else metrics:

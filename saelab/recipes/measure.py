@@ -1,5 +1,6 @@
 """`saelab measure`: every metric of any number of SAEs, as one table."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -10,12 +11,29 @@ from saelab.core.mesh import device_named
 from saelab.core.run import Run
 from saelab.data.store import Store
 from saelab.metrics import Metric, StoreEvaluation, TextEvaluation, measure
-from saelab.metrics.measure import DEFAULT, Measured
-from saelab.metrics.table import write_table
+from saelab.metrics.measure import DEFAULT, Measured, wanted
+from saelab.metrics.table import write_columns, write_table
 from saelab.models.subject import Subject
 from saelab.recipes.show import print_scores
+from saelab.recipes.tasks import tasks_for
 from saelab.recipes.train import is_run, origin_of, subject_of
 from saelab.sae.sae import load
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is measured.
+
+    Args:
+        metrics: class names of the metrics; `default` stands for those that run if none are named.
+        options: settings of metrics, METRIC.SETTING=VALUE.
+        tasks: files of labelled tasks; `python` stands for tasks made from the standard library, which are the default
+            for the bundled model.
+    """
+
+    metrics: list[str] | None = None
+    options: list[str] | None = None
+    tasks: list[str] | None = None
 
 
 def measure_runs(
@@ -24,8 +42,7 @@ def measure_runs(
     split: str = "held-out",
     subject: Subject | None = None,
     store: str | None = None,
-    metrics: list[str] | None = None,
-    options: list[str] | None = None,
+    suite: Suite | None = None,
     device: str = "auto",
 ) -> None:
     """Measure SAEs and print one table; a run keeps its scores in scores.json, scores.parquet and its log.
@@ -36,15 +53,15 @@ def measure_runs(
         split: which documents of the text: `held-out`, `train` or `all`.
         subject: model, site and text to measure on; by default what each run was trained on.
         store: measure on this store of activations instead; what needs the model is skipped and said so.
-        metrics: class names of the metrics; `default` stands for those that run if none are named.
-        options: settings of metrics, METRIC.SETTING=VALUE.
+        suite: what is measured.
         device: where the SAEs run; auto is the GPU if there is one.
     """
     if subject and store:
         raise ValueError("give --subject or --store, not both")
     if store and split != "held-out":
         raise ValueError("--split chooses documents of a text; with --store leave it out")
-    place, wanted = device_named(device), with_options(metrics or [DEFAULT], options or [])
+    suite = suite or Suite()
+    place, metrics = device_named(device), with_options(suite.metrics or [DEFAULT], suite.options or [])
     groups: dict[Subject | str, list[str]] = {}
     for name in runs:
         if not is_run(name) and not (subject or store):
@@ -54,10 +71,13 @@ def measure_runs(
     for data, names in groups.items():
         evaluation = _evaluation(data, tokens, split)
         _check_models(names, evaluation)
-        measured = measure({name: load(name).to(place) for name in names}, evaluation, wanted)
+        needed = any(Metric.build(one).needs_tasks for one in wanted(metrics))
+        tasks, left_out = tasks_for(suite.tasks, evaluation) if needed else ([], {})
+        measured = measure({name: load(name).to(place) for name in names}, evaluation, metrics, tasks=tasks)
         for name in names:
             if is_run(name) and not measured[name].broken:
                 keep(Run.open(name), measured[name], about(evaluation))
+            measured[name].skipped |= {f"task {task}": why for task, why in left_out.items()}
         found |= measured
     print_scores({name: found[name].as_json() for name in runs})
     for note in _trained_on_it(runs, split, store):
@@ -122,6 +142,8 @@ def keep(run: Run, measured: Measured, data: dict[str, Any]) -> None:
     write_json(run.measured_file, {"data": data, "skipped": skipped | measured.skipped})
     seconds = {f"seconds.{key}": round(value, 3) for key, value in measured.seconds.items()}
     note_down(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
+    for name, table in measured.tables.items():
+        write_columns(run.tables / f"{name}.parquet", table)
     old = read_tensors(run.latents_file)[0] if same and run.latents_file.exists() else {}
     if measured.latents or old:
         write_tensors(run.latents_file, old | measured.latents)

@@ -60,6 +60,8 @@ class ProbeLoss(Metric):
             rows.
     """
 
+    needs_tasks = True
+
     def __init__(self, pool: str = "last"):
         self.pool = pool
 

@@ -1,0 +1,57 @@
+"""`saelab tasks`: labelled tasks about Python, made from Python files; and which tasks a measurement is on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from saelab.metrics.evaluation import Evaluation
+from saelab.metrics.probing.files import read_tasks, tasks_of, write_lines
+from saelab.metrics.probing.python_tasks import EXAMPLES, FILES, python_lines
+from saelab.metrics.probing.task import Task
+from saelab.models.language_model import BUNDLED
+
+PYTHON = "python"
+"""The name of the tasks that are made from the standard library."""
+
+
+def make_tasks(out: str, text: str = "stdlib", files: int = FILES, examples: int = EXAMPLES) -> None:
+    """Write labelled tasks about Python code; `saelab measure --tasks OUT` measures on them.
+
+    Args:
+        out: the file, ending in .jsonl.gz.
+        text: `stdlib` (the Python standard library of this machine), or a folder or glob of Python files.
+        files: how many files to read.
+        examples: of a task, at most.
+    """
+    if not out.endswith(".jsonl.gz"):
+        raise ValueError(f"--out is written as .jsonl.gz; '{out}' ends otherwise")
+    for name, number in (("files", files), ("examples", examples)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    lines = [line.as_json() for line in python_lines(text, files, examples)]
+    tasks, left_out = tasks_of(lines, PYTHON)
+    write_lines(Path(out), lines)
+    print(f"{out}: {len(tasks)} tasks on {len(lines):,} texts, {sum(map(len, tasks)):,} examples")
+    for why in left_out.values():
+        print(f"note: {why}")
+
+
+def tasks_for(names: Sequence[str] | None, evaluation: Evaluation) -> tuple[list[Task], dict[str, str]]:
+    """The tasks of a measurement, and those left out with the reason.
+
+    Args:
+        names: files of tasks; `python` stands for tasks made from the standard library. By default those, if the
+            bundled model is measured.
+        evaluation: the data that SAEs are measured on.
+    """
+    if names is None:
+        is_bundled = evaluation.model is not None and evaluation.model.name == BUNDLED
+        names = [PYTHON] if is_bundled and not evaluation.why_no_model else []
+    tasks: list[Task] = []
+    left_out: dict[str, str] = {}
+    for name in names:
+        found, bad = tasks_of((one.as_json() for one in python_lines()), PYTHON) if name == PYTHON else read_tasks(name)
+        twice = {task.name for task in tasks} & {task.name for task in found}
+        if twice:
+            raise ValueError(f"two files have a task '{min(twice)}': rename one of the files, or its tasks")
+        tasks, left_out = tasks + found, left_out | bad
+    return tasks, left_out
