@@ -10,25 +10,35 @@ made at those positions.
     ce_recovered_mean (ce_mean - ce_sae) / (ce_mean - ce_clean)             the same against mean ablation
     kl                KL(clean || sae), mean over tokens
     kl_recovered      (kl_zero - kl) / kl_zero
+    compute_equivalent    the share of the model's training compute after which its loss was ce_delta higher
 """
 
 # Shape letters: R packed rows of tokens, T tokens of each, V vocabulary, n predictions.
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, TextChunk, Totals, View
+from saelab.metrics.compute import Compute
 from saelab.sae.sae import SAE
 
 
 class Downstream(Metric):
-    """Cross entropy and KL with original, reconstructed, mean- and zero-ablated activations."""
+    """Cross entropy and KL with original, reconstructed, mean- and zero-ablated activations.
+
+    Args:
+        compute: file of the model's loss against its training compute, see `compute.py`; with it, what the SAE costs is
+            told as a share of that compute.
+    """
 
     needs_model = True
 
-    def __init__(self) -> None:
-        self.totals = Totals()
+    def __init__(self, compute: str | None = None):
+        self.compute = compute
+        self.totals, self.curve = Totals(), Compute(compute) if compute else None
 
     def update(self, view: View) -> None:
         text = view.text
@@ -60,7 +70,16 @@ class Downstream(Metric):
             "kl_mean": score(lambda kl_mean, tokens: kl_mean / tokens, nats),
             "kl_zero": score(lambda kl_zero, tokens: kl_zero / tokens, nats),
             "kl_recovered": score(lambda kl_zero, kl_sae: (kl_zero - kl_sae) / kl_zero, "share"),
-        }
+        } | self._compute_equivalent()
+
+    def _compute_equivalent(self) -> dict[str, Score]:
+        if self.curve is None:
+            return {}
+        share = self.curve.share
+        score = self.totals.score(lambda sae, clean, tokens: share((sae - clean) / tokens), "share of compute")
+        delta = (self.totals.total("sae") - self.totals.total("clean")) / self.totals.total("tokens")
+        beyond = self.curve.is_beyond(float(delta))
+        return {"compute_equivalent": replace(score, unit="share of compute, at most") if beyond else score}
 
 
 def log_probabilities(logits: Tensor, predicts: Tensor) -> Tensor:
