@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from saelab.core.codes import Codes, Entries
-from saelab.kernels.select import bag, sum_by_latent
+from saelab.kernels import tier
+from saelab.kernels.gradient import Term, deferred, hand_over
+from saelab.kernels.native import sparse as native_sparse
+from saelab.kernels.select import bag
 
 DENSE_SHARE = 16
 """Codes with K > L / 16 decode densely: a gather moves about that many times fewer values a second than a product."""
@@ -24,9 +27,9 @@ DENSE_SHARE = 16
 def decode(codes: Codes, weight: Tensor) -> Tensor:
     """Sum of each row's directions, weighted by its codes: [B, D] from codes [B, K] and weight [L, D]."""
     kept = codes.values.shape[1]
-    if codes.is_full or not kept or kept * DENSE_SHARE > codes.n_latents:
+    if tier.is_reference() or codes.is_full or not kept or kept * DENSE_SHARE > codes.n_latents:
         return reference(codes, weight)
-    return _Decode.apply(codes.values, weight, codes.entries)
+    return _Decode.apply(codes.values, weight, codes.entries, deferred(weight))
 
 
 def reference(codes: Codes, weight: Tensor) -> Tensor:
@@ -36,8 +39,8 @@ def reference(codes: Codes, weight: Tensor) -> Tensor:
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, entries: Entries) -> Tensor:
-        ctx.entries = entries
+    def forward(ctx: Any, values: Tensor, weight: Tensor, entries: Entries, terms: list[Term] | None) -> Tensor:
+        ctx.entries, ctx.terms = entries, terms
         ctx.save_for_backward(values, weight)
         return bag(entries.indices, weight, values)
 
@@ -46,12 +49,14 @@ class _Decode(torch.autograd.Function):
         values, weight = ctx.saved_tensors
         entries, needs = ctx.entries, ctx.needs_input_grad
         grad_values = dot_at(entries.indices, grad, weight).to(values.dtype) if needs[0] else None
-        grad_weight = sum_by_latent(entries, values, grad) if needs[1] else None
-        return grad_values, grad_weight, None
+        grad_weight = hand_over(ctx.terms, entries, values.to(grad.dtype), grad) if needs[1] else None
+        return grad_values, grad_weight, None, None
 
 
 def dot_at(indices: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     """Entry (b, j) is rows[b] . weight[indices[b, j]]; [B, K] from [B, K], [B, D] and [L, D]."""
+    if tier.is_native(rows, weight):
+        return native_sparse.dot_at(indices, rows, weight)
     kept = indices.shape[1]
     flat = indices.flatten()
     offsets = torch.arange(0, flat.numel(), kept, device=flat.device)

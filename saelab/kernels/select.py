@@ -2,7 +2,8 @@
 
     pre = (x - centre) @ weight.T + bias        values, indices = the k largest of each row of pre
 
-Only the forward product is dense. Backwards, the gradient of `values` reaches just the chosen entries, so each weight
+Only the forward product is dense, and where kernels are compiled not even that one is made in full precision: see
+native/encode.py. Backwards, the gradient of `values` reaches just the chosen entries, so each weight
 gradient is a sum over a latent's own rows: O(B k D) work instead of O(B L D). The gradient of the centre needs no
 gradient of x: it is -(sum of the entries' gradients by latent) @ weight.
 
@@ -18,6 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.core.codes import Entries
+from saelab.kernels import tier
+from saelab.kernels.gradient import Term, deferred, hand_over
+from saelab.kernels.native import encode as native_encode
+from saelab.kernels.native import sparse as native_sparse
 
 BLOCK_ENTRIES, BLOCK_ROWS = 1 << 21, 256
 """Rows are taken in blocks of about this many pre-activations, so that a block is still in cache when its largest are
@@ -39,8 +44,10 @@ def topk_linear(
         values [B, groups * K], differentiable in all four tensors, and their entries.
     """
     assert 1 <= k <= len(weight) // groups, (k, len(weight), groups)
+    if tier.is_reference():
+        return reference(x, centre, weight, bias, k, absolute, groups)
     entries = Entries(torch.empty(0), len(weight))
-    return _TopKLinear.apply(x, centre, weight, bias, (k, absolute, groups), entries), entries
+    return _TopKLinear.apply(x, centre, weight, bias, (k, absolute, groups), entries, deferred(weight)), entries
 
 
 def reference(
@@ -55,12 +62,19 @@ def reference(
 class _TopKLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, kept: tuple[int, bool, int], entries: Entries
+        ctx: Any,
+        x: Tensor,
+        centre: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        kept: tuple[int, bool, int],
+        entries: Entries,
+        terms: list[Term] | None,
     ) -> Tensor:
         centred = x - centre
-        values, indices = _topk_in_blocks(centred, weight, bias, *kept)
+        values, indices = _largest(centred, weight, bias, *kept)
         entries.indices = indices  # the caller's object, so that the sort by latent is shared with the decoder
-        ctx.entries = entries
+        ctx.entries, ctx.terms = entries, terms
         ctx.save_for_backward(centred, weight)
         return values
 
@@ -72,8 +86,26 @@ class _TopKLinear(torch.autograd.Function):
         grad_bias = sum_by_latent(entries, grad, torch.ones_like(centred[:, :1])).squeeze(1)
         grad_x = bag(entries.indices, weight, grad) if needs[0] else None
         grad_centre = -(grad_bias @ weight) if needs[1] else None
-        grad_weight = sum_by_latent(entries, grad, centred) if needs[2] else None
-        return grad_x, grad_centre, grad_weight, grad_bias if needs[3] else None, None, None
+        grad_weight = hand_over(ctx.terms, entries, grad, centred) if needs[2] else None
+        return grad_x, grad_centre, grad_weight, grad_bias if needs[3] else None, None, None, None
+
+
+def _largest(
+    centred: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool, groups: int
+) -> tuple[Tensor, Tensor]:
+    width = len(weight) // groups
+    if not (tier.is_native(centred, weight, bias) and native_encode.suits(centred, weight[:width], k)):
+        return _topk_in_blocks(centred, weight, bias, k, absolute, groups)
+    parts = []
+    for start in range(0, len(weight), width):
+        own, shift = weight[start : start + width], bias[start : start + width]
+        values, indices, left = native_encode.largest(centred, own, shift, k, absolute)
+        if len(left):
+            values[left], indices[left] = _topk_in_blocks(centred[left], own, shift, k, absolute, 1)
+        parts.append((values, indices + start if start else indices))
+    if groups == 1:
+        return parts[0]
+    return torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
 
 
 def _topk_in_blocks(
@@ -108,10 +140,16 @@ def _topk_of(pre: Tensor, k: int, absolute: bool, groups: int) -> tuple[Tensor, 
 
 def bag(indices: Tensor, weight: Tensor, values: Tensor) -> Tensor:
     """Row b is the sum over its entries of value * weight[index]; [B, D] from [B, K], [L, D], [B, K]."""
-    return F.embedding_bag(indices, weight, per_sample_weights=values.to(weight.dtype), mode="sum")
+    values = values.to(weight.dtype)
+    if tier.is_native(weight, values):
+        return native_sparse.bag(indices, weight, values)
+    return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
 
 
 def sum_by_latent(entries: Entries, values: Tensor, rows: Tensor) -> Tensor:
     """Row l is the sum over latent l's entries of value * rows[row of the entry]; [L, D] from [B, K] and [B, D]."""
-    weights = values.flatten()[entries.order].to(rows.dtype)
+    values = values.to(rows.dtype)
+    if tier.is_native(values, rows):
+        return native_sparse.sum_by_latent(entries, values, rows)
+    weights = values.flatten()[entries.order]
     return F.embedding_bag(entries.rows, rows, entries.offsets, per_sample_weights=weights, mode="sum")

@@ -160,6 +160,14 @@ class Dictionary(Component, nn.Module, ABC):
         """
         raise self._lacks("one encoder weight that could be read from outside")
 
+    def latent_rows(self) -> dict[Tensor, bool]:
+        """Parameters [L, n] that an optimizer may update one latent at a time, and whether their rows have unit norm.
+
+        What an optimizer does to such rows it does in place of `before_step` and `after_step`. Empty where the hooks do
+        more than that, or the weights are laid out otherwise.
+        """
+        return {}
+
     def latent_bias(self) -> Tensor:
         """The parameter that is added to pre-activations; [L]."""
         raise self._lacks("a trained latent bias")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from saelab.core.run import Run
 from saelab.data.source import Batch, Source
+from saelab.kernels.gradient import settle
 from saelab.sae.base import Forward
 from saelab.sae.sae import SAE
 from saelab.train.algorithm import Algorithm
@@ -24,7 +25,7 @@ from saelab.train.average import WeightAverage
 from saelab.train.convergence import Convergence
 from saelab.train.loop import Habits, run_loop
 from saelab.train.optimizer import Optimizer
-from saelab.train.optimizers.adam import Adam
+from saelab.train.optimizers.adam import Adam, LatentAdam
 from saelab.train.ramp import Ramp, ramped
 from saelab.train.schedule import default_rate, rate_at
 
@@ -158,6 +159,9 @@ class Trainer:
 
     def update(self, forward: Forward, rows: int) -> None:
         """Change the weights by their gradients and by what components and algorithms do around it; count the step."""
+        if self.clip is not None or self.algorithms or self.sae.mesh.replicas > 1:
+            for parameter in self.sae.parameters():
+                settle(parameter)  # these look at whole gradients
         self.sae.mesh.average_gradients(self.sae.parameters())
         self.sae.before_step()
         for algorithm in self.algorithms:
@@ -250,9 +254,16 @@ class Trainer:
         """
         habits = Habits(log_every, save_every, tensorboard, show, converge)
         run_loop([self], lambda batch: [self.step(batch)], source, rows, [run] if run else None, habits)
+        self.finish()
         if run:
             self.save(run.sae)
         return self.sae
+
+    def finish(self) -> None:
+        """What optimizers have put off is done: the SAE is then as it is to be used."""
+        for stepper in self.steppers:
+            if isinstance(stepper, LatentAdam):
+                stepper.finish()
 
     def save(self, folder: Path) -> None:
         """Save the SAE, with the averaged weights where there is an average."""

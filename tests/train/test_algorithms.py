@@ -191,7 +191,8 @@ def test_the_config_names_the_default_optimizer(saelab, store, tmp_path):
     assert saelab("train", "--store", store, "--out", tmp_path / "run", *SMALL, "--rows", "128").status == 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]
     assert config["optimizer"]["class_path"] == "Adam"
-    assert config["optimizer"]["init_args"] == {"beta1": 0.9, "beta2": 0.999, "epsilon": 6.25e-10}
+    defaults = {"beta1": 0.9, "beta2": 0.999, "epsilon": 6.25e-10, "moments": "float32", "touched": False}
+    assert config["optimizer"]["init_args"] == defaults
 
 
 @pytest.mark.parametrize(

@@ -67,15 +67,21 @@ def test_a_dead_latent_starts_along_a_row_and_all_others_are_left_alone():
     assert (found.b_enc[DEAD] == 0).all()
 
 
+def stepper_of(trainer, parameter):
+    """The one of the trainer's optimizers that keeps something of a parameter."""
+    return next(stepper for stepper in trainer.steppers if parameter in stepper.state)
+
+
 def test_what_the_optimizer_knew_of_them_is_forgotten():
     trainer = make(Resampling(**THIRD))
     with torch.no_grad():
         for p in trainer.sae.dictionary.parameters():  # as if they had learnt before they died
             for key in ("exp_avg", "exp_avg_sq"):
-                trainer.steppers[0].state[p][key] += 1
+                stepper_of(trainer, p).state[p][key] += 1
     trainer.step(batch(2))
     for name in ("W_enc", "W_dec", "b_enc"):
-        state = trainer.steppers[0].state[getattr(trainer.sae.dictionary, name)]
+        parameter = getattr(trainer.sae.dictionary, name)
+        state = stepper_of(trainer, parameter).state[parameter]
         for key in ("exp_avg", "exp_avg_sq"):
             zero = (state[key].reshape(L, -1) == 0).all(1)
             assert zero.nonzero().squeeze(1).tolist() == DEAD.tolist(), (name, key)

@@ -15,6 +15,7 @@ import saelab
 from saelab.core.log import read_log
 from saelab.core.run import Run
 from saelab.data import ArraySource, Batch
+from saelab.kernels import tier
 from saelab.sae import SAE
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
@@ -116,10 +117,23 @@ def test_another_target_is_learned():
 
 def test_the_gradient_is_clipped_as_a_whole():
     for clip in (None, 1e-3):
-        trainer = make(clip=clip)
-        trainer.step(Batch(rows(B)))
+        with tier.using("torch"):  # where gradients are formed as a whole
+            trainer = make(clip=clip)
+            trainer.step(Batch(rows(B)))
         norm = torch.stack([p.grad.norm() for p in trainer.sae.parameters()]).norm()
         assert (norm > 1e-2) if clip is None else (norm <= 1e-3 * (1 + 1e-4))
+
+
+def test_clipping_is_the_same_where_gradients_are_formed_latent_by_latent():
+    weights = []
+    for kernels in ("torch", "auto"):
+        with tier.using(kernels):
+            trainer = make(clip=0.02)
+            for step in range(3):
+                trainer.step(Batch(rows(B, seed=step)))
+            weights.append(trainer.sae.state_dict())
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-5)
 
 
 def test_directions_keep_unit_norm():

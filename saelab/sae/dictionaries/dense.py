@@ -25,6 +25,7 @@ from saelab.core.codes import Codes, Entries
 from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.decode import decode
 from saelab.kernels.select import topk_linear
+from saelab.kernels.update import is_unit
 from saelab.sae.base import Activation, Dictionary, PreActivations, Sizes
 from saelab.sae.scale import Scale
 
@@ -180,6 +181,11 @@ class Dense(Dictionary):
         if not self.tied:
             self.W_enc.mul_(factor[:, None] / read.size)
 
+    def latent_rows(self) -> dict[Tensor, bool]:
+        if not self._is_plain() or type(self).before_step is not Dense.before_step:
+            return {}
+        return {self.W_dec: True} if self.tied else {self.W_enc: False, self.W_dec: True}
+
     def latent_bias(self) -> Tensor:
         return self.b_enc if self.encoder_bias else super().latent_bias()
 
@@ -219,7 +225,8 @@ class Dense(Dictionary):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+        if not is_unit(self.W_dec):
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
 
 
 def geometric_median(rows: Tensor, tolerance: float = 1e-6, max_rounds: int = 200) -> Tensor:

@@ -1,0 +1,52 @@
+"""One visit to every latent: gradient, Adam and unit norm in one pass (update.cpp)."""
+
+# Shape letters: B rows, D width, L latents, K entries per row, T terms.
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saelab.kernels.gradient import Term
+from saelab.kernels.native import at, library
+from saelab.kernels.native.sparse import by_latent
+
+KINDS = {"float32": 0, "bfloat16": 1, "float8": 2}
+WIDEST = 16_384
+"""Rows longer than this do not fit the buffers that 8-bit moments go through."""
+
+
+def update(
+    weight: Tensor,
+    moments: Sequence[Tensor | None],
+    terms: Sequence[Term],
+    dense: Tensor | None,
+    settings: tuple[str, bool, bool, float, float, float, float, float, int, int],
+    visits: tuple[Tensor | None, Tensor | None],
+) -> None:
+    """Change a weight [L, D] and its moments in place; see kernels/update.py for the meaning of everything."""
+    kind, unit, touched, rate, root_correction, beta1, beta2, epsilon, step, seed = settings
+    for term in terms:
+        by_latent(term.entries)
+    values = [term.values.to(weight.dtype).contiguous() for term in terms]
+    rows = [term.rows.to(weight.dtype).contiguous() for term in terms]
+    entries = [term.entries for term in terms]
+
+    def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+        return (ctypes.c_void_p * max(1, len(tensors)))(*(at(tensor) for tensor in tensors))
+
+    def numbers(found: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+        return (ctypes.c_int64 * max(1, len(found)))(*found)
+
+    dense = None if dense is None else dense.to(weight.dtype).contiguous()
+    c_float = ctypes.c_float
+    library().saelab_update(  # type: ignore[union-attr]
+        *(at(weight.detach()), *(at(part) for part in moments), len(weight), weight.shape[1], len(terms)),
+        *(addresses([one.order for one in entries]), addresses([one.offsets for one in entries])),
+        *(addresses(values), addresses(rows), numbers([max(1, one.indices.shape[1]) for one in entries])),
+        *(numbers([one.order.numel() for one in entries]), at(dense), KINDS[kind], int(unit), int(touched)),
+        *(c_float(rate), c_float(root_correction), c_float(beta1), c_float(beta2), c_float(epsilon), step),
+        *(ctypes.c_uint32(seed & 0xFFFFFFFF), *(at(part) for part in visits)),
+    )
+    torch.autograd.graph.increment_version(weight)
