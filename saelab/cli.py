@@ -197,6 +197,15 @@ def _compare(command: str, function: Callable[..., None], settings: Any, words: 
     function(**options, **made)
 
 
+def _figures(words: list[str]) -> None:
+    from saelab.recipes.figures import draw_runs
+
+    parser = _parser("figures")
+    parser.add_argument("runs", nargs="+", type=str, help="folders of runs that were measured")
+    parser.add_function_arguments(draw_runs, skip={"runs"})
+    draw_runs(**vars(parse(parser, words)))
+
+
 def _show(words: list[str]) -> None:
     from saelab.recipes.show import show
 
@@ -216,6 +225,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "stitch": ("what larger SAEs know that smaller ones do not; the way from one to the next", _stitch),
     "meta": ("what the directions of an SAE are made of: an SAE of directions", _meta),
     "match": ("which latent of one SAE is which of another: seeds, layers, widths", _match),
+    "figures": ("draw what was measured of runs, as HTML and SVG", _figures),
     "show": ("print a run's config and scores", _show),
     "scaling": ("fit laws to a ladder, plan with them, say where capacity goes", _scaling),
 }

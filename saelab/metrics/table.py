@@ -3,11 +3,14 @@
 Columns: sae, metric, value, low, high (95 % bootstrap interval, null where there is none), n, unit.
 """
 
+import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saelab.core.files import write_whole
+from saelab.core.files import write_text, write_whole
+from saelab.metrics.base import Table
 
 
 def write_table(path: Path, scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
@@ -30,3 +33,23 @@ def write_columns(path: Path, columns: Mapping[str, list[Any]]) -> None:
 
     table = pyarrow.table({name: pyarrow.array(column) for name, column in columns.items()})
     write_whole(path, lambda file: pyarrow.parquet.write_table(table, file))
+
+
+def read_columns(path: Path) -> Table:
+    """A table that `write_columns` wrote; ValueError that names the file if it is damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pydict()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); measure again") from None
+
+
+def write_csv(path: Path, table: Table) -> None:
+    """Write columns of equal length as CSV, whole or not at all; None is nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table)
+    writer.writerows(zip(*table.values(), strict=True))
+    write_text(path, text.getvalue())

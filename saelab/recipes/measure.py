@@ -142,6 +142,9 @@ def keep(run: Run, measured: Measured, data: dict[str, Any]) -> None:
     write_json(run.measured_file, {"data": data, "skipped": skipped | measured.skipped})
     seconds = {f"seconds.{key}": round(value, 3) for key, value in measured.seconds.items()}
     note_down(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
+    if not same:
+        for path in run.tables.glob("*.parquet"):
+            path.unlink()
     for name, table in measured.tables.items():
         write_columns(run.tables / f"{name}.parquet", table)
     old = read_tensors(run.latents_file)[0] if same and run.latents_file.exists() else {}
