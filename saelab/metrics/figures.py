@@ -94,6 +94,12 @@ def _line(figure: "Figure", x: Sequence[Any], y: Sequence[Any], name: str, numbe
     figure.add_trace(Scatter(x=list(x), y=list(y), name=name, line=line, marker={"color": colour, "size": 6}, **style))
 
 
+def _level(figure: "Figure", x: Sequence[Any], y: Sequence[Any], name: str) -> None:
+    """A line to compare with, its name at its end."""
+    more = {"mode": "lines+text", "text": ["", name], "textposition": "top left", "showlegend": False}
+    _line(figure, x, y, name, None, **more)
+
+
 def _density(saes: Sequence[Drawn]) -> "Figure":
     figure = _figure("Density spectrum", "density, share of rows", "share of latents", xaxis={"type": "log"})
     edges = torch.linspace(-6, 0, 49)
@@ -119,7 +125,7 @@ def _zf(saes: Sequence[Drawn]) -> "Figure":
             _points(figure, (table["norm_x"][some], table["norm_f"][some]), sae.name, marker, table.get("text"))
     if largest:
         for name, slope in _bands():
-            _line(figure, [0, largest], [0, slope * largest], name, None)
+            _level(figure, [0, largest], [0, slope * largest], name)
     return figure
 
 
@@ -200,7 +206,7 @@ def _beside(figure: "Figure", saes: Sequence[Drawn], beside: Mapping[str, str]) 
         values = [sae.scores[key]["value"] for sae in saes if sae.score(key)]
         level = sum(values) / len(values) if values else _constant(key)
         if level is not None:
-            _line(figure, [min(ends), max(ends) * 1.0001], [level, level], name, None)
+            _level(figure, [min(ends), max(ends) * 1.0001], [level, level], name)
 
 
 def _constant(key: str) -> float | None:

@@ -70,7 +70,8 @@ class Axis:
 def svg(figure: Mapping[str, Any]) -> str:
     """SVG of a figure as plotly's JSON has it."""
     traces, layout = figure["data"], figure["layout"]
-    x = Axis([value for one in traces for value in one["x"]], layout["xaxis"], (LEFT, RIGHT))
+    across = [value for one in traces for value in _with_bars(one, "x")]
+    x = Axis(across, layout["xaxis"], (LEFT, RIGHT))
     sides = {
         name: Axis(_heights(traces, name), layout.get(key, {}), (BOTTOM, TOP))
         for name, key in (("y", "yaxis"), ("y2", "yaxis2"))
@@ -84,7 +85,14 @@ def svg(figure: Mapping[str, Any]) -> str:
 
 
 def _heights(traces: Sequence[Mapping[str, Any]], axis: str) -> list[float]:
-    return [value for one in traces if (one.get("yaxis") or "y") == axis for value in one["y"]]
+    return [value for one in traces if (one.get("yaxis") or "y") == axis for value in _with_bars(one, "y")]
+
+
+def _with_bars(trace: Mapping[str, Any], axis: str) -> list[float]:
+    """Values of a trace along an axis and the ends of their error bars."""
+    values, bars = list(trace[axis]), trace.get(f"error_{axis}") or {}
+    up = [value + bar for value, bar in zip(values, bars.get("array", []), strict=False)]
+    return values + up + [value - bar for value, bar in zip(values, bars.get("arrayminus", []), strict=False)]
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
@@ -127,6 +135,9 @@ def _trace(trace: Mapping[str, Any], x: Axis, y: Axis) -> str:
     if "markers" in mode:
         size = f'r="{(marker.get("size") or 6) / 2}" fill="{colour}" fill-opacity="{marker.get("opacity") or 1}"'
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" {size}/>' for a, b in there]
+    if "text" in mode:
+        for text, (a, b) in zip(trace["text"], points, strict=True):
+            parts += [_text(a - 4, b - 4, text, "end")] if text and a is not None and b is not None else []
     parts += _bars(trace, "error_y", lambda a, low, high: ((x.at(a), y.at(low)), (x.at(a), y.at(high))), colour)
     parts += _bars(trace, "error_x", lambda b, low, high: ((x.at(low), y.at(b)), (x.at(high), y.at(b))), colour)
     return "\n".join(parts)

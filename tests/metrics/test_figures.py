@@ -67,7 +67,7 @@ def test_known_levels_stand_beside_ablation_sparsity(saes):
 def test_the_zf_plot_has_its_bands_and_escapes_text(saes):
     figure = figures(saes)["zf"]
     top = max(saes[0].tables["zf"]["norm_x"])
-    slopes = sorted(one.y[1] / top for one in figure.data if one.mode == "lines")
+    slopes = sorted(one.y[1] / top for one in figure.data if one.mode == "lines+text")
     assert slopes == pytest.approx(
         sorted([1, (1 / 1.25) ** 0.5, (1 / 1.5) ** 0.5, 0.5**0.5, (1 / 0.75) ** 0.5, 2**0.5])
     )
@@ -112,8 +112,8 @@ def test_files_are_whole_and_work_without_a_network(saes, tmp_path):
 
 
 def test_svg_puts_points_where_the_axes_say():
-    trace = {"x": [1, 100], "y": [0.0, 1.0], "mode": "markers", "marker": {"color": "red"}, "name": "a & b",
-             "error_y": {"array": [0.5, 0], "arrayminus": [0, 0]}}  # fmt: skip
+    trace = {"x": [1, 100], "y": [0.0, 1.0], "mode": "markers+text", "marker": {"color": "red"},
+             "name": "a & b", "text": ["", "here"], "error_y": {"array": [0.5, 0], "arrayminus": [0, 0]}}  # fmt: skip
     layout = {"xaxis": {"type": "log", "range": [0, 2]}, "yaxis": {"range": [0, 2]}, "title": {"text": "x < y"}}
     root = ElementTree.fromstring(svg({"data": [trace], "layout": layout}))
     circles = [(float(one.get("cx")), float(one.get("cy"))) for one in root.iter(f"{SPACE}circle")]
@@ -122,6 +122,7 @@ def test_svg_puts_points_where_the_axes_say():
     assert "x < y" in texts
     assert "a & b" in texts
     assert "10" in texts
+    assert "here" in texts
     bars = [one.get("d") for one in root.iter(f"{SPACE}path")]
     assert "M70.0 420.0L70.0 325.0" in bars
 
