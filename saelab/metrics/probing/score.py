@@ -20,11 +20,15 @@ def mean_over_tasks(examples: Sequence[Examples], values: Sequence[Tensor], unit
         unit: of the numbers.
         test: whether the part is that for testing.
     """
+    return mean_of_means([one.task.group[one.task.test == test] for one in examples], values, unit)
+
+
+def mean_of_means(groups: Sequence[Tensor], values: Sequence[Tensor], unit: str) -> Score:
+    """Mean over tasks of the mean over their numbers [n], each with the number of its document [n]."""
     sums = torch.zeros(GROUPS, 2 * len(values), dtype=torch.float64)
-    for number, (one, value) in enumerate(zip(examples, values, strict=True)):
-        group = one.task.group[one.task.test == test] % GROUPS
-        sums[:, number].index_add_(0, group, value.double().cpu())
-        sums[:, len(values) + number].index_add_(0, group, torch.ones(len(value), dtype=torch.float64))
+    for number, (group, value) in enumerate(zip(groups, values, strict=True)):
+        sums[:, number].index_add_(0, group % GROUPS, value.double().cpu())
+        sums[:, len(values) + number].index_add_(0, group % GROUPS, torch.ones(len(value), dtype=torch.float64))
 
     def mean(*totals: Tensor) -> Tensor:
         total, count = torch.stack(totals[: len(values)]), torch.stack(totals[len(values) :])

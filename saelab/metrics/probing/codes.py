@@ -1,0 +1,117 @@
+"""Codes of the rows behind labelled tasks: which latents are active where, and by how much, without a dense matrix.
+
+An example's code is the mean over its rows; most have one.
+"""
+
+# Shape letters: N rows of all tasks, E active entries of all rows, n examples, e entries of some, L latents, m chosen.
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saelab.metrics.base import Setting
+from saelab.metrics.probing.rows import Examples, TaskRows, rows_of
+from saelab.sae.sae import SAE
+
+ROWS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Active entries of examples."""
+
+    example: Tensor
+    """[e] int64."""
+    latent: Tensor
+    """[e] int64."""
+    value: Tensor
+    """Parts of the examples' mean codes, [e]; several of a latent and an example add up."""
+    n: int
+    """How many examples there are."""
+
+    def columns(self, latents: Tensor, n_latents: int) -> Tensor:
+        """Codes of some latents [m] as [n, m]."""
+        place = torch.full((n_latents,), -1)
+        place[latents] = torch.arange(len(latents))
+        column = place[self.latent]
+        found, has = torch.zeros(self.n, len(latents)), column >= 0
+        index = (self.example[has], column[has])
+        return found.index_put(index, self.value[has], accumulate=True)
+
+    def difference(self, label: Tensor, chosen: Tensor, n_latents: int) -> Tensor:
+        """Mean code where the label is yes less the mean where it is no, over chosen examples [n]; [L]."""
+        weight = (label & chosen).float() / (label & chosen).sum().clamp_min(1)
+        weight = weight - (~label & chosen).float() / (~label & chosen).sum().clamp_min(1)
+        return torch.zeros(n_latents).index_add_(0, self.latent, self.value * weight[self.example])
+
+    def total(self, weight: Tensor) -> Tensor:
+        """Sum over an example's entries of value times a weight [e] of each; [n]."""
+        return torch.zeros(self.n).index_add_(0, self.example, self.value * weight)
+
+
+class TaskCodes:
+    """Codes of all rows of a measurement's tasks.
+
+    Args:
+        sae: the SAE.
+        rows: the rows.
+    """
+
+    @torch.no_grad()
+    def __init__(self, sae: SAE, rows: TaskRows):
+        self.n_latents = sae.n_latents
+        device, values, latents, counts = sae.scale.mean.device, [], [], []
+        for x in rows.x.split(ROWS_AT_ONCE):
+            codes = sae.encode(x.to(device))
+            active = codes.active
+            values.append(codes.values[active].float().cpu())
+            latents.append(codes.indices[active].to(torch.int32).cpu())
+            counts.append(active.sum(1).cpu())
+        self.value, self.latent, self.count = torch.cat(values), torch.cat(latents), torch.cat(counts)
+        self.first = self.count.cumsum(0) - self.count
+
+    def of(self, examples: Examples, chosen: Tensor | None = None) -> Entries:
+        """The active entries of a task's examples, or of some of them, by number."""
+        first, count = examples.first, examples.count
+        if chosen is not None:
+            first, count = first[chosen], count[chosen]
+        owner, rows = spread(first, count)
+        which, place = spread(self.first[rows], self.count[rows])
+        example = owner[which]
+        return Entries(example, self.latent[place].long(), self.value[place] / count[example], len(count))
+
+
+def spread(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Of spans that begin at `first` and are `count` long: each member's span, and the member; both [sum count]."""
+    owner = torch.arange(len(count)).repeat_interleave(count)
+    place = torch.arange(len(owner)) - (count.cumsum(0) - count)[owner]
+    return owner, first[owner] + place
+
+
+def codes_of(setting: Setting) -> TaskCodes:
+    """The codes of a measurement's tasks, worked out once for all metrics of an SAE; the last SAE's are held."""
+    name, codes = setting.shared.get(TaskCodes, (None, None))
+    if name != setting.name:
+        codes = TaskCodes(setting.sae, rows_of(setting))
+        setting.shared[TaskCodes] = setting.name, codes
+    return codes
+
+
+def mean_rows(rows: TaskRows, examples: Examples) -> Tensor:
+    """The mean row of each example, [n, D]."""
+    owner, place = spread(examples.first, examples.count)
+    total = torch.zeros(len(examples.count), rows.x.shape[1]).index_add_(0, owner, rows.x[place])
+    return total / examples.count[:, None]
+
+
+def written_directions(sae: SAE) -> Tensor:
+    """What a code of 1 adds to a reconstruction, in the units of the data; [L, D], on the CPU.
+
+    Raises:
+        ValueError: for an SAE that reconstructs other rows than it reads.
+    """
+    if sae.d_out is not None:
+        raise ValueError("needs an SAE that reconstructs what it reads, and this is a transcoder")
+    with torch.no_grad():
+        return (sae.dictionary.directions().float() * sae.target_scale.size).cpu()

@@ -1,0 +1,133 @@
+"""Absorption on labelled tasks: does the latent of "begins with s" stay off where a latent of one word says it too?
+(Chanin et al. 2024, arXiv 2409.14507; formula and constants as in SAEBench's code.)
+
+The tasks are those of a family, by default `letter`, about places in texts. Of each with an F1 of at least 0.6 for a
+probe of all channels on the test part:
+
+    p       the probe's direction, of unit norm
+    main    latents in the order of |mean code where yes - mean code where no|, as long as each raises the F1 of a
+            probe of them, on the training part, by at least .03; one at least, 10 at most
+    rows    test examples with a yes that the probe finds too and whose a > 0,
+            a = (x - x_0) . p,  x_0 what is decoded when no latent is active
+
+and of each row, with f_j cos_j what latent j adds along p, the fraction absorbed and whether absorption is full, as in
+`saelab.metrics.truth.absorption`, where a is the feature's own intensity.
+
+    absorption       mean fraction, mean over tasks
+    absorption_full  share of rows with full absorption
+
+SAEBench takes the activation at a word in a prompt for spelling it, and its probe from those; here a task is data.
+"""
+
+# Shape letters: n examples of a task, P rows of a task, K latents active in a row, L latents, D width.
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saelab.metrics.base import Metric, Score, Setting, Table
+from saelab.metrics.probing.codes import Entries, TaskCodes, codes_of, mean_rows, written_directions
+from saelab.metrics.probing.logistic import together
+from saelab.metrics.probing.rows import Examples, rows_of
+from saelab.metrics.probing.score import mean_of_means
+from saelab.metrics.probing.sparse_probing import f1, found_by, full_probe
+from saelab.metrics.truth.absorption import absorbed
+from saelab.sae.sae import SAE
+
+GOOD_PROBE, JUMP, MOST_MAIN = 0.6, 0.03, 10
+
+
+class TaskAbsorption(Metric):
+    """Absorption of the latents of a family of labelled tasks.
+
+    Args:
+        family: what stands before the colon in the tasks' names.
+    """
+
+    needs_tasks = True
+
+    def __init__(self, family: str = "letter"):
+        self.family = family
+
+    def begin(self, setting: Setting) -> None:
+        self.setting, self.rows = setting, rows_of(setting)
+        self.directions = written_directions(setting.sae)
+        self.examples = [one for one in self.rows.examples if one.task.family == self.family and one.task.of_tokens]
+        if not self.examples:
+            raise ValueError(f"needs tasks of the family '{self.family}' about places in texts")
+
+    def scores(self, sae: SAE) -> dict[str, Score]:
+        codes = codes_of(self.setting)
+        with torch.no_grad():
+            base = sae.target_scale.undo(sae.dictionary.bias().float()).cpu()
+        self.found: list[tuple[str, Tensor, Tensor, Tensor, Tensor]] = []
+        for one in self.examples:
+            x = mean_rows(self.rows, one)
+            probe = full_probe(self.setting, one, x)
+            answer, task = found_by(probe, x), one.task
+            if f1(answer[task.test], task.label[task.test]) < GOOD_PROBE:
+                continue
+            direction = F.normalize(probe.weight.float(), dim=0)
+            intensity = (x - base) @ direction
+            rows = (task.test & task.label & answer & (intensity > 0)).nonzero().flatten()
+            main = main_latents(codes, one, codes.of(one))
+            fraction, full = self._absorbed(codes, one, rows, direction, main, intensity[rows])
+            self.found.append((task.name, task.group[rows], fraction, full.float(), main))
+        if not self.found:
+            raise ValueError(f"no task of the family '{self.family}' has a probe with an F1 of at least {GOOD_PROBE}")
+        groups = [found[1] for found in self.found]
+        return {
+            "absorption": mean_of_means(groups, [found[2] for found in self.found], "share"),
+            "absorption_full": mean_of_means(groups, [found[3] for found in self.found], "share of rows"),
+        }
+
+    def tables(self) -> dict[str, Table]:
+        """Each task with its main latents."""
+        return {
+            "absorption": {
+                "task": [found[0] for found in self.found],
+                "rows": [len(found[1]) for found in self.found],
+                "absorption": [found[2].mean().item() if len(found[2]) else None for found in self.found],
+                "main": [found[4].tolist() for found in self.found],
+            }
+        }
+
+    def _absorbed(
+        self, codes: TaskCodes, one: Examples, rows: Tensor, direction: Tensor, main: Tensor, intensity: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The fraction absorbed [P] and whether absorption is full [P], of rows by their numbers [P]."""
+        if not len(rows):
+            return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+        values, latents = padded(codes.of(one, rows))
+        norms = self.directions.norm(dim=1)
+        cosine = (self.directions @ direction) / norms.clamp_min(1e-12)
+        is_main = torch.zeros(codes.n_latents, dtype=torch.bool)
+        is_main[main] = True
+        return absorbed(values * norms[latents], cosine[latents], is_main[latents] & (values != 0), intensity)
+
+
+def main_latents(codes: TaskCodes, one: Examples, entries: Entries) -> Tensor:
+    """The latents of a task, best first; [m]."""
+    task = one.task
+    train = ~task.test
+    difference = entries.difference(task.label, train, codes.n_latents)
+    order = difference.abs().topk(min(MOST_MAIN, len(difference))).indices
+    columns, label = entries.columns(order, codes.n_latents)[train], task.label[train]
+    best, count = 0.0, 1
+    for k in range(1, len(order) + 1):
+        now = f1(found_by(together(columns[:, :k], label), columns[:, :k]), label)
+        if k > 1 and now < best + JUMP:
+            break
+        best, count = now, k
+    return order[:count]
+
+
+def padded(entries: Entries) -> tuple[Tensor, Tensor]:
+    """Entries of examples with one row each as values and latents [n, K]; unused places have the value 0."""
+    order = entries.example.argsort(stable=True)
+    count = torch.bincount(entries.example, minlength=entries.n)
+    width = max(1, int(count.max()))
+    place = torch.arange(len(order)) - (count.cumsum(0) - count)[entries.example[order]]
+    values = torch.zeros(entries.n, width).index_put((entries.example[order], place), entries.value[order])
+    latents = torch.zeros(entries.n, width, dtype=torch.int64)
+    return values, latents.index_put((entries.example[order], place), entries.latent[order])

@@ -1,0 +1,110 @@
+"""TPP and SCR: latents that are the labels, latents that mix them, and accuracies against rows that are decoded."""
+
+import pytest
+import torch
+from planted_rows import made, sae_of, told, values
+
+from saelab.metrics.probing.codes import TaskCodes, written_directions
+from saelab.metrics.probing.logistic import together
+from saelab.metrics.probing.removal import along, ranks, right_without
+from saelab.metrics.probing.scr import SCR, joined
+from saelab.metrics.probing.tpp import TPP
+
+N, D = 800, 16
+
+
+def concepts(count: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Rows in which each of some concepts has a direction of its own, and its labels."""
+    generator = torch.Generator().manual_seed(0)
+    on = torch.rand(N, count, generator=generator) < 0.5
+    x = torch.randn(N, D, generator=generator) * 0.05
+    x[:, :count] += on.float() * 2
+    return x, {f"kind: {number}": on[:, number] for number in range(count)}
+
+
+def test_latents_that_are_the_labels_lose_their_own_concept_and_no_other():
+    """Two latents for each concept: both are the first to go."""
+    x, labels = concepts()
+    metric = TPP()
+    told(metric, made(labels, x), sae_of(torch.eye(D)[:3].repeat(2, 1), bias=-0.3))
+    score = metric.all[2]
+    assert score.value == pytest.approx(0.5, abs=0.06)
+    assert score.low <= score.value <= score.high
+    assert metric.tables()["tpp"]["removed"] == [2, 5, 10, 20, 50, 100, 500]
+
+
+def test_a_latent_of_all_concepts_loses_all_alike():
+    x, labels = concepts()
+    mixed = torch.zeros(1, D)
+    mixed[0, :3] = 1
+    assert abs(values(TPP(), made(labels, x), sae_of(mixed))["tpp_10"]) < 0.1
+
+
+def test_dead_latents_lose_nothing():
+    x, labels = concepts()
+    assert values(TPP(), made(labels, x), sae_of(torch.eye(D), bias=-100.0))["tpp_50"] == 0
+
+
+def test_a_family_of_one_has_no_others():
+    x, labels = concepts(1)
+    with pytest.raises(ValueError, match="needs a family of two tasks with a probe accuracy of at least 0.7"):
+        told(TPP(), made(labels, x), sae_of(torch.eye(D)))
+
+
+def test_taking_latents_out_is_what_decoding_without_them_gives():
+    x, labels = concepts()
+    generator = torch.Generator().manual_seed(3)
+    sae, rows = sae_of(torch.randn(40, D, generator=generator)), made(labels, x)
+    one = rows.examples[0]
+    probe = together(x, one.task.label)
+    effects = torch.randn(40, generator=generator)
+    place = ranks(effects)
+    codes = TaskCodes(sae, rows)
+    adds = along(written_directions(sae), probe)
+    for removed in (0, 3, 11, 100):
+        out = set(effects.argsort(descending=True)[:removed].tolist()) & set((effects > 0).nonzero().flatten().tolist())
+        dense = sae.encode(x).dense().detach()
+        dense[:, [latent for latent in range(40) if latent not in out]] = 0
+        left = x - dense @ sae.dictionary.W_dec.detach()
+        expected = ((probe.logits(left) > 0) == one.task.label).float()
+        found = right_without(probe.logits(x).float(), one.task.label, codes.of(one), adds, place, removed)
+        assert (found != expected).sum() <= 1, removed
+
+
+def biased() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A weak wanted concept and a strong bias, on all four pairs of labels."""
+    generator = torch.Generator().manual_seed(0)
+    cell = torch.arange(N) % 4 * 0 + torch.randint(4, (N,), generator=generator)
+    wanted, bias = cell >= 2, cell % 2 == 1
+    x = torch.randn(N, D, generator=generator) * 0.3
+    x[:, 0] += wanted.float() * 2
+    x[:, 1] += bias.float() * 6 - 3
+    return x, {"bias 1: wanted": wanted, "bias 1: spurious": bias}
+
+
+def test_taking_the_bias_out_mends_the_probe():
+    x, labels = biased()
+    both_ways = torch.stack([torch.eye(D)[1], -torch.eye(D)[1]])
+    scores = told(SCR(), made(labels, x), sae_of(both_ways))
+    assert scores["scr_10"].value > 0.9
+    assert scores["scr_10"].low <= scores["scr_10"].value <= scores["scr_10"].high
+
+
+def test_a_dictionary_that_knows_nothing_of_it_mends_nothing():
+    x, labels = biased()
+    assert abs(values(SCR(), made(labels, x), sae_of(torch.eye(D)[8:]))["scr_10"]) < 0.1
+
+
+def test_pairs_need_all_four_labels_on_the_same_places():
+    x, labels = biased()
+    rows = made(labels, x)
+    pair = joined(*rows.examples)
+    cell = pair.labels[0].long() * 2 + pair.labels[1].long()
+    for part in (pair.examples.task.test, ~pair.examples.task.test):
+        counts = torch.bincount(cell[part & pair.even], minlength=4)
+        assert (counts == counts[0]).all()
+        assert counts[0] > 50
+    same = made(dict.fromkeys(labels, labels["bias 1: wanted"]), x)
+    assert joined(*same.examples) is None
+    with pytest.raises(ValueError, match="on the same places, with all four labels"):
+        told(SCR(), same, sae_of(torch.eye(D)))
