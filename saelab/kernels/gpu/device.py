@@ -16,10 +16,15 @@ def on(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def is_interpreted(tensor: Tensor) -> bool:
+    """Whether kernels on the tensor run in the interpreter."""
+    return not tensor.is_cuda
+
+
 def operand(tensor: Tensor) -> Tensor:
     """A matrix rounded to bf16, as the matrix units take it; rows one after another in memory."""
     rounded = tensor.to(torch.bfloat16).contiguous()
-    return rounded if tensor.is_cuda else rounded.float()
+    return rounded.float() if is_interpreted(tensor) else rounded
 
 
 def can_copy_tiles(*matrices: Tensor) -> bool:

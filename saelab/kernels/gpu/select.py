@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from saelab.kernels.gpu.device import can_copy_tiles, column_block, on, operand, power_of_2
+from saelab.kernels.gpu.device import can_copy_tiles, column_block, is_interpreted, on, operand, power_of_2
 from saelab.kernels.gpu.keys import packed, unpacked
 from saelab.kernels.gpu.rescore import Chosen, Shape, finish
 from saelab.kernels.gpu.screen import Found, Sizes, Span, Tiles, appending, run_stage, settle
@@ -127,7 +127,7 @@ def _select(rows: Tensor, weight: Tensor, rounded: Tensor, bias: Tensor, chosen:
     sizes = Sizes(len(rows), *weight.shape)
     found = _nothing_found(rows, plan)
     narrow = operand(rows)
-    tiles = plan.tiles._replace(instructions=appending(plan.tiles.capacity) if rows.is_cuda else None)
+    tiles = plan.tiles._replace(instructions=None if is_interpreted(rows) else appending(plan.tiles.capacity))
     operands: tuple[Any, Any] = (narrow, rounded)
     # A ragged matrix has no shape in which tiles are blocks; with a ragged depth, tiles would reach into the next ones.
     if can_copy_tiles(narrow, rounded) and not tiles.ragged and sizes.width % tiles.depth == 0:
