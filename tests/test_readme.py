@@ -61,7 +61,18 @@ def test_readme_make_targets_exist():
 
 def test_readme_tree_names_what_exists():
     (tree,) = [block for block in blocks("") if block.startswith("saelab/")]
-    for folder in ("core", "kernels", "sae", "data", "models", "metrics", "train", "analysis", "recipes", "assets/pycode-7m"):
+    for folder in (
+        "core",
+        "kernels",
+        "sae",
+        "data",
+        "models",
+        "metrics",
+        "train",
+        "analysis",
+        "recipes",
+        "assets/pycode-7m",
+    ):
         assert f"{folder}/" in tree
         assert (ROOT / "saelab" / folder).is_dir()
     for file in re.findall(r"\b([a-z_]+\.py)\b", tree):

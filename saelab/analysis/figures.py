@@ -1,16 +1,14 @@
 """Figures of what was found, drawn with plotly: pages that open from the disk, offline."""
 
 import html
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 
 from saelab.analysis.insertion import CLASSES
 from saelab.core.files import write_text
-
-if TYPE_CHECKING:
-    from saelab.analysis.stitch import Pair, Stitched
 
 COLOURS = {"novel": "#0072B2", "reconstruction": "#D55E00", "undecided": "#999999"}
 """Okabe and Ito's, which the colour-blind can tell apart."""
@@ -26,47 +24,60 @@ def styled(figure: go.Figure, title: str, x: str, y: str, **more: Any) -> go.Fig
     )  # fmt: skip
 
 
-def scatter_figure(pair: "Pair") -> go.Figure:
-    """Change of the error against the largest cosine, a dot for each latent of the large SAE."""
-    figure, kind = go.Figure(), pair.insertion.kind
-    for number, name in enumerate(CLASSES[:3]):
-        own = (kind == number).nonzero().squeeze(1)
+def scatter_figure(
+    cosine: Sequence[float], delta: Sequence[float], kind: Sequence[str], title: str, threshold: float = 0.7
+) -> go.Figure:
+    """Change of the error against the largest cosine, a dot for each latent of the large SAE.
+
+    Args:
+        cosine: of each, `cosine` of `large.parquet`.
+        delta: its `delta_mse`.
+        kind: its `class`.
+        title: of the figure.
+        threshold: of the cosine rule.
+    """
+    figure = go.Figure()
+    for name in CLASSES[:3]:
+        own = [number for number, word in enumerate(kind) if word == name]
         own = own[:: max(1, len(own) // MOST_POINTS)]
         figure.add_scattergl(
-            x=pair.cosine[own].tolist(), y=pair.insertion.delta[own].tolist(), mode="markers", name=name,
-            marker={"size": 4, "color": COLOURS[name], "opacity": 0.6}, customdata=own.tolist(),
+            x=[float(cosine[i]) for i in own], y=[float(delta[i]) for i in own], mode="markers", name=name,
+            marker={"size": 4, "color": COLOURS[name], "opacity": 0.6}, customdata=own,
             hovertemplate="latent %{customdata}: cosine %{x:.3f}, %{y:.3g}",
         )  # fmt: skip
-    figure.add_vline(x=pair.rule["threshold"], line_dash="dot", line_color="#555555")
+    figure.add_vline(x=threshold, line_dash="dot", line_color="#555555")
     figure.add_hline(y=0, line_color="#555555", line_width=1)
-    title = f"{Path(pair.names[0]).name} to {Path(pair.names[1]).name}"
     return styled(figure, title, "largest cosine with the small SAE", "change of the mean squared error")
 
 
-def path_figure(found: "Stitched", against: str = "n_latents") -> go.Figure:
+def path_figure(
+    path: Mapping[str, Sequence[Any]], saes: Sequence[Mapping[str, Any]], title: str, against: str = "n_latents"
+) -> go.Figure:
     """FVU along the way from the smallest to the largest SAE, and of the SAEs themselves.
 
     Args:
-        found: a stitched ladder.
+        path: the columns of `path.parquet`.
+        saes: `saes` of `stitch.json`.
+        title: of the figure.
         against: "n_latents" or "l0".
     """
-    figure, path = go.Figure(), found.path()
-    for number, phase in sorted({(pair, phase) for pair, phase in zip(path["pair"], path["phase"], strict=True)}):
+    figure = go.Figure()
+    keys = [(int(pair), phase) for pair, phase in zip(path["pair"], path["phase"], strict=True)]
+    for number, phase in sorted(set(keys)):
         if phase == "small":
             continue
-        own = [i for i, key in enumerate(zip(path["pair"], path["phase"], strict=True)) if key == (number, phase)]
+        own = [i for i, key in enumerate(keys) if key == (number, phase)]
         own = [own[0] - 1, *own]  # from where the phase before ended
         figure.add_scatter(
-            x=[path[against][i] for i in own], y=[path["fvu"][i] for i in own], mode="lines", name=phase,
-            line={"color": PHASE_COLOURS[phase]}, legendgroup=phase, showlegend=not number,
+            x=[float(path[against][i]) for i in own], y=[float(path["fvu"][i]) for i in own], mode="lines",
+            name=phase, line={"color": PHASE_COLOURS[phase]}, legendgroup=phase, showlegend=not number,
         )  # fmt: skip
     figure.add_scatter(
-        x=[getattr(own, against) for own in found.own], y=[own.mse / found.variance for own in found.own],
-        mode="markers", name="trained", marker={"size": 9, "color": "#000000", "symbol": "diamond"},
+        x=[sae[against] for sae in saes], y=[sae["fvu"] for sae in saes], mode="markers", name="trained",
+        marker={"size": 9, "color": "#000000", "symbol": "diamond"},
     )  # fmt: skip
-    words = {"n_latents": "latents", "l0": "L0"}
     figure.update_xaxes(type="log" if against == "n_latents" else "linear")
-    return styled(figure, "Stitching a ladder", words[against], "FVU")
+    return styled(figure, title, {"n_latents": "latents", "l0": "L0"}[against], "FVU")
 
 
 def curves_figure(

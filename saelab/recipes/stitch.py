@@ -1,11 +1,13 @@
 """`saelab stitch`: what larger SAEs know that smaller ones do not, and the way from one to the next."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from saelab.analysis.insertion import CLASSES
 from saelab.analysis.loss_along import loss_along
 from saelab.analysis.stitch import Stitched, StitchSettings, stitch
 from saelab.metrics import TextEvaluation
@@ -36,16 +38,27 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
         about = {"small": pair.names[0], "large": pair.names[1], "step": step, "latents": "small and novel"}
         keep_sae(pair.sae(step), folder / f"pair-{number}" / "stitched", "stitch", about, runs[0])
     if figures:
-        from saelab.analysis.figures import path_figure, save_page, scatter_figure
-
-        save_page([path_figure(found)], folder / "path.html", "The way from one SAE to the next")
-        save_page([scatter_figure(pair) for pair in found.pairs], folder / "scatter.html", "Insertion test")
+        _draw(found, folder)
     _print(found)
     if settings.ce_points and not loss:
         print(f"skipped ce_delta: {evaluation.why_no_model}")
     print(
         f"{out}: stitch.json, path.parquet, pair-*/; `saelab measure {out}/pair-0/stitched` measures what was stitched"
     )
+
+
+def _draw(found: Stitched, folder: Path) -> None:
+    from saelab.analysis.figures import path_figure, save_page, scatter_figure
+
+    path = path_figure(found.path(), found.summary()["saes"], "Stitching a ladder")
+    save_page([path], folder / "path.html", "The way from one SAE to the next")
+    scatters = []
+    for pair in found.pairs:
+        kinds = [CLASSES[kind] for kind in pair.insertion.kind.tolist()]
+        title = " to ".join(Path(name).name for name in pair.names)
+        cosine, delta = pair.cosine.tolist(), pair.insertion.delta.tolist()
+        scatters.append(scatter_figure(cosine, delta, kinds, title, found.settings.threshold))
+    save_page(scatters, folder / "scatter.html", "Insertion test")
 
 
 def _print(found: Stitched) -> None:
@@ -55,9 +68,7 @@ def _print(found: Stitched) -> None:
     for name, own in zip(found.names, found.own, strict=True):
         table.add_row(name, f"{own.n_latents:,}", f"{own.mse / found.variance:.4g}", f"{own.l0:.4g}")
     console.print(table)
-    table = _table(
-        ["pair", "novel", "reconstruction", "undecided", "dead", "AUC", "accuracy", "at best", "FVU with novel"]
-    )
+    table = _table(["pair", *CLASSES, "AUC", "accuracy", "at best", "FVU with novel"])
     for pair in found.pairs:
         line, rule = pair.summary(), pair.rule
         counts = [f"{count:,}" for count in line["counts"].values()]

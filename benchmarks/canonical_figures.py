@@ -1,0 +1,91 @@
+"""The figures of `canonical_units.py`, as small files: plotly draws, a headless Chromium, if there is one, prints."""
+
+import base64
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from saelab.analysis.figures import curves_figure, path_figure, scatter_figure, styled
+from saelab.analysis.meta import read_meta
+from saelab.analysis.stitch import read_stitch
+from saelab.core.files import read_json
+
+PAGE = """<!doctype html><div id="f"></div>{plot}<script>
+const f = document.getElementsByClassName("plotly-graph-div")[0];
+Plotly.toImage(f, {{format: "{kind}", width: 720, height: 440, scale: 1}}).then(u => {{
+  document.body.innerHTML = "<pre id=u>" + u + "</pre>"; }});</script>"""
+
+
+def draw(out: Path) -> None:
+    """Draw everything that is there into figures/."""
+    figures = {"scatter": scatter(out), "path": path_of(out / "stitch", "bundled model"), "orders": orders(out)}
+    figures |= {
+        "meta": meta(out),
+        "stability": stability(out),
+        "world-path": path_of(out / "world" / "stitch", "world"),
+    }
+    (out / "figures").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.write_html(out / "figures" / f"{name}.html", include_plotlyjs=True)
+            save_image(figure, out / "figures" / f"{name}.{'png' if name == 'scatter' else 'svg'}")
+
+
+def save_image(figure: go.Figure, path: Path) -> None:
+    """Print a figure as .svg or .png; says so where there is no browser to do it."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        print(f"skipped {path}: no Chromium to print it")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page.html"
+        plot = figure.to_html(full_html=False, include_plotlyjs=True)
+        page.write_text(PAGE.format(plot=plot, kind=path.suffix[1:]), encoding="utf-8")
+        words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+        done = subprocess.run(
+            [browser, *words, f"--user-data-dir={folder}/u", page.as_uri()], capture_output=True, text=True, check=True
+        )
+    found = done.stdout.partition('<pre id="u">')[2].partition("</pre>")[0].replace("&amp;", "&")
+    head, _, data = found.partition(",")
+    if not data:
+        print(f"skipped {path}: the browser drew nothing")
+    elif "base64" in head:
+        path.write_bytes(base64.b64decode(data))
+    else:
+        from urllib.parse import unquote
+
+        path.write_text(unquote(data), encoding="utf-8")
+
+
+def scatter(out: Path) -> go.Figure:
+    pair = read_stitch(out / "stitch")["pairs"][2]
+    latents = pair["large_latents"]
+    return scatter_figure(latents["cosine"], latents["delta_mse"], latents["class"], "1,024 to 2,048 latents")
+
+
+def path_of(folder: Path, title: str) -> go.Figure:
+    found = read_stitch(folder)
+    return path_figure(found["path"], found["saes"], f"From each SAE to the next, {title}")
+
+
+def orders(out: Path) -> go.Figure:
+    found = read_json(out / "stitch" / "orders.json")
+    lines = {order: (line["n_latents"], line["fvu"]) for order, line in found.items() if "fvu" in line}
+    return curves_figure(lines, "512 to 1,024 latents in three orders", "latents", "FVU")
+
+
+def meta(out: Path) -> go.Figure:
+    found = read_meta(out / "meta")
+    bars = {"meta-SAE": found["explained"]["held_out"]}
+    bars |= {name.replace("_", " "): control["explained"] for name, control in found["controls"].items()}
+    figure = go.Figure(go.Bar(x=list(bars), y=list(bars.values()), marker_color="#0072B2"))
+    return styled(figure, f"Directions of {found['sae']} latents, held out", "", "share of the variance explained")
+
+
+def stability(out: Path) -> go.Figure:
+    found = read_json(out / "match" / "all.json")["matches"]
+    lines = {name: (one["curve"]["cosine"], one["curve"]["share"]) for name, one in found.items() if "by" not in name}
+    return curves_figure(lines, "Latents with a partner", "cosine of the partner at least", "share of latents")
