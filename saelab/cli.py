@@ -206,6 +206,16 @@ def _figures(words: list[str]) -> None:
     draw_runs(**vars(parse(parser, words)))
 
 
+def _explore(words: list[str]) -> None:
+    from saelab.recipes.explore import explore
+
+    parser = _parser("explore")
+    parser.add_argument("runs", nargs="+", type=str, help="folders of runs, of saved SAEs, and of results")
+    parser.add_function_arguments(explore, skip={"runs"})
+    made = parser.instantiate(parse(parser, words))
+    explore(**vars(made))
+
+
 def _show(words: list[str]) -> None:
     from saelab.recipes.show import show
 
@@ -226,6 +236,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "meta": ("what the directions of an SAE are made of: an SAE of directions", _meta),
     "match": ("which latent of one SAE is which of another: seeds, layers, widths", _match),
     "figures": ("draw what was measured of runs, as HTML and SVG", _figures),
+    "explore": ("look at what SAEs learned, in a browser", _explore),
     "show": ("print a run's config and scores", _show),
     "scaling": ("fit laws to a ladder, plan with them, say where capacity goes", _scaling),
 }

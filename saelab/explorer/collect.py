@@ -55,10 +55,9 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
             write(connection, block, found, about, text)
             bar.advance(block.last - block.first)
         write_text(connection, text)
-        blobs = {"vocabulary": text.vocabulary, "map": maps}
-        connection.executemany(
-            "INSERT INTO blobs VALUES (?, ?)", [(name, packed(part)) for name, part in blobs.items()]
-        )
+        arrays = {name: part.astype(np.int32 if name == "neighbours" else np.float32) for name, part in maps.items()}
+        blobs = {"vocabulary": packed(text.vocabulary)} | {name: part.tobytes() for name, part in arrays.items()}
+        connection.executemany("INSERT INTO blobs VALUES (?, ?)", list(blobs.items()))
         meta: dict[str, Any] = {
             "n_latents": sae.n_latents,
             "rows": rows,
@@ -74,7 +73,7 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
 # ---- the dictionary ----
 
 
-def _dictionary(sae: SAE, triples: Triples, model: LanguageModel | None) -> tuple[Dictionary, dict[str, Any]]:
+def _dictionary(sae: SAE, triples: Triples, model: LanguageModel | None) -> tuple[Dictionary, dict[str, Array]]:
     directions = directions_of(sae)
     cosines, neighbours = neighbours_of(directions)
     unembedding = None if model is None else model.unembedding()
@@ -94,15 +93,12 @@ def _dictionary(sae: SAE, triples: Triples, model: LanguageModel | None) -> tupl
     return about, _maps(directions, cosines, neighbours)
 
 
-def _maps(directions: Tensor, cosines: Tensor, neighbours: Tensor) -> dict[str, Any]:
-    """Places of all latents on the two maps, rounded, and the share of variance of the principal components."""
+def _maps(directions: Tensor, cosines: Tensor, neighbours: Tensor) -> dict[str, Array]:
+    """Places of all latents on the two maps, the variance along the components, and the nearest neighbours."""
     pca, share = principal(directions)
     umap = layout(pca[:, :2], cosines, neighbours)
-
-    def rounded(places: Tensor) -> list[list[float]]:
-        return [[round(value, 4) for value in column] for column in places.T.tolist()]
-
-    return {"pca": rounded(pca), "share": share.tolist(), "umap": rounded(umap)}
+    parts = {"pca": pca, "share": share, "umap": umap, "cosines": cosines, "neighbours": neighbours}
+    return {name: part.numpy() for name, part in parts.items()}
 
 
 def _best_near(triples: Triples, n_latents: int) -> tuple[Array, Array]:

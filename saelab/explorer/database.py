@@ -6,7 +6,7 @@
     activations  every row in which a latent is active, and its value there
     corpus       token, document and line of every row, in pieces
     documents    names
-    blobs        the vocabulary, coordinates of the map
+    blobs        the vocabulary; places on the maps, neighbours and their cosines as raw numbers
     words        full text: top tokens and contexts of each latent (FTS5, without its own copy of the text)
     said         full text: explanations, notes and tags
     notes        what a person wrote; the only thing that the web application writes
@@ -34,6 +34,8 @@ from saelab.core.files import PART
 FILE = "explorer.sqlite"
 PIECE = 1 << 14
 """Rows of a piece of the corpus."""
+PIECES_HELD = 256
+"""Pieces held in memory: 48 MiB."""
 
 NUMBERS = (
     "count", "density", "mean", "median", "mean_square", "skew", "kurtosis", "largest", "negative", "norm", "cosine",
@@ -79,6 +81,9 @@ class Database:
     def __init__(self, path: str | Path, write: bool = False):
         self.path, self.write = Path(path), write
         self._own = threading.local()
+        self._held_file: int | None = None
+        self._pieces: dict[int, np.ndarray] = {}
+        self._documents: dict[int, dict[str, Any]] = {}
         if not write and not self.path.exists():
             raise ValueError(f"there is no {self.path}; `saelab explore {self.path.parent}` makes it")
         try:
@@ -152,6 +157,12 @@ class Database:
         found = self._one("SELECT data FROM blobs WHERE name = ?", (name,))
         return unpacked(found[0]) if found else None
 
+    def array(self, name: str) -> np.ndarray:
+        """A named array's numbers, flat; empty if there is none."""
+        found = self._one("SELECT data FROM blobs WHERE name = ?", (name,))
+        kind = np.int32 if name == "neighbours" else np.float32
+        return np.frombuffer(found[0], kind) if found else np.empty(0, kind)
+
     def latent(self, number: int) -> dict[str, Any] | None:
         """The table's row of a latent."""
         found = self._one("SELECT * FROM latents WHERE id = ?", (number,))
@@ -172,19 +183,38 @@ class Database:
     def corpus(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Token, document and line of the rows first <= r < last, as far as there are any."""
         first = max(0, first)
-        columns: dict[str, list[np.ndarray]] = {"token": [], "document": [], "line": []}
-        for piece in self.all(
-            "SELECT * FROM corpus WHERE piece BETWEEN ? AND ? ORDER BY piece", (first // PIECE, (last - 1) // PIECE)
-        ):
-            begin = piece["piece"] * PIECE
-            for name, parts in columns.items():
-                parts.append(np.frombuffer(piece[name], np.int32)[max(0, first - begin) : last - begin])
-        return {name: np.concatenate(parts) if parts else np.empty(0, np.int32) for name, parts in columns.items()}
+        parts = [self._piece(number) for number in range(first // PIECE, (last - 1) // PIECE + 1)]
+        begin = first // PIECE * PIECE
+        found = np.concatenate([part for part in parts if part is not None] or [np.empty((3, 0), np.int32)], axis=1)
+        return dict(zip(("token", "document", "line"), found[:, first - begin : last - begin], strict=True))
+
+    def _piece(self, number: int) -> np.ndarray | None:
+        """A piece of the corpus [3, n]; the latest ones are held, because a page asks for the same again and again."""
+        self._refresh()
+        if number not in self._pieces:
+            row = self._one("SELECT token, document, line FROM corpus WHERE piece = ?", (number,))
+            if row is None:
+                return None
+            while len(self._pieces) >= PIECES_HELD:
+                self._pieces.pop(next(iter(self._pieces)), None)
+            self._pieces[number] = np.stack([np.frombuffer(column, np.int32) for column in row])
+        return self._pieces[number]
 
     def document(self, number: int) -> dict[str, Any]:
         """Name and rows of a document."""
-        found = self._one("SELECT * FROM documents WHERE number = ?", (number,))
-        return dict(found) if found else {"number": number, "name": "", "first": 0, "last": 0}
+        self._refresh()
+        if number not in self._documents:
+            row = self._one("SELECT * FROM documents WHERE number = ?", (number,))
+            if len(self._documents) > 10_000:
+                self._documents.clear()
+            self._documents[number] = dict(row) if row else {"number": number, "name": "", "first": 0, "last": 0}
+        return self._documents[number]
+
+    def _refresh(self) -> None:
+        """Forget what is held once another file has taken this one's place."""
+        file = self.path.stat().st_ino
+        if file != self._held_file:
+            self._held_file, self._pieces, self._documents = file, {}, {}
 
     def note(self, number: int) -> dict[str, Any]:
         """Note and tags of a latent."""

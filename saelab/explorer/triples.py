@@ -77,7 +77,7 @@ class Triples:
     @property
     def parts(self) -> list[Path]:
         """The complete parts, in order."""
-        found = []
+        found: list[Path] = []
         while (path := self.folder / f"part-{len(found):05d}.safetensors").exists():
             found.append(path)
         return found

@@ -1,0 +1,228 @@
+"""A model seen through an SAE: which latents fire on a text, what happens without one, and with more of another.
+
+An intervention changes codes and keeps what the SAE does not explain:
+
+    x'_t = x_t + decode(c'_t) - decode(c_t)          at the SAE's site (of a transcoder: at its target)
+
+    by activation    c_tj
+    by logit         c_tj (d_j . u_next)             u: centred unembedding row of the token that follows; direct path
+    by loss          -c_tj (dloss/dx_t . d_j)        first order: how much the text's loss would rise without the latent
+
+Exact ablation runs the model again. Continuations are chosen from the model's logits, greedily or by temperature, the
+same random numbers with and without steering; nothing is cached between tokens, so texts are kept short.
+"""
+
+# Shape letters: T tokens of a text, K active latents of a row, L latents, D width, V vocabulary, R copies of a text.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saelab.core.codes import Codes
+from saelab.models.language_model import LanguageModel
+from saelab.sae.sae import SAE
+
+MODES = ("add", "scale")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is done to one latent at every position.
+
+    `add`: its code becomes `value` times the largest seen in the corpus, plus what it is; `scale`: it is multiplied by
+    `value`, so that 0 ablates it.
+    """
+
+    latent: int
+    mode: str
+    value: float
+
+
+class Lens:
+    """A model and an SAE that reads it.
+
+    Args:
+        sae: the SAE, on the CPU.
+        model: the model it was trained on.
+    """
+
+    def __init__(self, sae: SAE, model: LanguageModel):
+        self.sae, self.model = sae, model
+
+    @cached_property
+    def unembedding(self) -> Tensor | None:
+        """Centred unembedding [V, D], where the SAE writes to the residual stream."""
+        found = self.model.unembedding()
+        if found is None or found.shape[1] != (self.sae.d_out or self.sae.d_in):
+            return None
+        return found - found.mean(0)
+
+    @cached_property
+    def written(self) -> Tensor:
+        """What a code of 1 adds, in the data's units; [L, D]."""
+        return self.sae.dictionary.directions().detach() * self.sae.target_scale.size
+
+    @cached_property
+    def first_token(self) -> int | None:
+        """The token that texts begin with."""
+        tokenizer = self.model.tokenizer
+        return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text, with the one that texts begin with."""
+        found: list[int] = self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return found if self.first_token is None else [self.first_token, *found]
+
+    def start(self) -> int:
+        """Where a text's own tokens begin."""
+        return 0 if self.first_token is None else 1
+
+    @torch.no_grad()
+    def read(self, ids: Sequence[int]) -> tuple[Tensor, Codes]:
+        """Activations [T, D_in (+ D_out)] and codes of a text; the token that texts begin with has no codes."""
+        activations = self.model.activations(torch.tensor([list(ids)]))[0].float().cpu()
+        codes = self.sae.encode(activations[:, : self.sae.d_in]).compact()
+        values = codes.values.clone()
+        values[: self.start()] = 0
+        return activations, codes.with_values(values)
+
+    @torch.no_grad()
+    def changed(self, activations: Tensor, codes: Codes, changes: Sequence[Change], largest: Sequence[float]) -> Tensor:
+        """What stands at the site with some latents changed; [T, D_out]."""
+        start = self.start()
+        move = torch.zeros_like(self.model.written(activations))
+        for change, most in zip(changes, largest, strict=True):
+            code = torch.where(codes.indices == change.latent, codes.values, 0).sum(1)
+            if change.mode == "add":
+                move[start:] += change.value * most * self.written[change.latent]
+            else:
+                move += ((change.value - 1) * code)[:, None] * self.written[change.latent]
+        return self.model.written(activations) + move
+
+    def by_token(self, ids: Sequence[int], most: int = 16) -> list[list[dict[str, Any]]]:
+        """For each token the latents active there with their three effects; of many, the largest `most` by each."""
+        activations, codes = self.read(ids)
+        gradient = self.gradient(ids, activations)
+        along = torch.einsum("td,tkd->tk", gradient, self.written[codes.indices])
+        loss = -codes.values * along
+        if self.unembedding is None:
+            logit = torch.zeros_like(loss)
+        else:
+            following = torch.tensor([*ids[1:], ids[-1]])
+            logit = codes.values * torch.einsum("td,tkd->tk", self.unembedding[following], self.written[codes.indices])
+            logit[-1] = 0
+        found = []
+        for t in range(len(ids)):
+            own = codes.values[t] != 0
+            chosen = torch.zeros_like(own)
+            for effect in (codes.values, logit, loss):
+                chosen[effect[t].abs().where(own, -1.0).topk(min(most, len(own))).indices] = True
+            places = (own & chosen).nonzero().flatten()
+            places = places[codes.values[t, places].abs().argsort(descending=True)]
+            found.append(
+                [
+                    {
+                        "latent": int(codes.indices[t, place]),
+                        "value": _rounded(codes.values[t, place]),
+                        "logit": _rounded(logit[t, place]),
+                        "loss": _rounded(loss[t, place]),
+                    }
+                    for place in places.tolist()
+                ]
+            )
+        return found
+
+    def gradient(self, ids: Sequence[int], activations: Tensor) -> Tensor:
+        """Of the text's summed cross entropy with respect to what stands at the site; [T, D]."""
+        put = self.model.written(activations)[None].clone().requires_grad_()
+        batch = torch.tensor([list(ids)])
+        with torch.enable_grad():
+            logits = self.model.run_with(batch, put, gradient=True)[0, :-1].float()
+            loss = F.cross_entropy(logits, batch[0, 1:].to(logits.device), reduction="sum")
+        return torch.autograd.grad(loss, put)[0][0].float().cpu()
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int], rows: Tensor) -> Tensor:
+        """Log probabilities [R, T, V] of a text with rows [R, T, D] at the site."""
+        batch = torch.tensor([list(ids)]).expand(len(rows), -1)
+        return F.log_softmax(self.model.run_with(batch, rows).float(), dim=-1).cpu()
+
+    @torch.no_grad()
+    def ablated(self, ids: Sequence[int], latents: Sequence[int], position: int | None = None) -> list[dict[str, Any]]:
+        """What each latent does: the model without it, everywhere or at one position only.
+
+        Returns:
+            For each latent: `loss` [T - 1], by how much each prediction's loss rises without it; `kl` [T - 1], of
+            predictions with it against those without; both in nats.
+        """
+        activations, codes = self.read(ids)
+        clean = self.model.written(activations)
+        rows = [clean]
+        for latent in latents:
+            without = self.changed(activations, codes, [Change(latent, "scale", 0.0)], [0.0])
+            if position is not None:
+                without = torch.where(torch.arange(len(ids))[:, None] == position, without, clean)
+            rows.append(without)
+        logs = self.logits(ids, torch.stack(rows))
+        target = torch.tensor(list(ids[1:]))
+        before = logs[0, :-1]
+        found = []
+        for after in logs[1:, :-1]:
+            index = target[:, None]
+            loss = (before.gather(1, index) - after.gather(1, index))[:, 0]
+            kl = (before.exp() * (before - after)).sum(1)
+            found.append({"loss": _list(loss), "kl": _list(kl), "logs": (before, after)})
+        return found
+
+    @torch.no_grad()
+    def moved_tokens(self, before: Tensor, after: Tensor, count: int = 6) -> dict[str, list[list[Any]]]:
+        """Tokens that an ablation makes likelier (`up`) and unlikelier (`down`): log probability change, probability.
+
+        before, after: log probabilities [V] of one prediction.
+        """
+        change = after - before
+        # Among tokens that the model takes for possible at all, with or without the latent.
+        change = change.where(torch.maximum(before, after) > -9.2, 0.0)
+        found = {}
+        for name, sign in (("up", 1), ("down", -1)):
+            best = (sign * change).topk(min(count, len(change)))
+            places = best.indices[best.values > 0].tolist()
+            found[name] = [[place, _rounded(change[place]), _rounded(before[place].exp())] for place in places]
+        return found
+
+    @torch.no_grad()
+    def continued(
+        self,
+        ids: Sequence[int],
+        changes: Sequence[Change],
+        largest: Sequence[float],
+        tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[int]:
+        """The tokens that the model writes next, with some latents changed at every position."""
+        generator = torch.Generator().manual_seed(seed)
+        found = list(ids)
+        for _ in range(tokens):
+            activations, codes = self.read(found)
+            row = self.changed(activations, codes, changes, largest) if changes else self.model.written(activations)
+            logits = self.model.run_with(torch.tensor([found]), row[None])[0, -1].float().cpu()
+            noise = torch.rand(logits.shape, generator=generator)
+            if temperature > 0:
+                # The largest of logits with Gumbel noise is a draw from their softmax.
+                logits = logits / temperature - torch.log(-torch.log(noise.clamp(1e-9, 1 - 1e-7)))
+            found.append(int(logits.argmax()))
+        return found[len(ids) :]
+
+
+def _rounded(value: Tensor | float) -> float:
+    return float(f"{float(value):.4g}")
+
+
+def _list(values: Tensor) -> list[float]:
+    return [_rounded(value) for value in values.tolist()]

@@ -1,0 +1,141 @@
+"""Two SAEs side by side: which latents they share, what each adds, and how their scores differ.
+
+    nearest      for each latent the most similar direction of the other SAE, by cosine in the data's units
+    matched      each is the other's nearest, above a threshold; split: one here, several there point at it; merged: the
+                 other way round; unique: nothing above the threshold
+
+The threshold is the page's: it gets the cosines and sorts latents into classes itself. What the insertion test and the
+way from one SAE to the other say comes from a result of `saelab stitch` for the two, where one is loaded.
+"""
+
+# Shape letters: A and B latents of the two SAEs, D width.
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saelab.analysis.stitch import read_stitch
+from saelab.explorer.directions import directions_of
+from saelab.explorer.workspace import Member, Workspace
+from saelab.metrics.geometry import nearest
+
+COUNTERPARTS = 3
+
+
+def compare(workspace: Workspace, values: dict[str, str]) -> dict[str, Any]:
+    """Everything about a pair; without a choice, the first two SAEs."""
+    names = [name for name, member in workspace.members.items() if member.is_trained]
+    found: dict[str, Any] = {"page": "compare", "title": "Compare", "names": names}
+    if len(names) < 2 and not values.get("a"):
+        return found | {"why_not": "comparing needs two SAEs: saelab explore RUN OTHER"}
+    a, b = workspace[values.get("a") or names[0]], workspace[values.get("b") or names[1]]
+    found |= {"a": _side(a), "b": _side(b), "scores": _differences(a, b)}
+    if a.sae.dictionary.directions().shape[1] != b.sae.dictionary.directions().shape[1]:
+        return found | {"why_not": f"{a.name} and {b.name} write rows of different widths"}
+    (cosine_a, near_a), (cosine_b, near_b) = _nearest(workspace, a, b)
+    found |= {"nearest": {"a": _packed(cosine_a, near_a), "b": _packed(cosine_b, near_b)}}
+    return found | {"stitch": _stitched(workspace, a, b)}
+
+
+def _side(member: Member) -> dict[str, Any]:
+    rows = member.database.all("SELECT id, tokens, density FROM latents ORDER BY id") if member.is_collected else []
+    return {
+        "name": member.name,
+        "n_latents": member.sae.n_latents,
+        "words": [(row["tokens"] or "").partition("\x1f")[0] for row in rows],
+        "density": packed_numbers(np.array([row["density"] for row in rows], np.float32)),
+    }
+
+
+def packed_numbers(values: np.ndarray) -> str:
+    """Numbers as base64 of their bytes, float32 or int32: JSON of a hundred thousand would be slow on both sides."""
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+
+
+def _packed(cosine: np.ndarray, near: np.ndarray) -> dict[str, str]:
+    return {"cosine": packed_numbers(cosine.astype(np.float32)), "latent": packed_numbers(near.astype(np.int32))}
+
+
+def _nearest(workspace: Workspace, a: Member, b: Member) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cosine and number of the nearest latent of the other SAE, for each of A's and each of B's."""
+    held = workspace.__dict__.setdefault("nearest", {})
+    if (a.name, b.name) not in held:
+        ours, theirs = directions_of(a.sae), directions_of(b.sae)
+        pairs = (nearest(ours, theirs), nearest(theirs, ours))
+        held[a.name, b.name] = [(cosine[:, 0].numpy(), number[:, 0].numpy()) for cosine, number in pairs]
+    found: list[tuple[np.ndarray, np.ndarray]] = held[a.name, b.name]
+    return found
+
+
+def _differences(a: Member, b: Member) -> list[dict[str, Any]]:
+    """Scores of both, and whether their intervals lie apart."""
+    ours, theirs = (member.run.scores() if member.is_run else {} for member in (a, b))
+    found = []
+    for metric in dict.fromkeys([*ours, *theirs]):
+        one, other = ours.get(metric), theirs.get(metric)
+        line: dict[str, Any] = {"metric": metric, "a": one, "b": other}
+        if one and other:
+            line["difference"] = other["value"] - one["value"]
+            if None not in (one["low"], one["high"], other["low"], other["high"]):
+                # As if the two were independent, which makes the interval of a shared text too wide, never too narrow.
+                spread = [((s["high"] - s["low"]) / 2) for s in (one, other)]
+                line["margin"] = float(np.hypot(*spread))
+        found.append(line)
+    return found
+
+
+def _stitched(workspace: Workspace, a: Member, b: Member) -> dict[str, Any] | None:
+    """The pair's part of a stitching result that knows both by name."""
+    for folder in workspace.results["stitch"]:
+        result = read_stitch(folder)
+        for number, pair in enumerate(result["pairs"]):
+            names = [_bare(pair["small"]), _bare(pair["large"])]
+            if sorted(names) != sorted([_bare(str(a.folder)), _bare(str(b.folder))]):
+                continue
+            large = {key: _column(value) for key, value in pair["large_latents"].items()}
+            path = {key: _column(value) for key, value in result["path"].items()}
+            own = [place for place, which in enumerate(path["pair"]) if which == number]
+            return {
+                "large": "a" if names[1] == _bare(str(a.folder)) else "b",
+                "counts": pair["counts"],
+                "rule": pair.get("rule"),
+                "latents": {key: large[key] for key in ("latent", "class", "delta_mse", "low", "high", "cosine")},
+                "path": {key: [column[place] for place in own] for key, column in path.items()},
+            }
+    return None
+
+
+def _bare(name: str) -> str:
+    return Path(name).resolve().name if "/" in name else name
+
+
+def _column(values: Any) -> list[Any]:
+    """A column as JSON: no NaN."""
+    plain = values.tolist() if isinstance(values, torch.Tensor) else list(values)
+    return [None if isinstance(value, float) and not np.isfinite(value) else value for value in plain]
+
+
+def counterparts(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
+    """The nearest latents in each of the other SAEs."""
+    member = workspace[name]
+    if not 0 <= number < member.sae.n_latents:
+        raise LookupError(f"{name} has no latent {number}")
+    own = directions_of(member.sae)[number : number + 1]
+    found = {}
+    for other in workspace.members.values():
+        if other.name == name or not other.is_trained or other.sae.dictionary.directions().shape[1] != own.shape[1]:
+            continue
+        cosines, numbers = nearest(own, directions_of(other.sae), COUNTERPARTS)
+        found[other.name] = [
+            {"latent": near, "values": [round(cosine, 4)]} | _about(other, near)
+            for near, cosine in zip(numbers[0].tolist(), cosines[0].tolist(), strict=True)
+        ]
+    return {"counterparts": found}
+
+
+def _about(member: Member, number: int) -> dict[str, Any]:
+    row = member.database.latent(number) if member.is_collected else None
+    return {key: row[key] for key in ("tokens", "density", "explanation", "kind")} if row else {}

@@ -1,0 +1,160 @@
+"""Maps of decoder directions, clusters of close ones, and what a cluster reconstructs as a cloud of points.
+
+A cluster is a connected component of the graph of latents that are among each other's nearest and have a cosine of at
+least a threshold. Its cloud is sum_j f_j d_j over its latents, for rows in which any of them is active, along its first
+three principal components: a ring or a curve is a manifold that several latents tile.
+"""
+
+# Shape letters: L latents, C neighbours kept of each, n rows of a cloud, l latents of a cluster, D width.
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from saelab.explorer.directions import directions_of, principal
+from saelab.explorer.pages.compare import packed_numbers
+from saelab.explorer.windows import text_of
+from saelab.explorer.workspace import Member, Workspace
+from saelab.metrics.geometry import components, members, participation_ratio
+
+THRESHOLD = 0.6
+CLUSTERS, CLUSTER_LATENTS, CLOUD_ROWS = 60, 64, 1500
+"""Clusters listed, latents of a cluster that are shown, rows of a cloud; at most."""
+CONTEXT = 6
+
+
+def manifolds(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, Any]:
+    """The maps and the clusters above a threshold."""
+    member = workspace[name]
+    threshold = threshold_of(values, member)
+    rows = member.database.all("SELECT id, density, kind, tokens FROM latents ORDER BY id")
+    left, right, _ = edges(member, threshold)
+    labels = components(len(rows), torch.from_numpy(left), torch.from_numpy(right))
+    found = members(labels)
+    return {
+        "page": "manifolds",
+        "title": f"Manifolds of {name}",
+        "run": name,
+        "threshold": threshold,
+        "n_latents": len(rows),
+        "maps": {key: packed_numbers(member.database.array(key)) for key in ("pca", "umap")},
+        "share": [round(float(value), 4) for value in member.database.array("share")],
+        "density": packed_numbers(np.array([row["density"] for row in rows], np.float32)),
+        "cluster": packed_numbers(_cluster_of(len(rows), found)),
+        "clusters": [_cluster(part, rows) for part in found[:CLUSTERS]],
+        "n_clusters": len(found),
+        "edges": len(left),
+    }
+
+
+def _cluster(part: torch.Tensor, rows: Any) -> dict[str, Any]:
+    chosen = part[:CLUSTER_LATENTS].tolist()
+    return {"size": len(part), "latents": chosen, "words": [_word(rows[latent]) for latent in chosen[:8]]}
+
+
+def threshold_of(values: dict[str, str], member: Member) -> float:
+    """The least cosine of an edge; ValueError for what is none.
+
+    By default THRESHOLD or, where hardly any direction has so close a neighbour, what 3 % of them have.
+    """
+    if not values.get("threshold"):
+        count = member.database.meta()["n_latents"]
+        closest = member.database.array("cosines").reshape(count, -1)[:, :1]
+        return max(0.1, min(THRESHOLD, round(float(np.quantile(closest, 0.97)), 2))) if closest.size else THRESHOLD
+    try:
+        threshold = float(values["threshold"])
+    except ValueError:
+        raise ValueError(f"threshold must be a number, got '{values['threshold'][:40]}'") from None
+    if not 0.1 <= threshold <= 1:
+        raise ValueError(f"threshold must be from 0.1 to 1, got {threshold:g}")
+    return threshold
+
+
+def edges(member: Member, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs i < j, once each, with their cosines."""
+    count = member.database.meta()["n_latents"]
+    near = member.database.array("neighbours").reshape(count, -1).astype(np.int64)
+    cosine = member.database.array("cosines").reshape(count, -1)
+    i, place = np.nonzero(cosine >= threshold)
+    j = near[i, place]
+    keys, first = np.unique(np.minimum(i, j) * count + np.maximum(i, j), return_index=True)
+    return keys // count, keys % count, cosine[i, place][first]
+
+
+def _cluster_of(count: int, found: list[torch.Tensor]) -> np.ndarray:
+    """The cluster each latent is in, -1 for none."""
+    cluster = np.full(count, -1, np.int32)
+    for number, part in enumerate(found):
+        cluster[part.numpy()] = number
+    return cluster
+
+
+def _word(row: Any) -> str:
+    word: str = (row["tokens"] or "").partition("\x1f")[0]
+    return word
+
+
+def cloud(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, Any]:
+    """The cloud and the graph of some latents, `?latents=1,2,3`."""
+    member = workspace[name]
+    chosen = _numbers(values.get("latents", ""), member.sae.n_latents)
+    entries = [member.database.activations(latent) for latent in chosen]
+    rows = np.unique(np.concatenate([row for row, _ in entries]))
+    if len(rows) > CLOUD_ROWS:
+        rows = rows[np.linspace(0, len(rows) - 1, CLOUD_ROWS).astype(np.int64)]
+    codes = np.zeros((len(rows), len(chosen)), np.float32)
+    for at, (row, value) in enumerate(entries):
+        place = np.minimum(np.searchsorted(rows, row), max(len(rows) - 1, 0))
+        here = rows[place] == row if len(rows) else np.zeros(0, bool)
+        codes[place[here], at] = value[here]
+    directions = directions_of(member.sae)[chosen]
+    points = torch.from_numpy(codes) @ directions
+    place3, share = principal(points, 3) if len(rows) > 3 else (torch.zeros(len(rows), 3), torch.zeros(3))
+    found = [_context(member, int(row)) for row in rows.tolist()]
+    words = [(member.database.latent(latent) or {}).get("tokens") or "" for latent in chosen]
+    return {
+        "latents": [{"latent": j, "word": word.partition("\x1f")[0]} for j, word in zip(chosen, words, strict=True)],
+        "points": [[round(value, 3) for value in point] for point in place3.tolist()],
+        "share": [round(value, 4) for value in share.tolist()],
+        "dimension": round(participation_ratio(points), 2) if len(rows) > 3 and len(chosen) > 1 else None,
+        "strongest": [chosen[at] for at in np.abs(codes).argmax(1).tolist()] if len(rows) else [],
+        "tokens": [token for token, _, _ in found],
+        "contexts": [context for _, context, _ in found],
+        "places": [place for _, _, place in found],
+        "rows": rows.tolist(),
+        "graph": _graph(chosen, directions),
+    }
+
+
+def around(workspace: Workspace, name: str, latent: int) -> dict[str, Any]:
+    """A latent and those nearest to it, to look at as a cluster."""
+    member = workspace[name]
+    if member.database.latent(latent) is None:
+        raise LookupError(f"{name} has no latent {latent}")
+    near = [number for number, _ in member.database.details(latent)["neighbours"]]
+    return {"latents": [latent, *near[:7]]}
+
+
+def _numbers(text: str, count: int) -> list[int]:
+    parts = [part for part in text.split(",") if part]
+    if not parts or len(parts) > CLUSTER_LATENTS or not all(part.isdigit() and int(part) < count for part in parts):
+        raise ValueError(f"latents must be 1 to {CLUSTER_LATENTS} numbers below {count}, joined by commas")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def _context(member: Member, row: int) -> tuple[str, str, int]:
+    """A row's token, the text around it, and how far into its document it stands."""
+    first = max(0, row - CONTEXT)
+    corpus = member.database.corpus(first, row + CONTEXT + 1)
+    own = corpus["document"] == corpus["document"][row - first]
+    words = [text_of(member, token) for token in corpus["token"][own].tolist()]
+    document = member.database.document(int(corpus["document"][row - first]))
+    return text_of(member, int(corpus["token"][row - first])), "".join(words), row - document["first"]
+
+
+def _graph(chosen: list[int], directions: torch.Tensor) -> list[list[float]]:
+    """Edges of the force graph: places in `chosen` and the cosine, for pairs above 0.3."""
+    cosines = directions @ directions.T
+    i, j = (cosines >= 0.3).triu(1).nonzero().unbind(1)
+    return [[a, b, round(c, 3)] for a, b, c in zip(i.tolist(), j.tolist(), cosines[i, j].tolist(), strict=True)]

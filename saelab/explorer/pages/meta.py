@@ -1,0 +1,134 @@
+"""Meta-latents: what the directions of an SAE are made of, and which of its latents a meta-latent goes through.
+
+Read from a result of `saelab meta` (see `saelab.analysis.meta`) whose `sae` is this one's name.
+"""
+
+# Shape letters: M meta-latents, L latents of the SAE, D width.
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelab.analysis.meta import read_meta
+from saelab.explorer.directions import directions_of
+from saelab.explorer.pages.prompt import lens_of
+from saelab.explorer.workspace import Member, Workspace
+from saelab.sae.sae import load
+
+BOOSTED, BASE, LIST_BASE, BINS = 10, 24, 4, 24
+
+
+def found_for(workspace: Workspace, member: Member) -> dict[str, Any] | None:
+    """The meta-SAE's result for an SAE, None if none is loaded."""
+    held = workspace.__dict__.setdefault("metas", {})
+    if member.name not in held:
+        held[member.name] = None
+        for folder in workspace.results["meta"]:
+            result = read_meta(folder)
+            if Path(result["sae"]).name in (member.name, member.folder.resolve().name):
+                held[member.name] = result | {"folder": folder, "by_meta": _by_meta(result)}
+    found: dict[str, Any] | None = held[member.name]
+    return found
+
+
+def _by_meta(result: dict[str, Any]) -> dict[int, list[tuple[int, float]]]:
+    """(latent, value) of each meta-latent, largest first."""
+    codes = result["codes"]
+    found: dict[int, list[tuple[int, float]]] = {}
+    for latent, number, value in zip(
+        codes["latent"].tolist(), codes["meta"].tolist(), codes["value"].tolist(), strict=True
+    ):
+        found.setdefault(number, []).append((latent, value))
+    return {number: sorted(pairs, key=lambda pair: -pair[1]) for number, pairs in found.items()}
+
+
+def meta(workspace: Workspace, name: str) -> dict[str, Any]:
+    """All meta-latents of an SAE."""
+    member = workspace[name]
+    page = {"page": "meta", "title": f"Meta-latents of {name}", "run": name}
+    result = found_for(workspace, member)
+    if result is None:
+        return page | {"why_not": f"no meta-SAE of {name} is loaded: add the folder that `saelab meta` wrote"}
+    lines = [
+        {
+            "meta": number,
+            "count": len(result["by_meta"].get(number, [])),
+            "mean": round(float(mean), 4),
+            "base": [_base(member, *pair) for pair in result["by_meta"].get(number, [])[:LIST_BASE]],
+        }
+        for number, mean in zip(result["metas"]["meta"].tolist(), _plain(result["metas"]["mean"]), strict=True)
+    ]
+    about = {key: result.get(key) for key in ("n_latents", "n_alive", "n_meta", "k", "explained", "l0", "controls")}
+    return page | {"metas": sorted(lines, key=lambda line: -line["count"]), "about": about}
+
+
+def _plain(values: Any) -> list[float]:
+    numbers = values.tolist() if isinstance(values, torch.Tensor) else list(values)
+    return [0.0 if value is None or value != value else float(value) for value in numbers]
+
+
+def _base(member: Member, latent: int, value: float) -> dict[str, Any]:
+    row = member.database.latent(latent) if member.is_collected else None
+    about = {key: row[key] for key in ("tokens", "density", "explanation")} if row else {}
+    return {"latent": latent, "value": round(value, 4)} | about
+
+
+def meta_latent(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
+    """One meta-latent: its base latents, a histogram of its values, the tokens that it boosts."""
+    member = workspace[name]
+    result = found_for(workspace, member)
+    if result is None or not 0 <= number < result["n_meta"]:
+        raise LookupError(f"{name} has no meta-latent {number}")
+    pairs = result["by_meta"].get(number, [])
+    values = torch.tensor([value for _, value in pairs])
+    most = float(values.max()) if len(values) else 1.0
+    counts = torch.histc(values, BINS, 0, most).int().tolist() if len(values) else [0] * BINS
+    return {
+        "page": "meta_latent",
+        "title": f"Meta-latent {number} of {name}",
+        "run": name,
+        "meta": number,
+        "n_meta": result["n_meta"],
+        "count": len(pairs),
+        "histogram": {"counts": counts, "high": most},
+        "base": [_base(member, *pair) for pair in pairs[:BASE]],
+        "boosted": _boosted(workspace, member, result, number),
+        "tree": [of_latent(workspace, name, latent) for latent, _ in pairs[:6]],
+    }
+
+
+def _boosted(workspace: Workspace, member: Member, result: dict[str, Any], number: int) -> list[list[Any]]:
+    """Tokens along the meta-latent's own direction."""
+    if not member.vocabulary:
+        return []
+    unembedding = lens_of(workspace, member).unembedding
+    direction = directions_of(load(result["folder"] / "sae"))[number]
+    if unembedding is None or unembedding.shape[1] != len(direction):
+        return []
+    best = (unembedding @ direction).topk(BOOSTED)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[member.vocabulary[token], round(value, 3)] for token, value in pairs]
+
+
+def of_latent(workspace: Workspace, name: str, latent: int) -> dict[str, Any]:
+    """A latent's meta-latents, each with the other latents it goes through most."""
+    member = workspace[name]
+    result = found_for(workspace, member)
+    if result is None:
+        return {"latent": latent, "metas": []}
+    codes = result["codes"]
+    own = codes["latent"] == latent
+    pairs = sorted(
+        zip(codes["meta"][own].tolist(), codes["value"][own].tolist(), strict=True), key=lambda pair: -pair[1]
+    )
+    return _base(member, latent, 1.0) | {
+        "metas": [
+            {
+                "meta": number,
+                "value": round(value, 4),
+                "base": [_base(member, *pair) for pair in result["by_meta"][number] if pair[0] != latent][:5],
+            }
+            for number, value in pairs[:6]
+        ]
+    }

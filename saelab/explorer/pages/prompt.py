@@ -1,0 +1,176 @@
+"""Type a text: what fires, what ablation does, how the model goes on with latents steered. All limits stand here."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from saelab.explorer.lens import MODES, Change, Lens
+from saelab.explorer.windows import text_of
+from saelab.explorer.workspace import Member, Workspace
+
+CHARACTERS, TOKENS = 4000, 256
+"""Of a prompt, at most."""
+CHANGES, STRENGTH, NEW_TOKENS = 16, 50.0, 64
+"""Latents changed at once, how much, and tokens written, at most."""
+BEFORE, AFTER = 48, 16
+"""Tokens around an example that the model reads for ablation effects."""
+
+
+def page(workspace: Workspace, name: str) -> dict[str, Any]:
+    """The page without a text; what it shows is asked for by the page itself."""
+    member = workspace[name]
+    limits = {"characters": CHARACTERS, "changes": CHANGES, "strength": STRENGTH, "new_tokens": NEW_TOKENS}
+    return {"page": "prompt", "title": f"Prompt, {name}", "run": name, "limits": limits, "others": [
+        other for other in workspace.members if other != name
+    ], "model": member.origin.get("model")}  # fmt: skip
+
+
+def lens_of(workspace: Workspace, member: Member) -> Lens:
+    """The model through this SAE; one for each SAE."""
+    held: dict[str, Lens] = workspace.__dict__.setdefault("lenses", {})
+    if member.name not in held:
+        if member.sae.d_in != workspace.model(member).d_in:
+            raise ValueError(f"{member.name} reads other rows than {workspace.model(member).name} gives")
+        held[member.name] = Lens(member.sae, workspace.model(member))
+    return held[member.name]
+
+
+def _ids(lens: Lens, text: Any) -> list[int]:
+    if not isinstance(text, str) or not text:
+        raise ValueError("text must be a text")
+    if len(text) > CHARACTERS:
+        raise ValueError(f"text is {len(text):,} characters long; at most {CHARACTERS:,} are read")
+    ids = lens.ids(text)
+    most = min(TOKENS, lens.model.context or TOKENS)
+    if len(ids) > most:
+        raise ValueError(f"text is {len(ids):,} tokens long; at most {most:,} are read")
+    return ids
+
+
+def prompt(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Which latents fire on each token of a text."""
+    member = workspace[name]
+    lens = lens_of(workspace, member)
+    ids = _ids(lens, body.get("text"))
+    start = lens.start()
+    if len(ids) <= start:
+        raise ValueError("text has no tokens")
+    by_token = lens.by_token(ids)[start:]
+    numbers = sorted({one["latent"] for token in by_token for one in token})
+    return {
+        "tokens": [_text(lens, token) for token in ids[start:]],
+        "latents": by_token,
+        "about": _about(member, numbers),
+    }
+
+
+def _text(lens: Lens, token: int) -> str:
+    text: str = lens.model.tokenizer.decode([token])
+    return text
+
+
+def _about(member: Member, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What the table says about latents; nothing where nothing was collected."""
+    if not member.is_collected:
+        return {}
+    found = {}
+    for number in numbers:
+        own = member.database.latent(number)
+        if own:
+            found[number] = {key: own[key] for key in ("tokens", "density", "largest", "explanation", "kind")}
+    return found
+
+
+def ablate(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What each latent active at one token of a text does there: exact, by running the model without it."""
+    member = workspace[name]
+    lens = lens_of(workspace, member)
+    ids = _ids(lens, body.get("text"))
+    position = _whole(body, "token", 0, len(ids) - lens.start() - 1) + lens.start()
+    _, codes = lens.read(ids)
+    active = codes.indices[position][codes.values[position] != 0].tolist()[:64]
+    found = []
+    for latent, effect in zip(active, lens.ablated(ids, active, position) if active else [], strict=True):
+        after = slice(max(0, position - lens.start()), None)
+        found.append({"latent": latent, "loss": sum(effect["loss"][after]), "kl": sum(effect["kl"][after])})
+    return {"token": position - lens.start(), "effects": found}
+
+
+def effects(workspace: Workspace, name: str, number: int, row: int) -> dict[str, Any]:
+    """What a latent does around one row of the corpus: per-token effects of its ablation, and the tokens it moves."""
+    member = workspace[name]
+    lens = lens_of(workspace, member)
+    if not 0 <= number < member.sae.n_latents:
+        raise LookupError(f"{name} has no latent {number}")
+    if not 0 <= row < member.database.meta()["rows"]:
+        raise LookupError(f"there is no row {row}")
+    first = max(0, row - BEFORE)
+    corpus = member.database.corpus(first, row + AFTER + 1)
+    own = [place for place, document in enumerate(corpus["document"]) if document == corpus["document"][row - first]]
+    start = lens.start()
+    tokens = corpus["token"][own[0] : own[-1] + 1].tolist()
+    ids = [*([lens.first_token] if lens.first_token is not None else []), *tokens]
+    focus = row - first - own[0] + start
+    (effect,) = lens.ablated(ids, [number])
+    before, after = effect["logs"]
+    at = min(focus, len(ids) - 2)
+    moved = lens.moved_tokens(before[at], after[at])
+    _, codes = lens.read(ids)
+    values = [float((codes.values[t] * (codes.indices[t] == number)).sum()) for t in range(start, len(ids))]
+    return {
+        "tokens": [text_of(member, token) for token in ids[start:]],
+        "focus": focus - start,
+        "values": [float(f"{value:.4g}") for value in values],
+        # What is said at a token is about that token: the prediction that was made before it.
+        "loss": [0.0, *effect["loss"]][start:],
+        "kl": [0.0, *effect["kl"]][start:],
+        "moved": {side: [[text_of(member, token), *rest] for token, *rest in pairs] for side, pairs in moved.items()},
+    }
+
+
+def steer(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """How the model goes on with a text, unchanged and with latents changed."""
+    member = workspace[name]
+    lens = lens_of(workspace, member)
+    ids = _ids(lens, body.get("text"))
+    changes = _changes(body.get("changes"), member.sae.n_latents)
+    tokens = _whole(body, "tokens", 1, NEW_TOKENS)
+    temperature, seed = _number(body, "temperature", 0.0, 2.0), _whole(body, "seed", 0, 1 << 31)
+    most = lens.model.context
+    if most and len(ids) + tokens > most:
+        raise ValueError(f"text and continuation are longer than the {most} tokens that the model takes")
+    about = _about(member, [change.latent for change in changes])
+    largest = [abs(about.get(change.latent, {}).get("largest") or 1.0) for change in changes]
+    plain = lens.continued(ids, [], [], tokens, temperature, seed)
+    steered = lens.continued(ids, changes, largest, tokens, temperature, seed)
+    return {
+        "plain": [_text(lens, token) for token in plain],
+        "steered": [_text(lens, token) for token in steered],
+        "largest": largest,
+    }
+
+
+def _changes(given: Any, n_latents: int) -> list[Change]:
+    if not isinstance(given, list) or len(given) > CHANGES:
+        raise ValueError(f"changes must be a list of at most {CHANGES}")
+    found = []
+    for one in given:
+        if not isinstance(one, dict) or one.get("mode") not in MODES:
+            raise ValueError(f"a change has a latent, a value and a mode, which is {' or '.join(MODES)}")
+        latent, value = _whole(one, "latent", 0, n_latents - 1), _number(one, "value", -STRENGTH, STRENGTH)
+        found.append(Change(latent, one["mode"], value))
+    return found
+
+
+def _whole(body: dict[str, Any], name: str, least: int, most: int) -> int:
+    value = body.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {str(value)[:40]}")
+    return value
+
+
+def _number(body: dict[str, Any], name: str, least: float, most: float) -> float:
+    value: Any = body.get(name)
+    if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
+        raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {str(value)[:40]}")
+    return float(value)

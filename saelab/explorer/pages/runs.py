@@ -1,0 +1,94 @@
+"""The table of SAEs, and a run: its settings, scores and, while it is going, its training curves."""
+
+from typing import Any
+
+from saelab.core.log import read_log
+from saelab.explorer.workspace import Member, Workspace
+
+POINTS = 600
+"""Records of a log that are drawn; of a longer one, evenly spaced ones."""
+
+
+def runs(workspace: Workspace) -> dict[str, Any]:
+    """All SAEs with their settings and scores."""
+    return {
+        "page": "runs",
+        "title": "Runs",
+        "runs": [_line(member) for member in workspace.members.values()],
+        "results": {kind: [folder.name for folder in folders] for kind, folders in workspace.results.items()},
+    }
+
+
+def _line(member: Member) -> dict[str, Any]:
+    config = _config(member)
+    scores = member.run.scores() if member.is_run else {}
+    last = _log(member)[-1:] or [{}]
+    return {
+        "name": member.name,
+        "folder": str(member.folder),
+        "state": "trained" if member.is_trained else "training",
+        "collected": member.is_collected,
+        "n_latents": config.get("n_latents"),
+        "activation": _words(config.get("activation", {})),
+        "losses": ", ".join(_words(loss) for loss in config.get("losses") or []),
+        "dictionary": _words(config.get("dictionary") or {}),
+        "rows": last[0].get("rows"),
+        "step": last[0].get("step"),
+        "site": member.origin.get("site"),
+        "model": member.origin.get("model"),
+        "scores": scores,
+    }
+
+
+def _config(member: Member) -> dict[str, Any]:
+    """The SAE's own settings, whether it is trained or only begun."""
+    if member.is_trained:
+        from saelab.core.files import read_json
+
+        return read_json(member.sae_folder / "config.json")
+    found: dict[str, Any] = member.run.config().get("sae", {})
+    return found
+
+
+def _words(part: Any) -> str:
+    """`TopK(k=32)` from either way of writing a component down."""
+    if not isinstance(part, dict) or not part:
+        return ""
+    name = part.get("name") or str(part.get("class_path", "")).rpartition(".")[2]
+    settings = part.get("init_args") or {key: value for key, value in part.items() if key not in ("name", "class_path")}
+    short = {key: value for key, value in settings.items() if isinstance(value, int | float | str)}
+    return f"{name}({', '.join(f'{key}={_short(value)}' for key, value in short.items())})"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _log(member: Member) -> list[dict[str, Any]]:
+    return read_log(member.run.log_file) if member.run.log_file.exists() else []
+
+
+def run(workspace: Workspace, name: str) -> dict[str, Any]:
+    """One SAE: settings, scores, training curves."""
+    member = workspace[name]
+    return {
+        "page": "run",
+        "title": name,
+        "run": _line(member),
+        "config": member.run.config() if member.is_run else _config(member),
+        "origin": member.origin,
+        "log": thinned(_log(member)),
+    }
+
+
+def log(workspace: Workspace, name: str, after: int) -> dict[str, Any]:
+    """Records of later steps than `after`, for a page that follows a run that is going."""
+    member = workspace[name]
+    records = [record for record in _log(member) if record["step"] > after]
+    return {"records": thinned(records), "state": "trained" if member.is_trained else "training"}
+
+
+def thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most POINTS records, the last among them."""
+    step = -(-len(records) // POINTS) or 1
+    return records[::-1][::step][::-1]

@@ -1,0 +1,89 @@
+"""Loss against size over the loaded runs, with a fit; and the norms of codes against those of rows (ZF plot).
+
+    ln FVU  =  a + b ln n + c ln k         least squares over the runs, where they vary in both or either
+
+A first look: `saelab scaling` fits laws with an irreducible part, intervals and tests. Its results stand here where its
+folder is loaded.
+"""
+
+# Shape letters: C runs.
+
+from typing import Any
+
+import numpy as np
+
+from saelab.explorer.lens import Lens
+from saelab.explorer.pages.prompt import lens_of
+from saelab.explorer.pages.runs import _log
+from saelab.explorer.windows import text_of
+from saelab.explorer.workspace import Workspace
+
+PASSAGES, PASSAGE = 12, 96
+
+
+def scaling(workspace: Workspace) -> dict[str, Any]:
+    """The runs as points, and the fit."""
+    points = []
+    for member in workspace.members.values():
+        if not member.is_trained or not member.is_run:
+            continue
+        from saelab.core.files import read_json
+
+        config = read_json(member.sae_folder / "config.json")
+        score = member.run.scores().get("fvu")
+        log = _log(member)
+        l0 = member.run.scores().get("l0", {}).get("value") or (log[-1]["l0"] if log else None)
+        loss = score or ({"value": log[-1]["fvu"], "low": None, "high": None} if log else None)
+        if not loss or not loss["value"]:
+            continue
+        k = (config.get("activation") or {}).get("k") or l0
+        points.append({
+            "name": member.name, "n": config["n_latents"], "k": k, "loss": loss["value"], "low": loss["low"],
+            "high": loss["high"], "measured": bool(score), "rows": log[-1]["rows"] if log else None,
+        })  # fmt: skip
+    names = [name for name, member in workspace.members.items() if member.is_collected and member.subject]
+    return {"page": "scaling", "title": "Scaling", "points": points, "fit": fit(points), "zf": names}
+
+
+def fit(points: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Exponents over the variables that vary; None where the points do not determine them."""
+    usable = [point for point in points if point["k"] and point["loss"] > 0]
+    varied = [name for name in ("n", "k") if len({point[name] for point in usable}) > 1]
+    if not varied or len(usable) <= len(varied) + 1:
+        return None
+    design = np.array([[1.0, *(np.log(point[name]) for name in varied)] for point in usable])
+    target = np.log([point["loss"] for point in usable])
+    theta, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
+    if rank < design.shape[1]:
+        return None
+    rest = target - design @ theta
+    spread = float(np.sqrt((rest**2).sum() / (len(usable) - design.shape[1])))
+    error = spread * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
+    return {
+        "constant": float(theta[0]),
+        "exponents": {name: float(value) for name, value in zip(varied, theta[1:], strict=True)},
+        "standard_errors": {name: float(value) for name, value in zip(varied, error[1:], strict=True)},
+        "residual": spread,
+    }
+
+
+def norms(workspace: Workspace, name: str) -> dict[str, Any]:
+    """For passages spread over the corpus: each row's norm, its codes' norm, and its token with its place.
+
+    In units of the SAE's scaled input. Where directions are nearly orthogonal, the two are equal.
+    """
+    member = workspace[name]
+    lens: Lens = lens_of(workspace, member)
+    rows, points = member.database.meta()["rows"], []
+    for first in np.linspace(0, max(0, rows - PASSAGE), PASSAGES).astype(int).tolist():
+        corpus = member.database.corpus(first, first + PASSAGE)
+        own = corpus["document"] == corpus["document"][0]
+        tokens = corpus["token"][own].tolist()
+        ids = [*([lens.first_token] if lens.first_token is not None else []), *tokens]
+        activations, codes = lens.read(ids)
+        x = lens.sae.scale.apply_to(activations[:, : lens.sae.d_in]) - lens.sae.dictionary.bias()[: lens.sae.d_in]
+        z, f = x.norm(dim=1).tolist(), codes.values.norm(dim=1).tolist()
+        for at, token in enumerate(tokens):
+            place = at + lens.start()
+            points.append([round(z[place], 3), round(f[place], 3), first + at, text_of(member, token)])
+    return {"run": name, "points": points}

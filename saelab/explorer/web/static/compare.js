@@ -1,0 +1,95 @@
+// Two SAEs side by side. The threshold is dragged here: who is matched, split, merged or unique follows at once.
+
+import { go, link, parameters, remember } from "./api.js";
+import { h, panel } from "./dom.js";
+import { count, floats, integers, number, percent, shown } from "./format.js";
+import { literal, plot, SHADES } from "./plots.js";
+import { scoreText } from "./runs.js";
+
+const KIND = { matched: "one here, one there", split: "several of the other point at it", merged: "shares its nearest with others", unique: "nothing there is close" };
+
+export function drawCompare(data, main) {
+  const pick = (side) => h("select", { "aria-label": `SAE ${side}`, onchange: (event) => go(`/compare?${new URLSearchParams({ ...Object.fromEntries(parameters()), a: data.a?.name, b: data.b?.name, [side]: event.target.value })}`) }, data.names.map((name) => h("option", { value: name, selected: data[side]?.name === name }, name)));
+  const bar = h("div", { class: "bar" }, h("h1", { class: "grow" }, "Compare"), pick("a"), h("span", { class: "dim" }, "with"), pick("b"));
+  if (data.why_not) return main.replaceChildren(bar, h("div", { class: "panel notice" }, data.why_not), data.scores ? scoreTable(data) : "");
+  const near = { a: unpack(data.nearest.a), b: unpack(data.nearest.b) };
+  let threshold = Number(parameters().get("threshold") ?? 0.7), side = parameters().get("side") ?? "b", kind = parameters().get("kind") ?? "unique";
+  const slider = h("input", { type: "range", min: 0.1, max: 1, step: 0.01, value: threshold, class: "grow", "aria-label": "threshold", oninput: (event) => { threshold = Number(event.target.value); remember({ threshold }); update(); } });
+  const value = h("b", { class: "num" }), sums = h("div", {}), chart = h("div", { class: "plot", style: { height: "330px" } }), lists = h("div", {}), delta = h("div", {});
+  main.replaceChildren(bar,
+    h("div", { class: "panel" }, h("div", { class: "bar", style: { margin: "0" } }, h("span", { class: "dim" }, "same latent from a cosine of"), value, slider)),
+    h("div", { class: "halves" }, panel("Latents of either", sums), panel("Nearest cosine in the other", chart)),
+    delta, panel(null, lists), scoreTable(data));
+
+  function update() {
+    value.textContent = threshold.toFixed(2);
+    const kinds = { a: sorted(near.a, near.b, threshold), b: sorted(near.b, near.a, threshold) };
+    sums.replaceChildren(h("table", {}, h("thead", {}, h("tr", {}, h("th", {}), ["a", "b"].map((s) => h("th", { class: "num" }, data[s].name)))),
+      h("tbody", {}, Object.keys(KIND).map((name) => h("tr", {}, h("td", {}, h("span", { class: `chip ${name}` }, name), h("span", { class: "faint small" }, ` ${KIND[name]}`)),
+        ["a", "b"].map((s) => { const n = kinds[s].filter((one) => one === name).length; return h("td", { class: "num" }, h("a", { href: "#list", onclick: (event) => { event.preventDefault(); side = s; kind = name; remember({ side, kind }); drawList(kinds); } }, count(n)), h("span", { class: "pm" }, ` ${percent(n / kinds[s].length)}`)); }))))));
+    plot(chart, ["a", "b"].map((s, n) => ({ type: "histogram", x: Array.from(near[s].cosine), name: data[s].name, opacity: 0.6, xbins: { start: -0.1, end: 1.001, size: 0.02 }, marker: { color: SHADES[n] } })),
+      { height: 330, barmode: "overlay", showlegend: true, legend: { orientation: "h", y: 1.1 }, xaxis: { title: { text: "cosine" }, range: [0, 1] }, yaxis: { title: { text: "latents" } }, shapes: [{ type: "line", x0: threshold, x1: threshold, yref: "paper", y0: 0, y1: 1, line: { dash: "dot", color: SHADES[1] } }] });
+    drawList(kinds);
+    drawDelta(data, delta, threshold, (found) => { threshold = found; slider.value = found; remember({ threshold }); update(); });
+  }
+
+  function drawList(kinds) {
+    const own = near[side], there = side === "a" ? "b" : "a";
+    const density = floats(data[side].density);
+    const chosen = [...kinds[side].keys()].filter((n) => kinds[side][n] === kind).sort((m, n) => (density[n] ?? 0) - (density[m] ?? 0)).slice(0, 60);
+    lists.replaceChildren(h("h2", { id: "list" }, `${kind} latents of ${data[side].name}`, h("span", { class: "aside" }, "most frequent first")),
+      h("div", { class: "thirds", style: { gap: "2px 24px" } }, chosen.map((n) => h("div", { class: "line" }, h("a", { class: "num", href: link(`/run/${data[side].name}/latent/${n}`) }, String(n)), data[side].words[n] ? h("span", { class: "tok" }, shown(data[side].words[n])) : null,
+        h("span", { class: "faint small grow" }, `${own.cosine[n].toFixed(2)} to `, h("a", { href: link(`/run/${data[there].name}/latent/${own.latent[n]}`) }, String(own.latent[n]))), data[there].words[own.latent[n]] ? h("span", { class: "tok" }, shown(data[there].words[own.latent[n]])) : null))), chosen.length ? null : h("div", { class: "notice" }, "none"));
+  }
+  update();
+}
+
+function unpack(packed) {
+  return { cosine: floats(packed.cosine), latent: integers(packed.latent) };
+}
+
+// Links go from each latent to its nearest in the other SAE, where that is close enough.
+function sorted(own, other, threshold) {
+  const close = (side, n) => side.cosine[n] >= threshold;
+  const into = (side, size) => { const found = new Int32Array(size); side.latent.forEach((to, n) => { if (close(side, n)) found[to] += 1; }); return found; };
+  const toOwn = into(other, own.latent.length), toOther = into(own, other.latent.length);
+  return Array.from(own.latent, (to, n) => {
+    if (toOwn[n] > 1) return "split";
+    if (close(own, n) && (toOther[to] > 1 || (toOwn[n] === 0 && toOther[to] >= 1 && other.latent[to] !== n && close(other, to)))) return "merged";
+    return close(own, n) || toOwn[n] === 1 ? "matched" : "unique";
+  });
+}
+
+function drawDelta(data, box, threshold, drop) {
+  if (!data.stitch) {
+    if (!box.firstChild) box.append(h("div", { class: "panel dim small" }, "ΔMSE of each latent and the way from one SAE to the other: load the folder that `saelab stitch` wrote for these two."));
+    return;
+  }
+  const { latents, path, large } = data.stitch;
+  if (!box.firstChild) box.append(h("div", { class: "halves" }, panel("What each latent adds", h("div", { class: "plot", style: { height: "360px" } })), panel("The way from one to the other", h("div", { class: "plot", style: { height: "300px" } }), h("div", { class: "bar", id: "way" }))));
+  const [first, second] = box.querySelectorAll(".plot");
+  const colours = { novel: SHADES[2], reconstruction: SHADES[1], undecided: SHADES[7], dead: SHADES[7] };
+  const run = data[large].name;
+  const traces = Object.keys(colours).map((name) => { const places = latents.class.map((one, n) => (one === name ? n : -1)).filter((n) => n >= 0); return { mode: "markers", name: `${name} ${places.length}`, x: places.map((n) => latents.cosine[n]), y: places.map((n) => latents.delta_mse[n]), customdata: places.map((n) => latents.latent[n]), text: places.map((n) => `latent ${latents.latent[n]}  ${literal(shown(data[large].words[latents.latent[n]] ?? ""))}`), hovertemplate: "%{text}<br>cosine %{x:.3f}<br>ΔMSE %{y:.3g}<extra></extra>", marker: { size: 4.5, color: colours[name], opacity: 0.7 } }; });
+  plot(first, traces, { height: 360, showlegend: true, legend: { orientation: "h", y: 1.1 }, xaxis: { title: { text: `largest cosine of ${run}'s latents with the other's` } }, yaxis: { title: { text: "ΔMSE when put in" } }, shapes: [{ type: "line", x0: threshold, x1: threshold, yref: "paper", y0: 0, y1: 1, line: { dash: "dot", color: SHADES[0], width: 2 } }] }, (point) => go(`/run/${run}/latent/${point.customdata}`)).then(() => {
+    if (first.dataset.edits) return;
+    first.dataset.edits = "1"; // the line can be dragged in the plot as well
+    globalThis.Plotly.react(first, first.data, first.layout, { displayModeBar: false, responsive: true, edits: { shapePosition: true } });
+    first.on("plotly_relayout", (event) => { const moved = event["shapes[0].x0"]; if (moved !== undefined) drop(Math.min(1, Math.max(0.1, Math.round(moved * 100) / 100))); });
+  });
+  plot(second, [{ x: path.step, y: path.fvu, name: "FVU", mode: "lines+markers", marker: { size: 4 }, line: { color: SHADES[0] } }, { x: path.step, y: path.l0, name: "L0", yaxis: "y2", mode: "lines", line: { color: SHADES[1], dash: "dot" } }],
+    { height: 300, showlegend: true, legend: { orientation: "h", y: 1.12 }, xaxis: { title: { text: "steps" } }, yaxis: { title: { text: "FVU" } }, yaxis2: { overlaying: "y", side: "right", showgrid: false, title: { text: "L0" } }, margin: { l: 52, r: 48, t: 10, b: 42 } });
+  const way = box.querySelector("#way");
+  if (!way.firstChild) {
+    const told = h("span", { class: "num small" });
+    const tell = (n) => { told.textContent = `step ${path.step[n]} · ${path.phase[n]} · ${count(path.n_latents[n])} latents · FVU ${number(path.fvu[n], 4)} · L0 ${number(path.l0[n])}${path.ce_delta?.[n] != null ? ` · ΔCE ${number(path.ce_delta[n])}` : ""}`; };
+    way.append(h("input", { type: "range", min: 0, max: path.step.length - 1, value: 0, style: { width: "100%" }, "aria-label": "step", oninput: (event) => tell(Number(event.target.value)) }), told);
+    tell(0);
+  }
+}
+
+function scoreTable(data) {
+  if (!data.scores?.length) return "";
+  return panel("Scores", h("div", { class: "scrolls" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "metric"), h("th", { class: "num" }, data.a.name), h("th", { class: "num" }, data.b.name), h("th", { class: "num" }, "difference"), h("th", {}))),
+    h("tbody", {}, data.scores.map((line) => { const apart = line.margin !== undefined && Math.abs(line.difference) > line.margin; return h("tr", {}, h("td", {}, line.metric), h("td", { class: "num" }, scoreText(line.a)), h("td", { class: "num" }, scoreText(line.b)), h("td", { class: "num" }, line.difference === undefined ? "–" : [h(apart ? "b" : "span", {}, `${line.difference > 0 ? "+" : ""}${number(line.difference)}`), line.margin ? h("span", { class: "pm" }, ` ±${number(line.margin, 2)}`) : null]), h("td", { class: "faint small wide" }, line.a?.unit ?? line.b?.unit ?? "")); })))));
+}

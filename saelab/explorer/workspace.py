@@ -1,0 +1,140 @@
+"""What is loaded: SAEs with their databases, models and files, and results of comparisons between them."""
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saelab.core.components import near_miss
+from saelab.core.files import read_json
+from saelab.core.run import Run
+from saelab.explorer.database import FILE, Database
+from saelab.models.language_model import LanguageModel
+from saelab.models.subject import Subject
+from saelab.sae.sae import CONFIG, SAE, WEIGHTS, load
+
+RESULTS = ("stitch", "match", "meta")
+
+
+@dataclass
+class Member:
+    """One SAE: a run's, finished or not, or a saved one."""
+
+    name: str
+    folder: Path
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run."""
+        return (self.folder / "config.yaml").exists()
+
+    @property
+    def run(self) -> Run:
+        return Run(self.folder)
+
+    @property
+    def sae_folder(self) -> Path:
+        """The folder of the SAE's own files."""
+        return self.folder / "sae" if (self.folder / "sae" / CONFIG).exists() else self.folder
+
+    @property
+    def weights(self) -> Path:
+        return self.sae_folder / WEIGHTS
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is an SAE to look at."""
+        return (self.sae_folder / CONFIG).exists()
+
+    @property
+    def database_file(self) -> Path:
+        return self.folder / FILE
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether there is a database."""
+        return self.database_file.exists()
+
+    @cached_property
+    def database(self) -> Database:
+        """Its database; ValueError where nothing was collected."""
+        return Database(self.database_file)
+
+    @cached_property
+    def sae(self) -> SAE:
+        """The SAE, on the CPU."""
+        with self._lock:
+            return load(self.folder).eval()
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """The text of every token; empty where rows stand for none."""
+        return self.database.blob("vocabulary") or []
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What its rows were made from, as far as it is known."""
+        return read_json(self.run.source_file) if self.run.source_file.exists() else {}
+
+    @property
+    def subject(self) -> Subject | None:
+        """Model, site and text, where there is a model."""
+        origin = self.origin
+        if "model" not in origin:
+            return None
+        return Subject(**{key: origin[key] for key in asdict(Subject()) if key in origin})
+
+
+class Workspace:
+    """Everything that one explorer shows.
+
+    Args:
+        folders: of runs, saved SAEs, and results of `saelab stitch`, `match` and `meta`.
+        results: further folders of results.
+
+    Raises:
+        ValueError: for a folder that is none of them, naming it.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], results: Sequence[str | Path] = ()):
+        self.members: dict[str, Member] = {}
+        self.results: dict[str, list[Path]] = {kind: [] for kind in RESULTS}
+        self._models: dict[tuple[Any, ...], LanguageModel] = {}
+        self._lock = threading.Lock()
+        for folder in map(Path, [*folders, *results]):
+            kinds = [kind for kind in RESULTS if (folder / f"{kind}.json").exists()]
+            if kinds:
+                self.results[kinds[0]].append(folder)
+            elif (folder / "config.yaml").exists() or (folder / CONFIG).exists():
+                name = _free(re.sub(r"[^\w.-]+", "-", folder.resolve().name) or "sae", self.members)
+                self.members[name] = Member(name, folder)
+            else:
+                kinds_text = " or a result of `saelab stitch`, `match` or `meta`"
+                raise ValueError(f"{folder} is neither a run, a saved SAE{kinds_text}")
+
+    def __getitem__(self, name: str) -> Member:
+        if name not in self.members:
+            raise ValueError(f"there is no SAE '{name}' here{near_miss(name, self.members)}")
+        return self.members[name]
+
+    def model(self, member: Member) -> LanguageModel:
+        """The model of an SAE's rows; loaded once for all SAEs of one site. ValueError where there is none."""
+        subject = member.subject
+        if subject is None:
+            raise ValueError(f"{member.name} does not say which model its rows come from")
+        key = (subject.model, subject.site, subject.target, subject.precision)
+        with self._lock:
+            if key not in self._models:
+                self._models[key] = LanguageModel(subject.model, subject.site, "cpu", subject.precision, subject.target)
+            return self._models[key]
+
+
+def _free(name: str, taken: dict[str, Member]) -> str:
+    number, found = 2, name
+    while found in taken:
+        found, number = f"{name}-{number}", number + 1
+    return found
