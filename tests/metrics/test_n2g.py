@@ -69,6 +69,14 @@ def test_activation_of_the_suffix_is_kept_and_half_of_it_is_enough():
     assert pattern == Pattern((B, C), False, 2.0)
 
 
+def test_padding_is_held_against_the_whole_text_and_saliency_against_the_suffix():
+    said = {(B, C): 2.0, (PAD, B, C): 1.5, (PAD, C): 1.1, (B, PAD): 0.9}
+    (pattern,) = find_patterns(
+        [Example([A, B, C], 4.0)], lambda asked: [said.get(tuple(tokens), 0.0) for _, tokens in asked], PAD
+    )
+    assert pattern == Pattern((ANY, C), True, 2.0)
+
+
 def test_where_no_suffix_fires_the_whole_text_is_the_pattern_with_its_own_activation():
     (pattern,) = find_patterns([Example([A, B], 4.0)], lambda asked: [1.0] * len(asked), PAD)
     assert pattern == Pattern((A, B), True, 4.0)  # 1 - 1/4 of it goes when a token is replaced
