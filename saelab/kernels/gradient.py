@@ -11,7 +11,9 @@ the kernels then hand over terms instead of a dense gradient. `settle` adds them
 # Shape letters: B rows, D width, L latents, K entries per row.
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from saelab.core.codes import Entries
@@ -55,6 +57,27 @@ def hand_over(terms: list[Term] | None, entries: Entries, values: Tensor, rows: 
         return term.dense()
     terms.append(term)
     return None
+
+
+def take(weight: Tensor, latents: Tensor) -> Tensor:
+    """The rows of some latents [n] of a weight [L, D], as `weight[latents]`; their gradient is handed over."""
+    terms = deferred(weight)
+    return weight[latents] if terms is None else _Take.apply(weight, latents, terms)
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, latents: Tensor, terms: list[Term]) -> Tensor:
+        ctx.save_for_backward(latents)
+        ctx.n_latents, ctx.terms = len(weight), terms
+        return weight[latents]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        (latents,) = ctx.saved_tensors
+        # As if each latent were active once, with a value of 1, on a row that is its gradient.
+        entries = Entries(latents[:, None], ctx.n_latents)
+        return hand_over(ctx.terms, entries, torch.ones_like(grad[:, :1]), grad), None, None
 
 
 def settle(weight: Tensor) -> None:

@@ -135,6 +135,10 @@ class Dictionary(Component, nn.Module, ABC):
     def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
         """Reconstruction [B, D] from codes; `frozen` passes a gradient to the codes only, none to the weights."""
 
+    def decode_among(self, codes: Codes, latents: Tensor) -> Tensor:
+        """`decode` of codes whose entries all name one of some latents [n], ascending; it need look at no others."""
+        return self.decode(codes)
+
     def skip(self, x: Tensor) -> Tensor | None:
         """What goes from scaled rows [B, D] straight into the reconstruction, past the latents; None for nothing."""
         return None

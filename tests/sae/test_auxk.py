@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from saelab.kernels.gradient import defer, settle
 from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
 from saelab.sae.base import Sizes
@@ -104,6 +105,42 @@ def test_the_gradient_of_auxk_alone_is_the_published_one():
     assert (wanted["b_dec"] != 0).all()
 
 
+@pytest.mark.parametrize(("share", "used"), [(1.0, 1000), (0.5, 500), (1 / 8, 256)])
+def test_it_is_taken_on_the_first_rows_of_a_large_batch(share, used):
+    found = []
+    for auxk, n in ((AuxK(k_aux=3, dead_after=50, share=share), 1000), (AuxK(k_aux=3, dead_after=50, share=1.0), used)):
+        sae = make(40, 4, auxk)
+        sae.dictionary.b_enc.data[::3] = -100.0  # these are dead in either batch
+        sae.firing.since.fill_(0)
+        sae.firing.since[::3] = 90
+        terms, _ = sae.objective(rows(n=1000)[:n])
+        terms["AuxK"].backward()
+        found.append((terms["AuxK"], sae.dictionary.W_enc.grad, sae.dictionary.W_dec.grad))
+    assert found[0][0] > 0
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other)
+
+
+def test_gradients_handed_over_latent_by_latent_are_the_same():
+    found = []
+    for defers in (False, True):
+        sae = make(200, 4, AuxK(k_aux=3, dead_after=50))
+        sae.firing.since.copy_(37 * torch.arange(200) % 90)
+        weights = [sae.dictionary.W_enc, sae.dictionary.W_dec]
+        if defers:
+            for weight in weights:
+                defer(weight)
+        terms, _ = sae.objective(rows())
+        torch.stack(list(terms.values())).sum().backward()
+        if defers:
+            for weight in weights:
+                assert weight.grad is None
+                settle(weight)
+        found.append([weight.grad for weight in weights])
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other)
+
+
 def test_living_latents_get_no_gradient_from_it():
     auxk = AuxK(k_aux=3, dead_after=50)
     sae = make(200, 4, auxk)
@@ -166,13 +203,16 @@ def test_k_aux_is_the_power_of_two_near_half_the_width(d_in, width):
 
 
 def test_the_published_defaults():
-    assert AuxK().config() == {"name": "AuxK", "k_aux": None, "weight": 1 / 32, "dead_after": 10_000_000}
+    defaults = {"k_aux": None, "weight": 1 / 32, "dead_after": 10_000_000, "share": 1 / 8}
+    assert AuxK().config() == {"name": "AuxK"} | defaults
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"k_aux": 0}, "AuxK: k_aux must be at least 1, got 0"),
+        ({"share": 0.0}, "AuxK: share must be above 0 and at most 1, got 0.0"),
+        ({"share": 1.5}, "AuxK: share must be above 0 and at most 1, got 1.5"),
         ({"dead_after": 0}, "AuxK: dead_after must be at least 1 row, got 0"),
         ({"weight": -1.0}, "AuxK: weight"),
         ({"weight": float("nan")}, "AuxK: weight"),

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from saelab.core.codes import Codes, Entries
 from saelab.core.mesh import ALONE, Mesh
-from saelab.kernels.decode import decode
+from saelab.kernels.decode import DENSE_SHARE, decode
+from saelab.kernels.gradient import take
 from saelab.kernels.select import topk_linear
 from saelab.kernels.update import is_unit
 from saelab.sae.base import Activation, Dictionary, PreActivations, Sizes
@@ -46,7 +47,7 @@ class DensePre(PreActivations):
         return F.linear(self.centred, self.weight, self.bias)
 
     def of(self, latents: Tensor) -> Tensor:
-        return F.linear(self.centred, self.weight[latents], self.bias[latents])
+        return F.linear(self.centred, take(self.weight, latents), self.bias[latents])
 
     def at(self, centred: Tensor) -> "DensePre":
         return DensePre(self.dictionary, centred, torch.zeros_like(self.centre), self.weight, self.bias, self.mesh)
@@ -149,6 +150,14 @@ class Dense(Dictionary):
     def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
         weight, bias = (self.W_dec.detach(), self.b_dec.detach()) if frozen else (self.W_dec, self.b_dec)
         return self.sizes.mesh.sum_over_shards(decode(codes, weight)) + bias
+
+    def decode_among(self, codes: Codes, latents: Tensor) -> Tensor:
+        if not self._is_plain() or codes.values.shape[1] * DENSE_SHARE <= len(latents):
+            return super().decode_among(codes, latents)
+        slots = torch.searchsorted(latents, codes.indices)
+        dense = codes.values.new_zeros(len(codes), len(latents)).scatter(1, slots, codes.values)
+        weight = take(self.W_dec, latents)
+        return self.sizes.mesh.sum_over_shards(dense.to(weight.dtype) @ weight) + self.b_dec
 
     def skip(self, x: Tensor) -> Tensor | None:
         return F.linear(x, self.W_skip) if self.skip_connection else None

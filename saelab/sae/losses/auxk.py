@@ -8,9 +8,14 @@
 Gao et al. 2024 (arXiv 2406.04093), train.py of the authors' code: weight 1/32, k_aux a power of two near D / 2. As
 there, both sides carry the decoder's bias and only e_hat's passes a gradient. A latent is dead when it was active on no
 row of the last `dead_after` rows, the current batch included. Zero, with no gradient, when nothing is dead.
+
+k_aux is far larger than k, so on every row this term would cost more than all the rest where many latents are dead. It
+is taken on the first rows of the batch, which has no order; the mean over them estimates the mean over all.
 """
 
-# Shape letters: B rows, D input width, N dead latents.
+# Shape letters: B rows this term is taken on, D input width, N dead latents.
+
+import math
 
 import torch
 from torch import Tensor
@@ -20,6 +25,9 @@ from saelab.core.codes import Codes
 from saelab.core.mesh import ALONE, Mesh
 from saelab.sae.base import Forward, Loss, Sizes
 
+LEAST_ROWS = 256
+"""Fewer would say too little of how the residual varies."""
+
 
 class AuxK(Loss):
     """Revive dead latents by a second reconstruction, of the residual, with dead latents only.
@@ -28,13 +36,17 @@ class AuxK(Loss):
         k_aux: dead latents kept per row; by default the power of two nearest to D / 2.
         weight: of the term in the objective.
         dead_after: rows (tokens) without firing after which a latent counts as dead.
+        share: of the batch's rows that the term is taken on, above 0 and at most 1; but at least 256 rows.
     """
 
-    def __init__(self, k_aux: int | None = None, weight: float = 1 / 32, dead_after: int = 10_000_000):
+    def __init__(
+        self, k_aux: int | None = None, weight: float = 1 / 32, dead_after: int = 10_000_000, share: float = 1 / 8
+    ):
         Module.__init__(self)
         self.k_aux = k_aux
         self.weight = weight
         self.dead_after = dead_after
+        self.share = share
 
     def setup(self, sizes: Sizes) -> None:
         if self.k_aux is not None and self.k_aux < 1:
@@ -43,6 +55,8 @@ class AuxK(Loss):
             raise ValueError(f"AuxK: dead_after must be at least 1 row, got {self.dead_after}")
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"AuxK: weight must not be negative, infinite or NaN, got {self.weight}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"AuxK: share must be above 0 and at most 1, got {self.share}")
         self.width = self.k_aux or 2 ** round(torch.tensor(max(sizes.d_in / 2, 1)).log2().item())
 
     def note(self, rows: int) -> str | None:
@@ -55,12 +69,13 @@ class AuxK(Loss):
         dead = sae.firing.dead(self.dead_after).nonzero().squeeze(1)
         if not sae.mesh.total(dead.new_tensor(len(dead))):
             return step.x_hat.new_zeros(())
-        error = (step.target - step.x_hat).detach()
-        values, slots = step.pre.of(dead).topk(min(self.width, len(dead)), dim=1)
+        rows = slice(0, max(LEAST_ROWS, math.ceil(self.share * len(step.target))))
+        error = (step.target[rows] - step.x_hat[rows]).detach()
+        values, slots = step.pre.at(step.pre.centred[rows]).of(dead).topk(min(self.width, len(dead)), dim=1)
         values = values.relu().where(sae.mesh.largest(values, self.width), 0)
         codes = Codes(values, dead[slots], step.codes.n_latents)
         target = error + sae.dictionary.bias().detach()
-        return self.weight * normalised_error(sae.dictionary.decode(codes), target, sae.mesh)
+        return self.weight * normalised_error(sae.dictionary.decode_among(codes, dead), target, sae.mesh)
 
 
 def normalised_error(x_hat: Tensor, target: Tensor, mesh: Mesh = ALONE) -> Tensor:
