@@ -25,10 +25,15 @@ class Log:
         self._file = path.open("a", encoding="utf-8")
         self._board = _board(tensorboard, after) if tensorboard else None
 
-    def write(self, record: Record) -> None:
-        """Append a record; it must have a `step`. Numbers that are not finite become null."""
+    def write(self, record: Record, counts: dict[str, list[int]] | None = None) -> None:
+        """Append a record; it must have a `step`. Numbers that are not finite become null.
+
+        Args:
+            record: the numbers.
+            counts: histograms, which stand beside them in the file only.
+        """
         plain = {key: value if math.isfinite(value) else None for key, value in record.items()}
-        self._file.write(json.dumps(plain) + "\n")
+        self._file.write(json.dumps(plain | (counts or {})) + "\n")
         self._file.flush()
         if self._board:
             for key, value in record.items():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saelab.core.codes import Codes
 from saelab.core.log import Log, Record, read_log
 from saelab.core.progress import progress
 from saelab.core.run import Run
@@ -147,6 +148,17 @@ def _farewell(step: int, runs: Sequence[Run] | None) -> str:
     return f"stopped after step {step}; `saelab {command} --resume {folder}` goes on from there"
 
 
+def by_firing(codes: Codes) -> Tensor:
+    """Latents by how many of a batch's rows [B] they are active in: none, 1, 2 or 3, 4 to 7, ...; [2 + log2 B] int64.
+
+    What is in bin b > 0 was active in at least 2^(b - 1) rows. On several replicas it is of this one's rows.
+    """
+    bins = torch.zeros(1 + len(codes).bit_length(), dtype=torch.int64, device=codes.values.device)
+    counts = codes.counts()
+    edges = 2 ** torch.arange(len(bins) - 1, device=counts.device)
+    return bins.index_add_(0, torch.searchsorted(edges, counts, right=True), torch.ones_like(counts))
+
+
 class _Teller:
     """Writes one trainer's records."""
 
@@ -172,6 +184,7 @@ class _Teller:
         record |= {name: value.item() for name, value in terms.items()}
         record["fvu"] = ((forward.x_hat - forward.target).square().sum() / spread).item()
         record["l0"] = mesh.total(forward.codes.l0().float().mean()).item()
+        fired = mesh.total(by_firing(forward.codes)).tolist()
         # Rows since a latent last fired are what AuxK goes by; here a fixed horizon makes runs comparable.
         record["silent_100k"] = int(mesh.total(trainer.sae.firing.dead(100_000).sum()))
         record["lr"] = trainer.steppers[0].param_groups[0]["lr"]
@@ -180,7 +193,7 @@ class _Teller:
         record["rows_per_second"] = (trainer.rows_seen - seen) / (now - then)  # waiting for data counts
         self._said = (now, trainer.rows_seen)
         if self.log:
-            self.log.write(record)
+            self.log.write(record, {"fired": fired})
         self.records.append(record)
         self.words = f"fvu {record['fvu']:.3f}  l0 {record['l0']:.1f}  silent {record['silent_100k']}"
         return record["fvu"]
