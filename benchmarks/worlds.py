@@ -6,6 +6,8 @@ worlds.html: one line an architecture and world, the mean over seeds and its sta
 sets the L0, the penalty is steered during the first part of training and then held. Below the table stand four
 findings of the literature, each with this run's numbers, whether or not it appears.
 
+A few architectures are also tried on circles alone, with two latents a circle and with eight.
+
 Runs that are already in worlds.parquet are not trained again: --architectures, --seeds and --rows may grow a table.
 """
 
@@ -47,6 +49,13 @@ class Setting:
     make: Callable[[int], World]
     n_latents: int
     l0: int
+    only: tuple[str, ...] = ()
+    """The architectures it is a trial of; by default all."""
+
+
+def circles(seed: int) -> World:
+    """Sixteen circles, one a row on average; six active latents are enough for three in their own planes."""
+    return ManifoldWorld(WIDTH, 16, l0=1.0, alpha=-0.5, seed=seed, shapes=["circle"])
 
 
 WORLDS = {
@@ -57,6 +66,8 @@ WORLDS = {
     "manifold": Setting(
         lambda seed: ManifoldWorld(WIDTH, 24, l0=2.0, alpha=-0.5, seed=seed, shapes=["circle", "line"]), 128, 4
     ),
+    "circles, 2 latents each": Setting(circles, 32, 6, ("TopK", "BatchTopK", "BlockTopK (rank 2)")),
+    "circles, 8 latents each": Setting(circles, 128, 6, ("TopK", "BatchTopK", "BlockTopK (rank 2)")),
 }
 
 
@@ -192,6 +203,7 @@ def main() -> None:
         for seed in range(options.seeds)
         for world in options.worlds
         for name in options.architectures
+        if not WORLDS[world].only or name in WORLDS[world].only
         if (name, world, seed, options.rows) not in done
     ]
     with ProcessPoolExecutor(options.processes) as pool, progress("worlds", len(jobs), "runs") as bar:

@@ -2,6 +2,7 @@
 
 import html
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ th, td { padding: .28rem .6rem; text-align: right; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left } th { font-weight: 600; cursor: help }
 td small { color: var(--soft); margin-left: .3em } td.best { background: var(--best) }
 .table { overflow-x: auto } dt { font-weight: 600; margin-top: .9rem } dd { margin: .15rem 0 0 0 }
-.no { color: #c0392b } .yes { color: #2a9d5c }
+tr.apart { opacity: .5 } .no { color: #c0392b } .yes { color: #2a9d5c }
 """
 
 
@@ -69,9 +70,14 @@ def table(lines: list[Line], architectures: list[str]) -> str:
     cells = {(n, key): mean([li for li in lines if li["architecture"] == n], key) for n in names for key in keys}
     head = "".join(f"<th title='{html.escape(COLUMNS[key][1])}'>{COLUMNS[key][0]}</th>" for key in keys)
     body = []
+    middle = statistics.median(cells[name, "l0"][0] for name in names)
+    equal = [name for name in names if abs(math.log(cells[name, "l0"][0] / middle)) < math.log(1.6)]
     for name in names:
-        row = "".join(cell(cells[name, key], key, [cells[n, key] for n in names]) for key in keys)
-        body.append(f"<tr><td>{html.escape(name)}</td>{row}</tr>")
+        row = "".join(
+            cell(cells[name, key], key, [cells[n, key] for n in equal] if name in equal else []) for key in keys
+        )
+        kind = "" if name in equal else " class=apart title='not at this L0, so not compared'"
+        body.append(f"<tr{kind}><td>{html.escape(name)}</td>{row}</tr>")
     return f"<div class=table><table><tr><th>architecture</th>{head}</tr>{''.join(body)}</table></div>"
 
 
@@ -82,7 +88,7 @@ def cell(own: tuple[float, float, int], key: str, all_of_column: list[tuple[floa
     better: Callable[..., float] | None = COLUMNS[key][2]
     known = [one for one in all_of_column if one[2]]
     best = False
-    if better:
+    if better and known:
         top = better(known, key=lambda one: one[0])  # type: ignore[call-overload]
         slack = 2 * math.hypot(*(0 if math.isnan(part) else part for part in (error, top[1])))
         best = abs(value - top[0]) <= slack
@@ -120,12 +126,16 @@ def findings(lines: list[Line]) -> list[str]:
             f"(TopK's: {said(topk)}); FVU {said(before)} before and {said(after)} after.",
         )
     )
-    groups, single = (of(name, "manifold", "latents_per_circle") for name in ("BlockTopK (rank 2)", "TopK"))
+    few, many = "circles, 2 latents each", "circles, 8 latents each"
+    subspace, single = ([of(name, world, "fvu") for world in (few, many)] for name in ("BlockTopK (rank 2)", "TopK"))
     found.append(
         verdict(
             "Subspaces (SASA, BlockTopK) end the tiling of a circle (arXiv 2606.06333)",
-            clearly_less(groups, single),
-            f"Latents that serve one circle: BlockTopK {said(groups)} (a group has 2), TopK {said(single)}.",
+            clearly_less(subspace[0], single[0]) and subspace[0][0] < 2 * subspace[1][0],
+            f"FVU with two latents a circle and with eight: BlockTopK {said(subspace[0])} and {said(subspace[1])}, "
+            f"TopK {said(single[0])} and {said(single[1])}: a plane needs two latents, single directions need many. "
+            f"Spare groups still share circles: {said(of('BlockTopK (rank 2)', many, 'latents_per_circle'))} latents "
+            "serve one where there are eight.",
         )
     )
     ratio = {
