@@ -139,6 +139,16 @@ def test_more_survivors_than_room_are_done_again_exactly():
     assert_chosen((values, indices), by_hand(x, weight, bias, 3))
 
 
+def test_rows_that_are_done_again_see_every_latent():
+    x, weight, bias = inputs(1, 8, 480)
+    bias[late(Plan.of(480, 3, TILES, 3), 480)] += 100.0
+    bias[[239, 240, 479]] = 1000.0  # the ends of the parts in which they are looked at
+    values, indices, redone = select(x, weight, bias, 3)
+    assert redone == 1
+    assert sorted(indices[0].tolist()) == [239, 240, 479]
+    assert_chosen((values, indices), by_hand(x, weight, bias, 3))
+
+
 def test_only_rows_with_too_many_survivors_are_done_again():
     x, weight, bias = inputs(3, 8, 480)
     x[:, 0], weight[:, 0] = 0, 0
