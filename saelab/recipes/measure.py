@@ -15,7 +15,7 @@ from saelab.metrics.measure import DEFAULT, Measured, wanted
 from saelab.metrics.table import write_columns, write_table
 from saelab.models.subject import Subject
 from saelab.recipes.show import print_scores
-from saelab.recipes.tasks import tasks_for
+from saelab.recipes.tasks import first_few, tasks_for
 from saelab.recipes.train import is_run, origin_of, subject_of
 from saelab.sae.sae import load
 
@@ -75,14 +75,16 @@ def measure_runs(
         tasks, left_out = tasks_for(suite.tasks, evaluation) if needed else ([], {})
         measured = measure({name: load(name).to(place) for name in names}, evaluation, metrics, tasks=tasks)
         for name in names:
+            measured[name].skipped |= {f"task {task}": why for task, why in left_out.items()}
             if is_run(name) and not measured[name].broken:
                 keep(Run.open(name), measured[name], about(evaluation))
-            measured[name].skipped |= {f"task {task}": why for task, why in left_out.items()}
         found |= measured
     print_scores({name: found[name].as_json() for name in runs})
     for note in _trained_on_it(runs, split, store):
         print(note)
-    for reason in dict.fromkeys(f"skipped {m}: {why}" for one in found.values() for m, why in one.skipped.items()):
+    reasons = list(dict.fromkeys(f"skipped {m}: {why}" for one in found.values() for m, why in one.skipped.items()))
+    of_tasks = [reason for reason in reasons if reason.startswith("skipped task ")]
+    for reason in [*(reason for reason in reasons if reason not in of_tasks), *first_few(of_tasks)]:
         print(reason)
     broken = [one.broken for one in found.values() if one.broken]
     if broken:

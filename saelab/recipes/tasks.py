@@ -31,8 +31,14 @@ def make_tasks(out: str, text: str = "stdlib", files: int = FILES, examples: int
     tasks, left_out = tasks_of(lines, PYTHON)
     write_lines(Path(out), lines)
     print(f"{out}: {len(tasks)} tasks on {len(lines):,} texts, {sum(map(len, tasks)):,} examples")
-    for why in left_out.values():
-        print(f"note: {why}")
+    for line in first_few([f"note: {why}" for why in left_out.values()]):
+        print(line)
+
+
+def first_few(lines: list[str], count: int = 3) -> list[str]:
+    """The first lines about tasks, and how many more there are."""
+    more = len(lines) - count
+    return lines if more <= 1 else [*lines[:count], f"... and {more} more tasks without enough examples"]
 
 
 def tasks_for(names: Sequence[str] | None, evaluation: Evaluation) -> tuple[list[Task], dict[str, str]]:

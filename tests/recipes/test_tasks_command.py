@@ -43,7 +43,8 @@ def test_tasks_are_written_as_a_file_that_is_read(saelab, library, tmp_path):
     assert {"name: attribute", "block: in a loop", "letter: s"} <= {task.name for task in tasks}
     assert f"{out}: {len(tasks)} tasks on" in ended.out
     assert max(len(task) for task in tasks) <= 100
-    assert "note: the task" in ended.out
+    assert ended.out.count("note: the task") == 3
+    assert "more tasks without enough examples" in ended.out
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,7 @@ def test_a_bad_task_is_said_and_the_table_comes(saelab, trained, mood, tmp_path)
     ended = saelab(*words)
     assert ended.status == 0, ended.err
     assert "skipped task bad: the task 'bad' has one class only" in ended.out
+    assert "task bad" in json.loads((tmp_path / "run" / "measured.json").read_text())["skipped"]
     assert "probe_loss" in ended.out
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from saelab.core.progress import progress
 from saelab.data.source import generator_for
 from saelab.metrics.base import Metric, Score, Setting, Table
-from saelab.metrics.probing.logistic import one_each
+from saelab.metrics.probing.logistic import RIDGE, one_each
 from saelab.metrics.probing.rows import Examples, rows_of
 from saelab.metrics.probing.score import mean_over_tasks
 from saelab.sae.sae import SAE
@@ -58,16 +58,20 @@ class ProbeLoss(Metric):
     Args:
         pool: which pre-activation stands for a whole text: that of its `last` token, or the `mean` or `max` of its
             rows.
+        ridge: on the weight of the standardised pre-activation. With less than about 100 training examples, the default
+            lets probes be surer of themselves than the test part bears out.
     """
 
     needs_tasks = True
 
-    def __init__(self, pool: str = "last"):
-        self.pool = pool
+    def __init__(self, pool: str = "last", ridge: float = RIDGE):
+        self.pool, self.ridge = pool, ridge
 
     def begin(self, setting: Setting) -> None:
         if self.pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
+        if self.ridge < 0:
+            raise ValueError(f"ridge must be at least 0, got {self.ridge}")
         if not isinstance(setting.sae, SAE):
             raise ValueError("an ensemble has no pre-activations of its own: measure its members")
         self.rows, self.show = rows_of(setting), setting.show
@@ -80,7 +84,7 @@ class ProbeLoss(Metric):
         z = pre_activations(sae, self.rows.x)
         self.best = self._search(z, sae.n_latents, permuted=False)
         null = self._search(z, sae.n_latents, permuted=True)
-        key = (ProbeLoss, self.pool)
+        key = (ProbeLoss, self.pool, self.ridge)
         if key not in self.shared:
             self.shared[key] = self._search(lambda block: self.rows.x[:, block], self.rows.x.shape[1], permuted=False)
         unit = "nats"
@@ -95,7 +99,7 @@ class ProbeLoss(Metric):
 
     def tables(self) -> dict[str, Table]:
         """Every task with its latent and its channel."""
-        channels = self.shared[ProbeLoss, self.pool]
+        channels = self.shared[ProbeLoss, self.pool, self.ridge]
         return {
             "probes": {
                 "task": [one.task.name for one in self.examples],
@@ -129,7 +133,7 @@ class ProbeLoss(Metric):
         """Take the best of a block's inputs, z [n, c], if it is better than the best so far."""
         label, test = label.to(z.device), test.to(z.device)
         train = z[~test]
-        fitted = one_each(train, label[~test])
+        fitted = one_each(train, label[~test], self.ridge)
         loss, which = fitted.loss.min(0)
         if loss.item() >= best.train:
             return

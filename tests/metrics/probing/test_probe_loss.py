@@ -136,16 +136,20 @@ def test_rows_of_a_text_are_pooled():
         torch.testing.assert_close(pooled(values, some, pool), torch.stack([reduce(span) for span in spans]))
 
 
-def test_an_unknown_pool_and_missing_tasks_are_said():
-    sae, rows = random_sae(), Rows(torch.randn(20, 16), torch.arange(20))
-    for config, tasks, says in (
-        ({"name": "ProbeLoss", "pool": "sum"}, [planted_task()], "pool must be one of last, mean, max, got 'sum'"),
-        ("ProbeLoss", [], "needs labelled tasks: give --tasks"),
-        ("ProbeLoss", [planted_task()], "needs a model, and this data is activations only"),
+def test_wrong_settings_and_missing_tasks_are_said():
+    x, label = torch.randn(100, 4), torch.arange(100) % 4 < 2
+    for metric, says in (
+        (ProbeLoss(pool="sum"), "pool must be one of last, mean, max, got 'sum'"),
+        (ProbeLoss(ridge=-1.0), "ridge must be at least 0, got -1.0"),
     ):
-        found = measure({"sae": sae}, rows, [config, "L0"], show=False, tasks=tasks)["sae"]
-        assert says in found.skipped["ProbeLoss"]
-        assert "l0" not in found.skipped
+        with pytest.raises(ValueError, match=says):
+            told(x, [label], reading(4, torch.eye(4)), metric)
+    sae, rows = random_sae(), Rows(torch.randn(20, 16), torch.arange(20))
+    found = measure({"sae": sae}, rows, ["ProbeLoss", "L0"], show=False, tasks=[planted_task()])["sae"]
+    assert found.skipped == {"ProbeLoss": "needs a model, and this data is activations only"}
+    rows.why_no_model = None
+    found = measure({"sae": sae}, rows, ["ProbeLoss", "L0"], show=False)["sae"]
+    assert found.skipped == {"ProbeLoss": "needs labelled tasks: give --tasks"}
 
 
 def test_intervals_are_over_documents():
