@@ -125,6 +125,7 @@ def _scaling(words: list[str]) -> None:
         "fit": (scaling.fit_laws, {"runs": "folders of sweeps or runs, or a cells.parquet"}),
         "plan": (scaling.plan, {"folder": "of `saelab scaling fit`"}),
         "allocate": (capacity.allocate, {}),
+        "diagnose": (capacity.diagnose, {"runs": "runs, sweeps or saved SAEs of one ladder; the widest is diagnosed"}),
     }
     if not words or words[0] in ("-h", "--help"):
         lines = [f"  {name:<10}{str(action.__doc__).partition(chr(10))[0]}" for name, (action, _) in actions.items()]
@@ -216,6 +217,14 @@ def _explore(words: list[str]) -> None:
     explore(**vars(made))
 
 
+def _bench(words: list[str]) -> None:
+    from saelab.recipes.bench import bench
+
+    parser = _parser("bench")
+    parser.add_function_arguments(bench)
+    bench(**vars(parse(parser, words)))
+
+
 def _show(words: list[str]) -> None:
     from saelab.recipes.show import show
 
@@ -238,6 +247,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "figures": ("draw what was measured of runs, as HTML and SVG", _figures),
     "explore": ("look at what SAEs learned, in a browser", _explore),
     "show": ("print a run's config and scores", _show),
+    "bench": ("how fast a training step is here, beside other libraries", _bench),
     "scaling": ("fit laws to a ladder, plan with them, say where capacity goes", _scaling),
 }
 

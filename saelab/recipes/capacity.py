@@ -1,14 +1,23 @@
 """`saelab scaling allocate | diagnose`: where capacity goes if features are manifolds, and where an SAE's has gone."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from saelab.core.components import near_miss
-from saelab.core.files import write_json
+from saelab.core.files import read_json, write_json
+from saelab.core.run import Run
+from saelab.data.store import StoreSource
+from saelab.data.synthetic.world import World
+from saelab.metrics.evaluation import TextEvaluation
+from saelab.recipes.train import is_run, origin_of, subject_of
+from saelab.sae.sae import CONFIG, SAE, load
 from saelab.scaling.allocate import Allocation, Allocator, frequencies, local_exponents
 from saelab.scaling.curves import Discrete, LossCurve, Shift, Two
+from saelab.scaling.diagnose import diagnose as diagnosed
 from saelab.scaling.theory import Regime
 
 
@@ -97,3 +106,71 @@ def _allocation_words(result: dict[str, Any]) -> list[str]:
         words += [f"{slopes[key][number - 1]:>13.3f}" if number else " " * 13 for key in ("found", "loss")]
         lines.append("".join(words) + f"{row['share_on_manifolds']:>13.1%}")
     return lines
+
+
+# ---- diagnose ----
+
+
+def diagnose(
+    runs: list[str], rows: int = 65_536, store: str | None = None, out: str | None = None, figures: bool = False
+) -> None:
+    """Say whether an SAE spends its latents on tiling a few manifolds, and how sure that is.
+
+    Args:
+        runs: runs or saved SAEs of one ladder; the widest is diagnosed, the others are compared with it.
+        rows: rows to look at.
+        store: take rows from this store; by default from what the widest run was trained on (its held-out part).
+        out: a JSON file for the result.
+        figures: also write an HTML file beside it.
+    """
+    if rows < 1:
+        raise ValueError(f"rows must be at least 1, got {rows}")
+    saes = {str(folder): load(folder) for run in runs for folder in _members(Path(run))}
+    widest = max(saes, key=lambda name: saes[name].n_latents)
+    others = {name: sae for name, sae in saes.items() if sae.n_latents < saes[widest].n_latents}
+    for name, sae in others.items():
+        if sae.d_in != saes[widest].d_in:
+            raise ValueError(f"{name} reads rows {sae.d_in} wide, {widest} {saes[widest].d_in}: not of one ladder")
+    found = {"sae": widest} | diagnosed(saes[widest], _rows_for(widest, saes[widest], rows, store), _narrower(others))
+    print(f"{widest}: {found['verdict']}")
+    for line in found["why"]:
+        print(f"  {line}")
+    for name, spread in found["nearest"].items():
+        words = f"mean {spread['mean']:.3f}, 99 % below {spread['p99']:.3f}, crowded {spread['crowded']:.1%}"
+        print(f"  nearest cosine, {name}: {words}")
+    if out:
+        write_json(Path(out), found)
+    if figures:
+        from saelab.scaling.figures import diagnosis_figure, write_figure
+
+        write_figure(Path(out or "diagnosis.json").with_suffix(".html"), diagnosis_figure(found))
+
+
+def _members(folder: Path) -> list[Path]:
+    """The runs of a sweep, or the folder itself."""
+    if not (folder / "sweep.json").exists():
+        return [folder]
+    names = [folder / name for name in read_json(folder / "sweep.json")["members"]]
+    return [path for path in names if (path / "sae" / CONFIG).exists()]
+
+
+def _narrower(saes: dict[str, SAE]) -> dict[str, SAE]:
+    """One SAE of each width, for comparison."""
+    return {f"n={sae.n_latents}": sae for _, sae in sorted(saes.items(), key=lambda item: item[1].n_latents)}
+
+
+def _rows_for(name: str, sae: SAE, rows: int, store: str | None) -> Iterator[Tensor]:
+    """Chunks of rows of a store, of the run's world, or of the held-out part of its text."""
+    origin = origin_of(Run(name)) if is_run(name) else {}
+    if store:
+        source = StoreSource(store)
+        if source.d_in != sae.d_in:
+            raise ValueError(f"{store} holds rows {source.d_in} wide, {name} reads {sae.d_in}")
+        return iter([source.sample(rows)])
+    if "world" in origin:
+        world = World.build(origin["world"])
+        count = -(-rows // world.window_rows)
+        return (world.window(World.HELD_OUT + number)[: rows - number * world.window_rows] for number in range(count))
+    if not is_run(name):
+        raise ValueError(f"{name} does not say what it was trained on: give --store DIR")
+    return (chunk.x for chunk in TextEvaluation(subject_of(Run.open(name)), rows).chunks(need_logits=False))

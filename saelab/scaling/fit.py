@@ -154,9 +154,9 @@ def fit(law: Law, points: Points, held_out: Array | None = None, draws: int = DR
     if rival and law.floor:
         other = type(law)(irreducible=not law.irreducible)
         if len(points.y) > len(other.parameters) + 1:
-            best.rival = _fitted(other, points, draws)
+            best.rival = _fitted(other, points, draws // 2)
     if held_out is not None and held_out.any():
-        best.held_out = _tested(law, points, held_out, draws)
+        best.held_out = _tested(law, points, held_out, draws // 2)
     return best
 
 

@@ -111,3 +111,20 @@ def test_wrong_words_are_named(words, message, capsys, tmp_path, monkeypatch):
     assert message in complaint(words, capsys)
     main(["scaling", "--help"])
     assert "allocate" in capsys.readouterr().out
+
+
+def test_the_widest_of_a_sweep_is_diagnosed(tmp_path, capsys):
+    world = ["--world", "ManifoldWorld", "--world.d_in", "64", "--world.n_features", "30", "--world.l0", "3"]
+    small = ["--rows", "20000", "--trainer.batch", "250", "--trainer.lr", "0.01", "--sae.activation.k", "4"]
+    main(["sweep", "--out", str(tmp_path / "s"), *world, *small, "--vary", "sae.n_latents=40,96"])
+    out = tmp_path / "diagnosis.json"
+    main(["scaling", "diagnose", str(tmp_path / "s"), "--rows", "6000", "--out", str(out)])
+    said = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["n_latents"] == 96
+    assert found["sae"].endswith("n_latents96")
+    assert found["rows"] == 6000
+    assert set(found["nearest"]) == {"this", "random", "n=40"}
+    assert f"n_latents96: {found['verdict']}" in said
+    message = complaint(["diagnose", str(tmp_path / "s" / "n_latents40" / "sae")], capsys)
+    assert "does not say what it was trained on: give --store DIR" in message

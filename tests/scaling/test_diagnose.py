@@ -1,0 +1,126 @@
+"""Diagnoses of SAEs that were built by hand to tile a manifold, or not to."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from saelab.sae import SAE
+from saelab.sae.activations.topk import TopK
+from saelab.scaling.allocate import frequencies
+from saelab.scaling.diagnose import _solve, diagnose, frequency_exponent
+from saelab.scaling.theory import Regime
+
+PLAIN, ROWS = 160, 12_000
+
+
+def built(tiles, k=6):
+    """An SAE with one latent for each of PLAIN axes and `tiles` [n, m] on the axes after them."""
+    width = PLAIN + tiles.shape[1]
+    directions = torch.zeros(PLAIN + len(tiles), width)
+    directions[:PLAIN, :PLAIN] = torch.eye(PLAIN)
+    directions[PLAIN:, PLAIN:] = tiles
+    sae = SAE(width, len(directions), TopK(k))
+    sae.dictionary.W_enc.data.copy_(directions)
+    sae.dictionary.W_dec.data.copy_(directions)
+    return sae
+
+
+def rows(alpha, dims, share, total=3.0):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.from_numpy(np.minimum(frequencies(PLAIN, alpha, total), 0.9)).float()
+    x = torch.zeros(ROWS, PLAIN + dims)
+    active, size = torch.rand(2, ROWS, PLAIN, generator=generator).unbind()
+    x[:, :PLAIN] = (active < p) * (0.8 + 0.4 * size)
+    points = torch.nn.functional.normalize(torch.randn(ROWS, dims, generator=generator), dim=1)
+    x[:, PLAIN:] = points * (torch.rand(ROWS, 1, generator=generator) < share)
+    return x.split(3000)
+
+
+def circle(n):
+    angle = 2 * torch.pi * torch.arange(n) / n
+    return torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def sphere(n, dims):
+    return torch.nn.functional.normalize(torch.randn(n, dims, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+def test_a_tiled_circle_is_found_and_benign():
+    found = diagnose(built(circle(16)), rows(0.2, 2, 0.3))
+    assert [len(cluster["latents"]) for cluster in found["clusters"]] == [16]
+    assert found["clusters"][0]["latents"] == list(range(PLAIN, PLAIN + 16))
+    assert found["share_in_clusters"] == pytest.approx(16 / found["alive"])
+    assert 0.8 < found["clusters"][0]["dimension"] < 1.3
+    assert found["clusters"][0]["participation"] == pytest.approx(2, abs=0.2)
+    assert found["clusters"][0]["beta_low"] < 2 < found["clusters"][0]["beta_high"]
+    assert found["verdict"] == "benign"
+    assert found["alpha"]["low"] - 0.15 < 0.2 < found["alpha"]["high"] + 0.15
+    assert found["nearest"]["this"]["p99"] > found["nearest"]["random"]["p99"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_without_manifolds_there_are_no_clusters():
+    found = diagnose(built(circle(4)), rows(0.2, 2, 0.3))  # a basis and its opposite tile nothing
+    assert found["clusters"] == []
+    assert found["verdict"] == "benign"
+    assert found["predicted"][1]["found"] == pytest.approx(10 * found["alive"], rel=0.01)
+
+
+def test_a_sphere_of_many_tiles_beside_steep_frequencies_is_pathological():
+    found = diagnose(built(sphere(300, 9), k=8), rows(1.5, 9, 0.6, 6.0), narrower={"narrow": built(sphere(40, 9))})
+    assert found["share_in_clusters"] > 0.6
+    assert found["clusters"][0]["dimension"] > 2.5
+    assert found["verdict"] == "pathological"
+    assert found["growth"]["high"] < 0.9
+    ten = found["predicted"][1]
+    assert ten["tiling_low"] > 0.6
+    assert ten["found_low"] <= ten["found"] <= ten["found_high"] < 10 * found["alive"]
+    assert set(found["nearest"]) == {"this", "random", "narrow"}
+    assert sum(found["nearest"]["narrow"]["histogram"]) == PLAIN + 40
+
+
+def test_what_cannot_be_told_is_said():
+    few = [block[:150] for block in rows(1.5, 9, 0.6, 6.0)]
+    found = diagnose(built(sphere(300, 9), k=8), few)
+    assert found["verdict"] == "cannot tell"
+    assert "what would tell: more rows: half of" in found["why"][-1]
+
+
+def test_pairs_that_are_close_but_never_fire_together_are_no_tiles():
+    # Opposite halves of one direction's rows: what absorption leaves behind.
+    angle = torch.arange(12) * 0.02
+    sae = built(torch.stack([angle.cos(), angle.sin()], 1), k=1)
+    found = diagnose(sae, rows(0.2, 2, 0.3))
+    assert found["clusters"] == []
+
+
+def test_duplicates_are_counted_apart():
+    found = diagnose(built(circle(4).repeat(2, 1), k=8), rows(0.2, 2, 0.3))
+    assert found["duplicates"] == 4
+    assert found["clusters"] == []
+
+
+def test_the_frequency_exponent_comes_back():
+    found = frequency_exponent(frequencies(3000, 0.4, 8.0), 10**7)
+    assert found["alpha"]["value"] == pytest.approx(0.4, abs=1e-6)
+    assert found["alpha"]["low"] - 0.05 < 0.4 < found["alpha"]["high"] + 0.05
+    assert frequency_exponent(frequencies(3000, 0.4, 8.0), 10)["alpha"]["value"] is None
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.25), (0.5, 2.0)])
+def test_growth_follows_the_theory_far_out(alpha, beta):
+    gamma = np.array([(1 + alpha) / (1 + beta)])
+    d = [_solve(latents, 100.0, np.array([400.0]), gamma)[0] for latents in (1e8, 1e9)]
+    assert np.log10(d[1] / d[0]) == pytest.approx(Regime(alpha, beta).features, abs=0.03)
+    assert _solve(499.0, 100.0, np.array([400.0]), gamma)[0] == pytest.approx(100.0)  # as it is now
+
+
+def test_what_cannot_be_diagnosed_is_refused():
+    with pytest.raises(ValueError, match="only 1 latents fired"):
+        diagnose(built(circle(16)), [torch.eye(PLAIN + 2)[:1]])
+    with pytest.raises(ValueError, match="there are no rows"):
+        diagnose(built(circle(16)), [])
+    with pytest.raises(ValueError, match="diagnose an SAE"):
+        diagnose(SAE(4, 8, TopK(1), d_out=4), [])
