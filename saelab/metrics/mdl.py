@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saelab.core.codes import Codes
 from saelab.metrics.base import Metric, Score, Setting, Totals, View
-from saelab.metrics.sample import Sample
+from saelab.metrics.sample import Sample, codes_of
 from saelab.sae.sae import SAE
 
 FINE = 64
@@ -74,7 +74,7 @@ class MDL(Metric):
         }
 
     def _codes(self, sae: SAE) -> Codes:
-        return sae.encode(self.sample.column("read").to(sae.scale.mean.device))
+        return codes_of(sae, self.sample.column("read"))
 
     def _bins(self, sae: SAE) -> tuple[int, bool]:
         """The fewest bins that keep the error, and whether they do."""
@@ -94,7 +94,7 @@ class MDL(Metric):
         """The interval of rows' code lengths, moved to the value."""
         frequency = (self.values.counts().double() / self.totals.n).clamp(1e-12, 1 - 1e-12)
         silent = -(1 - frequency).log2()
-        codes, lengths = self._codes(sae).compact(), Totals()
+        codes, lengths = self._codes(sae), Totals()
         surprise = -frequency.log2() - silent
         each = surprise[codes.indices.cpu()] + self.values.surprise(codes, bins)
         length = each.where(codes.active.cpu(), 0).sum(1) + silent.sum()

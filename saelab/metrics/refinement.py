@@ -13,7 +13,7 @@ table `refinement` has the mean of f* over codes of similar size.
 import torch
 
 from saelab.metrics.base import Metric, Score, Setting, Table, Totals, View
-from saelab.metrics.sample import Sample
+from saelab.metrics.sample import Sample, codes_of
 from saelab.sae.refine import refine
 from saelab.sae.sae import SAE
 
@@ -42,7 +42,7 @@ class Refinement(Metric):
         if not len(self.sample):
             raise ValueError("there are no rows")
         x, read = (self.sample.column(name).to(sae.scale.mean) for name in ("x", "read"))
-        codes = sae.encode(read).compact()
+        codes = codes_of(sae, read)
         refined = refine(sae, read, codes, target=x if sae.d_out else None)
         before, after = codes.values.double().abs(), refined.values.double().abs()
         if not codes.active.any():

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Setting, Table, Totals, View
-from saelab.metrics.sample import Sample
+from saelab.metrics.sample import BLOCK_ENTRIES, Sample
 from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.reading import reread, threshold_for
 from saelab.sae.sae import SAE
 
 NAMES = {0.25: "quarter", 0.5: "half", 1: "same", 2: "double", 4: "fourfold"}
-READ_AT_ONCE = 512
 
 
 class TestTime(Metric):
@@ -89,7 +88,7 @@ def fvu_on(sae: SAE, sample: Sample) -> tuple[Score, Score]:
         raise ValueError("there are no rows")
     spread = (x - x.mean(0)).square().sum(1)
     parts: list[tuple[Tensor, Tensor]] = []
-    for read in sample.column("read").split(READ_AT_ONCE):
+    for read in sample.column("read").split(max(1, BLOCK_ENTRIES // sae.n_latents)):
         codes = sae.encode(read.to(sae.scale.mean))
         parts.append((sae.decode(codes, read.to(sae.scale.mean)).double().cpu(), codes.l0().cpu()))
     x_hat, active = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

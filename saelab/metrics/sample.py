@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelab.core.codes import Codes
+from saelab.sae.sae import SAE
+
+BLOCK_ENTRIES = 1 << 24
 MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -53,6 +57,17 @@ class Sample:
 
     def __len__(self) -> int:
         return self.kept
+
+
+@torch.no_grad()
+def codes_of(sae: SAE, rows: Tensor) -> Codes:
+    """Compact codes of rows [M, D], read some at a time: full ones of all rows would not fit for many latents."""
+    device, size = sae.scale.mean.device, max(1, BLOCK_ENTRIES // sae.n_latents)
+    parts = [sae.encode(part.to(device)).compact() for part in rows.split(size)]
+    width = max(part.values.shape[1] for part in parts)
+    values = [torch.nn.functional.pad(part.values, (0, width - part.values.shape[1])) for part in parts]
+    indices = [torch.nn.functional.pad(part.indices, (0, width - part.indices.shape[1])) for part in parts]
+    return Codes(torch.cat(values), torch.cat(indices), sae.n_latents)
 
 
 def _hash(number: np.ndarray) -> np.ndarray:

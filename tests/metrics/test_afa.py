@@ -90,6 +90,14 @@ def test_folding_the_scale_changes_nothing():
     assert after == pytest.approx(before, rel=1e-4)
 
 
+def test_cosines_of_one_sign():
+    apart = torch.tensor([[1.0, 0.0], [-0.5, 0.75**0.5], [-0.5, -(0.75**0.5)]])
+    assert cosines_of(apart).largest == pytest.approx(-0.5, abs=1e-6)
+    close = torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 0.4]])
+    assert cosines_of(close).mean > 0.9
+    assert cosines_of(close).largest_absolute == pytest.approx(cosines_of(close).largest)
+
+
 def test_full_codes_are_read_as_sparse_ones():
     found = afa(mirror(5), gaussian(60, 5)).scores
     assert found["afa_ratio"].value == pytest.approx(1, abs=1e-6)

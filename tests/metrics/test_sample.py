@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from sweeps import mirror, random_sae
 
-from saelab.metrics.sample import Sample
+from saelab.metrics.sample import Sample, codes_of
 
 
 def taken(n: int, chunk: int, most: int) -> Sample:
@@ -27,6 +28,16 @@ def test_all_rows_while_they_are_few_and_in_the_order_of_the_data():
     sample = taken(30, 7, 50)
     assert sample.column("number").tolist() == list(range(30))
     assert len(sample) == 30
+
+
+def test_codes_read_in_parts_are_those_read_at_once(monkeypatch):
+    for sae in (random_sae(k=3), mirror(16)):
+        rows = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+        rows[:7] = 0  # a part that needs fewer entries
+        monkeypatch.setattr("saelab.metrics.sample.BLOCK_ENTRIES", 7 * sae.n_latents)
+        found = codes_of(sae, rows)
+        assert not found.is_full
+        torch.testing.assert_close(found.dense(), sae.encode(rows).dense())
 
 
 def test_rows_are_kept_from_the_whole_of_the_data_alike():

@@ -80,10 +80,10 @@ class AFA(Metric):
         if not len(self.sample):
             raise ValueError("there are no rows")
         directions = sae.dictionary.directions().float()
-        bias = self.bias.float()[None]
         cosines = cosines_of(directions)
-        # The bound holds for everything in the sum.
-        largest = cosines_of(torch.cat([directions, bias]) if bias.norm() > 0 else directions).largest_absolute
+        # The bound holds for everything in the sum, the bias too.
+        with_bias = torch.cosine_similarity(directions, self.bias.float()[None]).abs().max().item()
+        largest = max(with_bias, cosines.largest_absolute) if cosines.count > 1 else with_bias
         excess, ratio = self._excess(), column("norm_f") / column("norm_x").clamp_min(TINY)
         centred = column("norm_codes") / column("norm_centred").clamp_min(TINY)
         low, high = bounds(largest, column("l0") + 1)

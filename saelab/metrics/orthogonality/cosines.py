@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saelab.metrics.base import Score
 
-BLOCK_ENTRIES = 1 << 24
+BLOCK_ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,13 @@ def cosines_of(directions: Tensor) -> Cosines:
     for start in range(0, count, size):
         block = unit[start : start + size]
         cosines = block @ unit[start:].T  # those before `start` were looked at from the other side
-        cosines.diagonal().fill_(0)
-        smallest = min(smallest, cosines.min().item())
-        largest = max(largest, cosines.fill_diagonal_(-1).max().item())
+        if cosines.shape[1] == 1:
+            break  # the last latent, whose pairs were all seen
+        # In place of a latent with itself stands a neighbour, so that one pass finds both ends.
+        place = torch.arange(len(block), device=unit.device)
+        cosines[place, place] = cosines[place, torch.where(place + 1 < cosines.shape[1], place + 1, place - 1)]
+        low, high = cosines.aminmax()
+        smallest, largest = min(smallest, low.item()), max(largest, high.item())
     total = unit.double().sum(0).square().sum().item()
     mean = (total - count) / (count * (count - 1))
     return Cosines(largest, max(largest, -smallest), mean, count)
