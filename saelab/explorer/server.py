@@ -27,7 +27,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from saelab.explorer.pages import compare, latents, manifolds, meta, prompt, runs, scaling
+from saelab.explorer.pages import compare, latents, manifolds, meta, pattern, prompt, runs, scaling
 from saelab.explorer.safety import Guard, json_in_html
 from saelab.explorer.workspace import Workspace
 
@@ -78,6 +78,7 @@ DATA: dict[str, Page] = {
     ),
     "/run/{name}/latent/{latent}/counterparts": lambda w, r: compare.counterparts(w, _name(r), _number(r, "latent")),
     "/run/{name}/latent/{latent}/meta": lambda w, r: meta.of_latent(w, _name(r), _number(r, "latent")),
+    "/run/{name}/latent/{latent}/pattern": lambda w, r: pattern.pattern(w, _name(r), _number(r, "latent")),
     "/run/{name}/norms": lambda w, r: scaling.norms(w, _name(r)),
     "/run/{name}/around": lambda w, r: manifolds.around(w, _name(r), _number(r, "latent")),
     "/run/{name}/cloud": lambda w, r: manifolds.cloud(w, _name(r), _query(r)),

@@ -8,6 +8,7 @@ from typing import Literal
 from saelab.explorer.collect import collect
 from saelab.explorer.corpus import BareCorpus, Corpus, StoreCorpus, TextCorpus
 from saelab.explorer.export import folder, neuronpedia, pages
+from saelab.explorer.known import bring_in
 from saelab.explorer.workspace import Member, Workspace
 from saelab.models.language_model import LanguageModel
 
@@ -58,6 +59,7 @@ def explore(
     for member in workspace.members.values():
         if member.is_trained and (recollect or not member.is_collected):
             collect_member(workspace, member, tokens, store)
+    bring_in(workspace)
     if export is not None:
         WRITERS[export.form](workspace, Path(export.to), export.latents)
         print(f"wrote {export.to}")

@@ -184,3 +184,35 @@ def test_a_clouds_points_are_sums_of_values_times_directions(site, workspace):
         np.linalg.norm(placed, axis=1), np.linalg.norm(centred, axis=1), atol=5e-3
     )  # two dimensions in all
     assert found["strongest"] == [(first, second)[int(abs(a) < abs(b))] for a, b in codes]
+
+
+def test_patterns_are_of_the_latents_own_tokens(site, workspace):
+    found = site.json(f"/run/run0/latent/{busy(site)}/pattern.json")["patterns"]
+    assert found
+    vocabulary = set(workspace["run0"].vocabulary)
+    for one in found:
+        assert one["tokens"]
+        assert all(token is None or token in vocabulary for token in one["tokens"])
+        assert one["examples"] >= 1
+    assert [one["activation"] for one in found] == sorted((one["activation"] for one in found), reverse=True)
+
+
+def test_a_run_that_is_still_going_shows_its_curves_and_goes_on(tmp_path):
+    from explorer.world import served
+
+    from saelab.core.log import Log
+    from saelab.core.run import Run
+    from saelab.explorer.workspace import Workspace
+
+    run = Run.create(tmp_path / "going", {"sae": {"n_latents": 8, "activation": {"class_path": "TopK"}}})
+    log = Log(run.log_file)
+    for step in (10, 20):
+        log.write({"step": step, "rows": 100 * step, "fvu": 0.5, "l0": 4.0}, {"fired": [2, 6]})
+    with served(Workspace([run.folder])) as going:
+        (line,) = going.json("/index.json")["runs"]
+        assert (line["state"], line["collected"], line["rows"]) == ("training", False, 2000)
+        assert [record["step"] for record in going.json("/run/going.json")["log"]] == [10, 20]
+        log.write({"step": 30, "rows": 3000, "fvu": 0.4, "l0": 4.0}, {"fired": [1, 7]})
+        log.close()
+        assert [one["fired"] for one in going.json("/run/going/log.json?after=20")["records"]] == [[1, 7]]
+        assert "there is no" in going.json("/run/going/latents.json", status=400)["error"]

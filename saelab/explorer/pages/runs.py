@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from saelab.core.files import read_json
 from saelab.core.log import read_log
 from saelab.explorer.workspace import Member, Workspace
 
@@ -43,8 +44,6 @@ def _line(member: Member) -> dict[str, Any]:
 def _config(member: Member) -> dict[str, Any]:
     """The SAE's own settings, whether it is trained or only begun."""
     if member.is_trained:
-        from saelab.core.files import read_json
-
         return read_json(member.sae_folder / "config.json")
     found: dict[str, Any] = member.run.config().get("sae", {})
     return found
@@ -65,7 +64,9 @@ def _short(value: Any) -> str:
 
 
 def _log(member: Member) -> list[dict[str, Any]]:
-    return read_log(member.run.log_file) if member.run.log_file.exists() else []
+    """The records of training; what was measured later stands in the log too, and is left out."""
+    records = read_log(member.run.log_file) if member.run.log_file.exists() else []
+    return [record for record in records if "rows" in record]
 
 
 def run(workspace: Workspace, name: str) -> dict[str, Any]:

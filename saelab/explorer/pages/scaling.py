@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from saelab.core.files import read_json
 from saelab.explorer.lens import Lens
 from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.pages.runs import _log
@@ -27,8 +28,6 @@ def scaling(workspace: Workspace) -> dict[str, Any]:
     for member in workspace.members.values():
         if not member.is_trained or not member.is_run:
             continue
-        from saelab.core.files import read_json
-
         config = read_json(member.sae_folder / "config.json")
         score = member.run.scores().get("fvu")
         log = _log(member)

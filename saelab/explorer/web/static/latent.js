@@ -40,7 +40,7 @@ export function drawLatent(data, main) {
       h("span", { class: `chip ${own.kind}` }, own.kind), chips(own.tokens, 4)),
     h("div", { class: "columns" },
       h("div", {}, h("section", { class: "panel" }, h("div", { class: "bar" }, tabs, layout), examples), noteBox(data, path)),
-      h("div", {}, statistics(data), logitBox(data), tokenBox(data), listBox("Nearest directions", "cosine", data.neighbours, data.run, suffix),
+      h("div", {}, statistics(data), logitBox(data), tokenBox(data), patternBox(data, path), listBox("Nearest directions", "cosine", data.neighbours, data.run, suffix),
         listBox("Fires together with", "r", data.correlated, data.run, suffix), more(data, path))));
 
   key("j", "next latent", () => step(data.steps.next));
@@ -138,6 +138,20 @@ export function metaBox(found, run) {
     })),
   };
   return panel("Meta-latents", radial(tree), found.metas.map((meta) => h("div", { class: "line" }, h("span", { class: "num" }, number(meta.value, 2)), h("a", { href: link(`/run/${run}/meta/${meta.meta}`) }, `meta ${meta.meta}`), chips(meta.base.map((one) => words(one.tokens)[0] ?? ""), 4))));
+}
+
+function patternBox(data, path) {
+  if (isStatic || !data.examples.top.length) return null;
+  const box = h("div", {});
+  const ask = h("button", { class: "quiet aside", onclick: async () => {
+    ask.disabled = true;
+    try {
+      const { patterns } = await get(`${path}/pattern.json`);
+      box.replaceChildren(...patterns.map((one) => h("div", { class: "line" }, h("span", { class: "num" }, number(one.activation)), h("span", { class: "toks" }, one.at_start ? h("span", { class: "chip" }, "start") : null, one.tokens.map((token) => h("span", { class: token === null ? "tok faint" : "tok" }, token === null ? "any" : shown(token)))), h("span", { class: "faint small nowrap" }, `${one.examples} of ${data.examples.top.length > 8 ? 8 : data.examples.top.length}`))));
+    } catch (error) { box.replaceChildren(h("span", { class: "error" }, error.message)); }
+    ask.disabled = false;
+  } }, "work out");
+  return h("section", { class: "panel" }, h("h2", {}, "Token patterns (N2G)", ask), box);
 }
 
 function noteBox(data, path) {

@@ -1,0 +1,82 @@
+"""What other commands found out about a run's latents, brought into its database.
+
+    explain/explanations.json     `saelab explain`: a phrase and its scores          explanation, score
+    latents.json                  `saelab quickstart`: readings of ten latents       explanation, score (F1)
+    stitch results                the class of a larger SAE's latents                kind: novel, reconstruction
+
+A phrase of `saelab explain` goes before a reading. The score is the mean of an explanation's overall scores.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from saelab.analysis.stitch import read_stitch
+from saelab.core.files import read_json
+from saelab.explorer.database import Database, say
+from saelab.explorer.workspace import Member, Workspace
+
+EXPLAINED, READ = Path("explain") / "explanations.json", Path("latents.json")
+CLASSES = ("novel", "reconstruction")
+
+
+def bring_in(workspace: Workspace) -> None:
+    """Bring what was found about every SAE into its database, in place of what was brought in before."""
+    for member in workspace.members.values():
+        if member.is_collected:
+            _write(member, explanations(member.folder), kinds(workspace, member))
+
+
+def explanations(folder: Path) -> dict[int, tuple[str, float | None]]:
+    """Phrase and score by latent."""
+    found: dict[int, tuple[str, float | None]] = {}
+    if (folder / READ).exists():
+        for one in read_json(folder / READ).get("latents", []):
+            found[int(one["latent"])] = (str(one["label"]), float(one["f1"]))
+    if (folder / EXPLAINED).exists():
+        for one in read_json(folder / EXPLAINED).get("latents", []):
+            found[int(one["latent"])] = (str(one["phrase"]), _mean(one.get("scores", {}).values()))
+    return found
+
+
+def _mean(scorers: Iterable[dict[str, float]]) -> float | None:
+    """Mean over scorers of what each says of the explanation itself: its first number."""
+    values = [float(next(iter(scores.values()))) for scores in scorers if scores]
+    return sum(values) / len(values) if values else None
+
+
+def kinds(workspace: Workspace, member: Member) -> dict[int, str]:
+    """The class of latents that an insertion test was done on."""
+    found: dict[int, str] = {}
+    for folder in workspace.results["stitch"]:
+        for pair in read_stitch(folder)["pairs"]:
+            if Path(pair["large"]).name == member.folder.resolve().name:
+                table: dict[str, Any] = pair["large_latents"]
+                latents = table["latent"].tolist() if hasattr(table["latent"], "tolist") else table["latent"]
+                found |= {int(j): kind for j, kind in zip(latents, table["class"], strict=True) if kind in CLASSES}
+    return found
+
+
+def _write(member: Member, explained: dict[int, tuple[str, float | None]], kinds_of: dict[int, str]) -> None:
+    """Nothing is written where nothing changed, so that a database may lie where nobody may write."""
+    held = {
+        row["id"]: (row["explanation"], row["score"])
+        for row in member.database.all("SELECT id, explanation, score FROM latents WHERE explanation IS NOT NULL")
+    }
+    classed = {
+        row["id"]: row["kind"]
+        for row in member.database.all(f"SELECT id, kind FROM latents WHERE kind IN {CLASSES}")
+    }  # fmt: skip
+    if held == explained and all(classed.get(latent) == kind for latent, kind in kinds_of.items()):
+        return
+    writer = Database(member.database_file, write=True)
+    with writer.connection as connection:
+        connection.execute("UPDATE latents SET explanation = NULL, score = NULL WHERE explanation IS NOT NULL")
+        pairs = [(phrase, score, latent) for latent, (phrase, score) in explained.items()]
+        connection.executemany("UPDATE latents SET explanation = ?, score = ? WHERE id = ?", pairs)
+        connection.executemany(
+            "UPDATE latents SET kind = ? WHERE id = ? AND kind IN ('ordinary', 'novel', 'reconstruction')",
+            [(kind, latent) for latent, kind in kinds_of.items()],
+        )
+        say(connection, {*held, *explained})
+    writer.close()
