@@ -41,7 +41,8 @@ def write_page(path: Path, lines: list[Line], architectures: list[str], worlds: 
         f"<title>saelab: worlds</title><style>{STYLE}</style><h1>Architectures in worlds with known features</h1>",
         "<p>Mean over seeds and, small, its standard error. Rows seen by each SAE: ",
         ", ".join(f"{count:,}" for count in rows),
-        ". The best mean of a column is shaded, and what is within two standard errors of it. ",
+        ". The best mean of a column is shaded, and what is within two standard errors of it; faint lines stand at ",
+        "another L0 and are left out of that. ",
         "Hover over a heading for its meaning.</p>",
     ]
     for world in worlds:

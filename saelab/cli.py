@@ -221,7 +221,8 @@ def _bench(words: list[str]) -> None:
     from saelab.recipes.bench import bench
 
     parser = _parser("bench")
-    parser.add_function_arguments(bench)
+    parser.add_argument("--only", nargs="+", type=str, help="names of contestants, as they stand in the table")
+    parser.add_function_arguments(bench, skip={"only"})
     bench(**vars(parse(parser, words)))
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saelab.core.codes import Entries
+from saelab.core.codes import Codes, Entries
 from saelab.kernels import tier
 from saelab.kernels.gradient import Term, deferred, hand_over
 from saelab.kernels.native import encode as native_encode
@@ -106,6 +106,38 @@ def _largest(
     if groups == 1:
         return parts[0]
     return torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
+
+
+PROBES = 16
+"""Rows computed in full to see how many pre-activations pass a threshold."""
+
+
+@torch.no_grad()
+def above_threshold(x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor) -> Codes:
+    """The pre-activations above their latent's threshold, as codes with latents ascending; not differentiable.
+
+    Args:
+        x: [B, D]; centre: [D]; weight: [L, D]; bias: [L]; threshold: [L], none below 0.
+    """
+    centred = x - centre
+    if tier.is_native(centred, weight, bias) and len(centred):
+        some = (F.linear(centred[:: max(1, len(x) // PROBES)], weight, bias) > threshold).sum(1)
+        width = 2 * int(some.max()) + 16
+        if native_encode.suits(centred, weight, width):
+            values, indices, left = native_encode.above(centred, weight, bias, threshold, width)
+            if len(left):
+                values[left], indices[left] = 0, 0
+                rest = _above_in_full(centred[left], weight, bias, threshold)
+                extra = max(0, rest.values.shape[1] - width)
+                values, indices = F.pad(values, (0, extra)), F.pad(indices, (0, extra))
+                values[left, : rest.values.shape[1]], indices[left, : rest.values.shape[1]] = rest.values, rest.indices
+            return Codes(values, indices, len(weight)).compact()
+    return _above_in_full(centred, weight, bias, threshold)
+
+
+def _above_in_full(centred: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor) -> Codes:
+    pre = F.linear(centred, weight, bias)
+    return Codes.full(pre.where(~(pre <= threshold), 0)).compact()  # NaN stays
 
 
 def _topk_in_blocks(

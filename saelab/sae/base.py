@@ -101,6 +101,11 @@ class PreActivations(ABC):
             values = values.where(self.mesh.largest(values.abs() if absolute else values, k), 0)
         return Codes(values, entries, self.n_latents)
 
+    def above(self, threshold: Tensor) -> Codes:
+        """Those above their latent's threshold [L], which is at least 0: codes to be read, without a gradient."""
+        dense = self.dense().detach()
+        return Codes.full(dense.where(~(dense <= threshold), 0)).compact()  # NaN stays
+
     def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         """The k largest of each row on this shard, largest first: values [B, K] and their entries."""
         pre = self.dense()

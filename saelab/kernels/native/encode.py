@@ -55,6 +55,24 @@ def largest(centred: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: boo
     return values, indices, (counts < 0).nonzero().squeeze(1)
 
 
+def above(
+    centred: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of centred @ weight.T + bias that exceed their latent's threshold [L], largest first.
+
+    Returns:
+        values [B, width], unused entries 0; indices [B, width]; numbers of the rows that must be computed in full,
+        those with more than `width` entries among them.
+    """
+    values = torch.empty(len(centred), width)
+    indices = torch.empty(len(centred), width, dtype=torch.int64)
+    counts = torch.empty(len(centred), dtype=torch.int32)
+    padded = torch.full((-(-len(weight) // 16) * 16,), torch.inf)
+    padded[: len(weight)] = threshold
+    _encode(centred, weight, bias, padded, 0, False, values, indices, counts)
+    return values, indices, (counts < 0).nonzero().squeeze(1)
+
+
 def _encode(
     centred: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, k: int, absolute: bool, *out: Tensor
 ) -> None:

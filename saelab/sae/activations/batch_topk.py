@@ -59,9 +59,10 @@ class BatchTopK(Activation):
         if not self.updates:
             codes = pre.topk(max(1, round(self.k)))
             return codes.with_values(codes.values.relu())
+        if not torch.is_grad_enabled():
+            return pre.above(self.threshold.relu())
         dense = pre.dense()
-        codes = Codes.full(dense.relu().where(dense > self.threshold, 0))
-        return codes if torch.is_grad_enabled() else codes.compact()
+        return Codes.full(dense.relu().where(dense > self.threshold, 0))
 
     def learning(self, pre: PreActivations) -> Codes:
         count = round(self.k * len(pre.x) * pre.mesh.replicas)

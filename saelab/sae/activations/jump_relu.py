@@ -99,8 +99,9 @@ class JumpReLU(Activation):
         return self.log_threshold.exp()
 
     def forward(self, pre: PreActivations) -> Codes:
-        codes = Codes.full(jump(pre.dense(), self.thresholds, self.bandwidth))
-        return codes if torch.is_grad_enabled() else codes.compact()
+        if not torch.is_grad_enabled():
+            return pre.above(self.thresholds)
+        return Codes.full(jump(pre.dense(), self.thresholds, self.bandwidth))
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:
         penalty = {"l0": self._l0, "tanh": self._tanh, "target_l0": self._target_l0}[self.penalty]

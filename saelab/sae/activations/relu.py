@@ -32,8 +32,9 @@ class ReLU(Activation):
             raise ValueError(f"ReLU: l1 must not be negative, infinite or NaN, got {self.l1}")
 
     def forward(self, pre: PreActivations) -> Codes:
-        codes = Codes.full(pre.dense().relu())
-        return codes if torch.is_grad_enabled() else codes.compact()
+        if not torch.is_grad_enabled():
+            return pre.above(torch.zeros_like(pre.bias))
+        return Codes.full(pre.dense().relu())
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:
         norms = step.sae.dictionary.norms()[step.codes.indices]

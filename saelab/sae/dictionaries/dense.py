@@ -25,7 +25,7 @@ from saelab.core.codes import Codes, Entries
 from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.decode import DENSE_SHARE, decode
 from saelab.kernels.gradient import take
-from saelab.kernels.select import topk_linear
+from saelab.kernels.select import above_threshold, topk_linear
 from saelab.kernels.update import is_unit
 from saelab.sae.base import Activation, Dictionary, PreActivations, Sizes
 from saelab.sae.scale import Scale
@@ -51,6 +51,11 @@ class DensePre(PreActivations):
 
     def at(self, centred: Tensor) -> "DensePre":
         return DensePre(self.dictionary, centred, torch.zeros_like(self.centre), self.weight, self.bias, self.mesh)
+
+    def above(self, threshold: Tensor) -> Codes:
+        if self._dense is not None:
+            return super().above(threshold)
+        return above_threshold(self.x, self.centre, self.weight, self.bias, threshold)
 
     def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         return topk_linear(self.x, self.centre, self.weight, self.bias, k, absolute)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saelab.kernels import tier
 from saelab.kernels.native import encode
-from saelab.kernels.select import _largest
+from saelab.kernels.select import _largest, above_threshold
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -165,3 +165,27 @@ def test_the_same_bits_every_time_and_with_every_number_of_threads():
     for values, indices in results[1:]:
         assert torch.equal(values, results[0][0])
         assert torch.equal(indices, results[0][1])
+
+
+@pytest.mark.parametrize("level", [0.5, 1.5, 2.5, 100.0])
+def test_all_above_a_threshold_of_their_latents(level):
+    x, weight, bias = problem(200, 1500, 64)
+    threshold = level + torch.rand(1500, generator=torch.Generator().manual_seed(5))
+    exact = x.double() @ weight.double().T + bias.double()
+    near = ((exact - threshold).abs() < 1e-5).any(1)
+    codes = above_threshold(x, torch.zeros(64), weight, bias, threshold)
+    wanted = exact.where(exact > threshold, 0)
+    torch.testing.assert_close(codes.dense()[~near].double(), wanted[~near], rtol=1e-5, atol=1e-5)
+    assert (codes.indices[:, 1:] > codes.indices[:, :-1])[codes.active[:, 1:]].all()
+
+
+def test_rows_with_far_more_above_the_threshold_than_others(tally):
+    x, weight, bias = problem(160, 1500, 64)
+    x[7] *= 50
+    x[3] = float("nan")
+    codes = above_threshold(x, torch.zeros(64), weight, bias, torch.full((1500,), 3.0))
+    exact = x @ weight.T + bias
+    keep = torch.arange(160) != 3
+    assert (codes.l0()[7] > 400) & (codes.l0()[keep].median() < 10)
+    assert torch.equal(codes.l0()[keep], (exact > 3).sum(1)[keep])
+    assert tally.open == 2
