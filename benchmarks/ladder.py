@@ -74,7 +74,7 @@ def main() -> None:
         runs = sorted(path.parent.parent for path in out.glob("*/n*/*/sae/config.json"))
         todo = [str(run) for run in runs if not (run / "scores.json").exists()]
         if todo:
-            metrics = ["--metrics+=Reconstruction", "--metrics+=L0", "--metrics+=DeadLatents"]
+            metrics = ["--metrics", "Reconstruction", "L0", "DeadLatents"]
             saelab(["measure", *todo, "--store", str(out / "held-out"), "--tokens", "32768", *metrics])
 
 

@@ -121,11 +121,11 @@ def diagnose(
 
 
 def _look(sae: SAE, rows: Iterable[Tensor]) -> Seen:
-    together, kept = Coactivation(sae.n_latents), []
+    together, kept = Coactivation(sae.n_latents), list[Tensor]()
     for block in rows:
         for x in block.split(CHUNK):
             together.update(sae.encode(x.to(sae.scale.mean)))
-            if sum(map(len, kept)) < 20 * POINTS:
+            if sum(len(part) for part in kept) < 20 * POINTS:
                 kept.append(x.float())
     if not together.rows:
         raise ValueError("there are no rows to look at")

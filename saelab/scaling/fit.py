@@ -131,6 +131,7 @@ class Fit:
         features = self.law.features(x)
         logs = np.stack([self.law.log_value(theta, features) for theta in self.draws])
         if cell:
+            logs = np.tile(logs, (8, 1))  # scatter is drawn more often than laws are
             logs = logs + self.sigma * np.random.default_rng(0).standard_normal(logs.shape)
         low, high = np.percentile(np.exp(logs), LEVEL, axis=0)
         return low, high

@@ -152,12 +152,15 @@ def test_parameters_that_the_cells_cannot_tell_apart_are_not_printed():
 
 
 def test_held_out_cells_are_predicted_by_a_fit_that_has_not_seen_them():
-    cells = grid(noise=0.01, seed=1)
-    wide = cells.x[:, 0] == max(WIDTHS)
-    found = fit(JointLaw(), cells, held_out=wide, draws=100).held_out
-    assert len(found["cells"]) == wide.sum() == 5
-    assert found["inside"] >= 4
-    assert found["mean_abs_log_error"] < 0.03
+    inside = []
+    for seed in range(3):
+        cells = grid(noise=0.01, seed=seed)
+        wide = cells.x[:, 0] == max(WIDTHS)
+        found = fit(JointLaw(), cells, held_out=wide, draws=100).held_out
+        assert len(found["cells"]) == wide.sum() == 5
+        assert found["mean_abs_log_error"] < 0.03
+        inside.append(found["inside"])
+    assert sum(inside) >= 12
     cells.y[wide] *= 2  # what was held out does not reach the prediction
     again = fit(JointLaw(), cells, held_out=wide, draws=100).held_out
     assert [c["predicted"] for c in again["cells"]] == [c["predicted"] for c in found["cells"]]

@@ -1,0 +1,188 @@
+"""Figures of scaling: the only module of the folder that draws. Each function takes a result file's content.
+
+    law_figure          loss (or tokens, or rate) against n for each k, with the law, its interval and its extrapolation
+    curves_figure       loss curves of cells against rows or compute
+    allocation_figure   latents of each rank, with the line that theory expects
+    growth_figure       D(N) of allocations
+    manifold_figure     loss curves of manifolds, with their floors
+    tiling_figure       a circle's latents: which serves which angle (arcs), and where it points (arrows)
+    diagnosis_figure    frequencies, nearest cosines and the prediction, on one panel
+
+`write_figure` writes HTML with plotly's JavaScript beside it, and SVG.
+"""
+
+# Shape letters: B points of a circle, n latents.
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelab.metrics.figures import COLOURS, write_figures
+from saelab.scaling.cells import Cell
+from saelab.scaling.fit import Fit
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+LOG = {"type": "log"}
+BEYOND = 8.0
+"""How far a law is drawn beyond the cells."""
+
+
+def write_figure(path: Path, figure: "Figure") -> None:
+    """Write PATH.html and PATH.svg."""
+    write_figures({path.stem: figure}, path.parent)
+
+
+def _figure(title: str, x: str, y: str, **axes: Any) -> "Figure":
+    from plotly.graph_objects import Figure
+
+    figure = Figure()
+    figure.update_layout(
+        title=title, template="simple_white", width=760, height=480, legend={"font": {"size": 10}},
+        xaxis={"title": {"text": x}, **axes.get("across", LOG)},
+        yaxis={"title": {"text": y}, **axes.get("up", LOG)},
+    )  # fmt: skip
+    return figure
+
+
+def _add(figure: "Figure", x: Sequence[float], y: Sequence[float], name: str, number: int, **more: Any) -> None:
+    colour = COLOURS[number % len(COLOURS)]
+    line = {"color": colour, "dash": more.pop("dash", "solid")}
+    marker = {"color": colour, "size": more.pop("size", 7)}
+    kept = {"mode": "lines", "line": line, "marker": marker} | more
+    figure.add_scatter(x=[float(v) for v in x], y=[float(v) for v in y], name=name, **kept)
+
+
+def law_figure(fit: Fit, title: str) -> "Figure":
+    """A law with its cells; lines are dashed where they extrapolate."""
+    law = fit.law
+    figure = _figure(title, law.variables[0], law.target)
+    others = sorted({tuple(row[1:]) for row in fit.points.x.tolist()})
+    low, high = fit.range()[law.variables[0]]
+    for number, other in enumerate(others):
+        own = [row[1:] == list(other) for row in fit.points.x.tolist()]
+        name = ", ".join(f"{key}={value:g}" for key, value in zip(law.variables[1:], other, strict=True)) or law.target
+        x, y = fit.points.x[own, 0], fit.points.y[own]
+        _add(figure, x.tolist(), y.tolist(), name, number, mode="markers")
+        for start, end, dash in ((low, high, "solid"), (high, BEYOND * high, "dash")):
+            grid = np.geomspace(start, end, 30)
+            value, down, up = fit.predict(np.array([[n, *other] for n in grid]))
+            _add(figure, grid.tolist(), value.tolist(), name, number, dash=dash, showlegend=False)
+            for edge in (down, up):
+                _add(figure, grid.tolist(), edge.tolist(), name, number, dash="dot", showlegend=False, opacity=0.4)
+    return figure
+
+
+def curves_figure(cells: Sequence[Cell], against: str = "compute") -> "Figure":
+    """Loss curves of cells against `rows` or `compute`, smoothed a little."""
+    figure = _figure(f"Loss curves against {against}", against, "FVU")
+    widths = sorted({cell.n for cell in cells})
+    for cell in cells:
+        loss = np.array(cell.curve["loss"])
+        width = max(1, len(loss) // 60)
+        smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
+        _add(figure, cell.curve[against][width - 1 :], smooth.tolist(), cell.name, widths.index(cell.n))
+    return figure
+
+
+def draw_laws(folder: Path, cells: Sequence[Cell], laws: Mapping[str, Fit]) -> None:
+    """Every law and both kinds of loss curves, into a folder."""
+    made = {f"law-{name}": law_figure(fit, name) for name, fit in laws.items()}
+    if all(cell.curve for cell in cells):
+        made |= {f"curves-{against}": curves_figure(cells, against) for against in ("rows", "compute")}
+    write_figures(made, folder)
+
+
+def allocation_figure(result: Mapping[str, Any]) -> "Figure":
+    """Latents against rank, for the largest N of an allocation's file."""
+    own, theory = result["allocation"], result["theory"]
+    figure = _figure(f"Allocation of {result['rows'][-1]['latents']:,} latents", "rank of the feature", "latents")
+    _add(figure, own["rank"], own["count"], "exact", 0, mode="markers", size=4)
+    ends = [own["rank"][0], own["rank"][-1]]
+    expected = [own["count"][0] * (rank / ends[0]) ** theory["n_i"] for rank in ends]
+    _add(figure, ends, expected, f"rank^{theory['n_i']:.2f}", 1, dash="dash")
+    return figure
+
+
+def growth_figure(results: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """D(N) of several allocations by name, with the exponents that theory expects."""
+    figure = _figure("Features found", "latents N", "features with a latent D")
+    for number, (name, result) in enumerate(results.items()):
+        n, found = ([row[key] for row in result["rows"]] for key in ("latents", "found"))
+        _add(figure, n, found, name, number, mode="lines+markers")
+        expected = [found[-1] * (n[0] / n[-1]) ** result["theory"]["found"], found[-1]]
+        _add(figure, [n[0], n[-1]], expected, f"N^{result['theory']['found']:.2f}", number, dash="dot")
+    return figure
+
+
+def manifold_figure(curves: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """Loss curves of single manifolds by name, with the floors that are known."""
+    figure = _figure("Loss on one manifold", "latents", "loss per occurrence")
+    for number, (name, curve) in enumerate(curves.items()):
+        n, total = ([row[key] for row in curve["rows"]] for key in ("n", "total"))
+        _add(figure, n, total, name, number, mode="lines+markers")
+        if curve["floor"]:
+            _add(figure, [n[0], n[-1]], [curve["floor"]] * 2, f"floor, {name}", number, dash="dot")
+    return figure
+
+
+def tiling_figure(directions: Tensor, codes: Tensor, angles: Tensor, x_hat: Tensor | None = None) -> "Figure":
+    """Which latent serves which angle of a circle.
+
+    Args:
+        directions: of the latents [n, 2].
+        codes: of points on the circle [B, n].
+        angles: of these points [B].
+        x_hat: their reconstructions [B, 2], drawn in black.
+    """
+    plain: dict[str, Any] = {"across": {"range": [-1.8, 1.8]}, "up": {"range": [-1.8, 1.8], "scaleanchor": "x"}}
+    figure = _figure("Tiles of a circle", "", "", **plain)
+    order = angles.argsort()
+    angle, codes = angles[order], codes[order]
+    _add(figure, angle.cos().tolist(), angle.sin().tolist(), "data", 9, mode="markers", size=2, opacity=0.3)
+    if x_hat is not None:
+        points = x_hat[order]
+        figure.add_scatter(
+            x=points[:, 0].tolist(), y=points[:, 1].tolist(), mode="markers", marker={"color": "#000000", "size": 2},
+            name="reconstructions",
+        )  # fmt: skip
+    for number, direction in enumerate(directions):
+        on, radius = codes[:, number] > 0, 1.15 + 0.5 * number / max(1, len(directions))
+        gap = torch.where(on, radius, math.nan)
+        _add(figure, (gap * angle.cos()).tolist(), (gap * angle.sin()).tolist(), f"latent {number}", number)
+        tip = [0.0, direction[0].item()], [0.0, direction[1].item()]
+        _add(figure, *tip, f"latent {number}", number, mode="lines+markers", size=4, showlegend=False)
+    return figure
+
+
+def diagnosis_figure(result: Mapping[str, Any]) -> "Figure":
+    """The panel of a diagnosis: nearest cosines above, frequencies and prediction beside them."""
+    from plotly.subplots import make_subplots
+
+    titles = ("nearest cosine", "firing frequency", "features found")
+    figure = make_subplots(rows=1, cols=3, subplot_titles=titles)
+    edges = np.linspace(-1, 1, 41)
+    middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+    for number, (name, spread) in enumerate(result["nearest"].items()):
+        counts = np.array(spread["histogram"], float)
+        line = {"color": COLOURS[number % len(COLOURS)]}
+        figure.add_scatter(x=middles, y=(counts / counts.sum()).tolist(), name=name, line=line, row=1, col=1)
+    spectrum = result["frequencies"]
+    figure.add_scatter(x=spectrum["rank"], y=spectrum["density"], name="latents", row=1, col=2)
+    figure.update_xaxes(type="log", title_text="rank", row=1, col=2)
+    figure.update_yaxes(type="log", title_text="share of rows", row=1, col=2)
+    times = [line["times"] for line in result["predicted"]]
+    for key, dash in (("found", "solid"), ("found_low", "dot"), ("found_high", "dot")):
+        values = [line[key] for line in result["predicted"]]
+        figure.add_scatter(x=times, y=values, name=key.replace("_", " "), line={"dash": dash}, row=1, col=3)
+    figure.update_xaxes(type="log", title_text="times the width", row=1, col=3)
+    figure.update_yaxes(type="log", row=1, col=3)
+    share = f"{result['share_in_clusters']:.1%} of the latents in {len(result['clusters'])} tiling clusters"
+    figure.update_layout(title=f"{result['verdict']}: {share}", template="simple_white", width=1100, height=420)
+    return figure
