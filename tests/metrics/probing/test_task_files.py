@@ -10,8 +10,12 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from saelab.metrics import TextEvaluation, measure
 from saelab.metrics.probing.files import read_tasks, tasks_of, write_lines
 from saelab.metrics.probing.task import WHOLE, Task, Texts, balanced
+from saelab.models.subject import Subject
+from saelab.sae.activations.topk import TopK
+from saelab.sae.sae import SAE
 
 PROBES = Path(__file__).resolve().parents[4] / "shared" / "probes"
 
@@ -187,3 +191,20 @@ def test_text_tasks_are_read(name, count):
     assert len(tasks) == count
     assert all("documents" in why for why in left_out.values())  # two of the court's transcripts are all there is
     assert all(50 <= len(task) <= 200 for task in tasks)
+
+
+@pytest.mark.skipif(not PROBES.is_dir(), reason="the collection of text tasks and models is not on this machine")
+@pytest.mark.slow
+def test_text_tasks_are_probed_through_an_english_model(tmp_path):
+    """Through a model of 260 thousand parameters: more is known than chance, whoever answers."""
+    (tmp_path / "text.txt").write_text("Once upon a time there was a little fox who liked to jump. " * 40)
+    model = str(PROBES.parent / "models" / "stories260K")
+    evaluation = TextEvaluation(Subject(model, "model.layers.2", str(tmp_path), seq_len=64), tokens=200, split="all")
+    files = [PROBES / f"{name}.jsonl.gz" for name in ("subjectivity", "names-gender")]
+    tasks = [task for file in files for task in read_tasks(file, 400)[0]]
+    sae = SAE(evaluation.d_in, 128, TopK(k=8))
+    sae.initialise(next(iter(evaluation.chunks(False))).x)
+    found = measure({"sae": sae}, evaluation, ["ProbeLoss", "SparseProbing"], show=False, tasks=tasks)["sae"]
+    assert found.skipped == {}
+    assert found.scores["probe_loss"].value < 0.72
+    assert found.scores["sparse_probing_full"].value > 0.6
