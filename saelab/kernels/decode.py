@@ -57,6 +57,10 @@ def dot_at(indices: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     """Entry (b, j) is rows[b] . weight[indices[b, j]]; [B, K] from [B, K], [B, D] and [L, D]."""
     if tier.is_native(rows, weight):
         return native_sparse.dot_at(indices, rows, weight)
+    if tier.is_gpu(rows, weight):
+        from saelab.kernels.gpu import decode as gpu_decode  # imports triton
+
+        return gpu_decode.dot_at(indices, rows, weight)
     kept = indices.shape[1]
     flat = indices.flatten()
     offsets = torch.arange(0, flat.numel(), kept, device=flat.device)

@@ -12,6 +12,7 @@ gradient of x: it is -(sum of the entries' gradients by latent) @ weight.
 
 # Shape letters: B rows, D input width, L latents, K kept per row.
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,6 +95,10 @@ def _largest(
     centred: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool, groups: int
 ) -> tuple[Tensor, Tensor]:
     width = len(weight) // groups
+    if tier.is_gpu(centred, weight, bias) and not absolute and groups == 1:
+        from saelab.kernels.gpu.select import topk_linear_forward  # imports triton
+
+        return topk_linear_forward(centred, weight, bias, k)
     if not (tier.is_native(centred, weight, bias) and native_encode.suits(centred, weight[:width], k)):
         return _topk_in_blocks(centred, weight, bias, k, absolute, groups)
     parts = []
@@ -170,11 +175,22 @@ def _topk_of(pre: Tensor, k: int, absolute: bool, groups: int) -> tuple[Tensor, 
     return values.view(len(pre), groups * k), indices.view(len(pre), groups * k)
 
 
+def sort_once(entries: Entries, sort: Callable[[Tensor, int], Any]) -> None:
+    """Let a kernel work out the order of entries by latent, unless they have it."""
+    if "order" not in entries.__dict__:
+        found = sort(entries.indices, entries.n_latents)
+        entries.order, entries.offsets, entries.rows = found.order, found.offsets, found.rows
+
+
 def bag(indices: Tensor, weight: Tensor, values: Tensor) -> Tensor:
     """Row b is the sum over its entries of value * weight[index]; [B, D] from [B, K], [L, D], [B, K]."""
     values = values.to(weight.dtype)
     if tier.is_native(weight, values):
         return native_sparse.bag(indices, weight, values)
+    if tier.is_gpu(weight, values):
+        from saelab.kernels.gpu import decode as gpu_decode
+
+        return gpu_decode.bag(indices, weight, values)
     return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
 
 
@@ -183,5 +199,10 @@ def sum_by_latent(entries: Entries, values: Tensor, rows: Tensor) -> Tensor:
     values = values.to(rows.dtype)
     if tier.is_native(values, rows):
         return native_sparse.sum_by_latent(entries, values, rows)
+    if tier.is_gpu(values, rows):
+        from saelab.kernels.gpu import sort, sums
+
+        sort_once(entries, sort.sort_by_latent)
+        return sums.sum_by_latent(entries, values, rows)
     weights = values.flatten()[entries.order]
     return F.embedding_bag(entries.rows, rows, entries.offsets, per_sample_weights=weights, mode="sum")

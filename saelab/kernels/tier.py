@@ -5,14 +5,17 @@
     native       compiled C++ for float32 on a CPU, where there is a compiler
     gpu          Triton for CUDA devices
 
-By default (`auto`) the fastest that fits the tensors is taken. SAELAB_KERNELS in the environment, or `using` in Python,
-names one; what it cannot do falls to `torch`.
+By default (`auto`) that is `native` for float32 on a CPU where there is a compiler, and `torch` for all else: `gpu` has
+to be asked for as long as it has been tried in Triton's interpreter only. SAELAB_KERNELS in the environment, or `using`
+in Python, names one; what it cannot do falls to `torch`.
 """
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from saelab.kernels import native
@@ -34,13 +37,15 @@ def using(tier: str) -> Iterator[None]:
     """Run what is inside with a tier of the kernels.
 
     Raises:
-        ValueError: for an unknown tier, or `native` where nothing could be compiled.
+        ValueError: for an unknown tier, `native` where nothing could be compiled, or `gpu` without triton.
     """
     global _chosen
     if tier not in TIERS:
         raise ValueError(f"kernels must be one of {', '.join(TIERS)}, got '{tier}'")
     if tier == "native" and native.library() is None:
         raise ValueError(f"the native kernels cannot be had: {native.why_not()}")
+    if tier == "gpu" and importlib.util.find_spec("triton") is None:
+        raise ValueError("the gpu kernels need triton, which is not installed here")
     before, _chosen = _chosen, tier
     try:
         yield
@@ -56,3 +61,13 @@ def is_reference() -> bool:
 def is_native(*tensors: Tensor) -> bool:
     """Whether compiled kernels run on these tensors."""
     return chosen() in ("auto", "native") and native.fits(*tensors) and native.library() is not None
+
+
+def is_gpu(*tensors: Tensor) -> bool:
+    """Whether Triton kernels run on these tensors."""
+    return chosen() == "gpu" and all(tensor.dtype == torch.float32 and on_gpu(tensor) for tensor in tensors)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether a tensor lies where Triton kernels can reach it."""
+    return tensor.is_cuda

@@ -32,6 +32,7 @@ from torch.optim.adam import adam as adam_of_torch
 from saelab.kernels import tier
 from saelab.kernels.gradient import Term
 from saelab.kernels.native import update as native_update
+from saelab.kernels.select import sort_once
 
 MOMENTS = ("float32", "bfloat16", "float8")
 CODES = {"float32": None, "bfloat16": torch.int16, "float8": torch.uint8}
@@ -92,6 +93,11 @@ def update(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None
         dense: what else belongs to the gradient, [L, D].
         adam: the step's settings.
     """
+    if tier.is_gpu(weight) and weight.is_contiguous():
+        _gpu(weight, state, terms, dense, adam)
+        if adam.unit:
+            mark_unit(weight)
+        return
     if not terms and dense is not None and adam == replace(adam, moments="float32", touched=False, unit=False):
         _fused(weight, state, dense, adam)
         return
@@ -126,6 +132,25 @@ def _native(weight: Tensor, state: State, terms: list[Term], dense: Tensor | Non
     native_update.update(
         weight, moments, terms, dense, (*ways, *settings, seed), (state.get("last"), state.get("rates"))
     )
+
+
+def _gpu(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None, adam: Adam) -> None:
+    from saelab.kernels.gpu import sort  # imports triton
+    from saelab.kernels.gpu import update as gpu
+
+    if "clock_step" not in state:
+        clock = gpu.Clock.start(weight.device)
+        state |= {"clock_step": clock.step, "clock_now": clock.now, "clock_rates": clock.rates}
+    clock = gpu.Clock(state["clock_step"], state["clock_now"], state["clock_rates"])
+    moments = gpu.Moments(state["exp_avg"], state["exp_avg_sq"], state.get("scale"), state.get("scale_sq"))
+    settings = gpu.Adam(adam.beta1, adam.beta2, adam.epsilon, adam.unit, adam.seed)
+    for term in terms:
+        sort_once(term.entries, sort.sort_by_latent)
+    parts = [gpu.Term(term.entries, term.values.float(), term.rows.float()) for term in terms]
+    gpu.tick(clock, adam.lr, settings)
+    whole = None if dense is None else gpu.Whole(dense)
+    gpu.update(weight, moments, parts, settings, clock, state.get("last"), whole)
+    state["step"] += 1
 
 
 def total(weight: Tensor, terms: list[Term], dense: Tensor | None) -> Tensor:
@@ -184,6 +209,9 @@ def catch_up(weight: Tensor, state: State, adam: Adam) -> None:
     """Bring every latent to where the last step would have left it had all been visited; ends a run of touched rows."""
     if not adam.touched:
         return
+    if "clock_rates" in state:  # the last 512 steps' rates, in the order of their steps
+        done, ring = int(state["clock_step"]), state["clock_rates"].cpu()
+        state["rates"] = torch.cat([torch.zeros(1), ring[torch.arange(1, done + 1) % len(ring)]])
     missed = int(state["step"]) - state["last"].long()
     every = torch.arange(len(weight), device=weight.device)
     m, v = (read(state, name, every, adam.moments) for name in ("exp_avg", "exp_avg_sq"))

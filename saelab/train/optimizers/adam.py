@@ -97,7 +97,7 @@ class LatentAdam(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         for weight in self._weights():
-            if tier.is_native(weight):
+            if tier.is_native(weight) or tier.is_gpu(weight) or self.settings.touched:
                 defer(weight)
             elif deferred(weight) is not None:
                 del weight.deferred  # type: ignore[attr-defined]
