@@ -160,7 +160,9 @@ class WindowSource(Source):
 
     def _shuffled(self, number: int) -> Tensor:
         rows = self.window(number)
-        return rows[torch.randperm(len(rows), generator=generator_for(self.seed, number, 1))]
+        shuffled = rows[torch.randperm(len(rows), generator=generator_for(self.seed, number, 1))]
+        # Pinned memory is copied to a GPU while it computes; its slices, the batches, are pinned too.
+        return shuffled.pin_memory() if torch.cuda.is_available() else shuffled
 
 
 def _ahead(make: Callable[[int], Tensor], start: int, depth: int) -> Generator[Tensor, None, None]:
