@@ -21,6 +21,7 @@ from torch import Tensor
 from saelab.core.codes import Codes, Entries
 from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.decode import DENSE_SHARE
+from saelab.kernels.select import BLOCK_ROWS
 from saelab.sae.base import Dictionary, PreActivations, Sizes
 from saelab.sae.dictionaries.dense import Dense
 
@@ -59,9 +60,12 @@ class ExpanderPre(PreActivations):
     def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         if self._dense is not None:
             return super().own_topk(k, absolute)
-        with torch.no_grad():
-            pre = self.all()
-            chosen = (pre.abs() if absolute else pre).topk(k, dim=1).indices
+        with torch.no_grad():  # some rows at a time, so that not even [B, L] is held
+            parts = []
+            for rows in self.centred.split(BLOCK_ROWS):
+                pre = self.at(rows).all()
+                parts.append((pre.abs() if absolute else pre).topk(k, dim=1).indices)
+            chosen = torch.cat(parts)
         # Worked out again at the chosen entries, which makes the backward pass O(B K d) instead of O(B L d).
         seen = self.centred.flatten()[flat(self.inputs[chosen], self.x.shape[1])]
         return (seen * self.weight[chosen]).sum(2) + self.bias[chosen], Entries(chosen, self.n_latents)
