@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saelab.analysis.match import CURVE, Match, match, stability
+from saelab.analysis.match import CURVE, KINDS, Match, match, stability
 from saelab.analysis.tables import write_result
 from saelab.analysis.unions import swapped, union
 from saelab.metrics import measure
@@ -98,7 +98,7 @@ def _print(found: Match) -> None:
 def _write_stability(folder: Path, found: list[Match]) -> None:
     """`stability.json`: the curve over all others, and of latents that come back in every one of them."""
     cosine = torch.stack([one.a.cosine.nan_to_num(-1) for one in found])
-    living = found[0].a.kind != 5
+    living = found[0].a.kind != KINDS.index("dead")
     every, mean = stability(cosine[:, living].min(0).values), [sum(part) / len(found) for part in _columns(found)]
     about = {"base": found[0].names[0], "others": [one.names[1] for one in found], "cosine": CURVE}
     write_result(folder, "stability", about | {"share_mean": mean, "share_in_every": every})
