@@ -141,9 +141,9 @@ def diagnose(
     if out:
         write_json(Path(out), found)
     if figures:
-        from saelab.scaling.figures import diagnosis_figure, write_figure
+        from saelab.scaling.figures import write_panel
 
-        write_figure(Path(out or "diagnosis.json").with_suffix(".html"), diagnosis_figure(found))
+        write_panel(Path(out or "diagnosis.json"), found)
 
 
 def _members(folder: Path) -> list[Path]:

@@ -115,7 +115,8 @@ def read_cell(folder: str | Path, tolerance: float | None = None) -> Cell:
     settings = run.config()
     if not (run.sae / CONFIG).exists() or not run.log_file.exists():
         raise ValueError(f"{folder} is not finished: `saelab train --resume {folder}` goes on with it")
-    sae, records = read_json(run.sae / CONFIG), read_log(run.log_file)
+    sae = read_json(run.sae / CONFIG)
+    records = [record for record in read_log(run.log_file) if "lr" in record]  # a measurement leaves its own lines
     if not records:
         raise ValueError(f"{run.log_file} has no records")
     activation = Activation.build(sae["activation"])

@@ -288,6 +288,8 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
         why.append(f"the exponent of the firing frequencies is not known: {alpha['why']}")
     else:
         why.append(f"firing frequencies: alpha = {alpha['value']:.2f} [{alpha['low']:.2f} to {alpha['high']:.2f}]")
+    if not result["clusters"]:
+        why.append(f"no cluster of {LEAST_SIZE} tiles or more was seen; smaller ones, and tiles far apart, are not")
     known = [cluster for cluster in result["clusters"] if cluster["beta"] is not None]
     if known:
         first = known[0]

@@ -8,7 +8,8 @@
     tiling_figure       a circle's latents: which serves which angle (arcs), and where it points (arrows)
     diagnosis_figure    frequencies, nearest cosines and the prediction, on one panel
 
-`write_figure` writes HTML with plotly's JavaScript beside it, and SVG.
+`write_figure` writes HTML with plotly's JavaScript beside it, and SVG; `write_panel` the panel as HTML and its parts as
+both.
 """
 
 # Shape letters: B points of a circle, n latents.
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelab.core.files import write_text
 from saelab.metrics.figures import COLOURS, write_figures
 from saelab.scaling.cells import Cell
 from saelab.scaling.fit import Fit
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 LOG = {"type": "log"}
+MIDDLES = [(number - 19.5) / 20 for number in range(40)]
+"""Of a histogram's bins."""
 BEYOND = 8.0
 """How far a law is drawn beyond the cells."""
 
@@ -37,6 +41,30 @@ BEYOND = 8.0
 def write_figure(path: Path, figure: "Figure") -> None:
     """Write PATH.html and PATH.svg."""
     write_figures({path.stem: figure}, path.parent)
+
+
+def write_panel(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a diagnosis: the panel as PATH.html, and its parts as figures of their own beside it."""
+    write_figures({f"{path.stem}-{name}": figure for name, figure in _parts(result).items()}, path.parent)
+    write_text(path.with_suffix(".html"), diagnosis_figure(result).to_html(include_plotlyjs="plotly.min.js"))
+
+
+def _parts(result: Mapping[str, Any]) -> dict[str, "Figure"]:
+    cosines = _figure("Nearest cosine", "cosine", "share of latents", across={}, up={})
+    for number, (name, spread) in enumerate(result["nearest"].items()):
+        _add(cosines, MIDDLES, _shares(spread), name, number)
+    spectrum = _figure("Firing frequencies", "rank", "share of rows")
+    _add(spectrum, result["frequencies"]["rank"], result["frequencies"]["density"], "latents", 0)
+    growth = _figure("Features found, predicted", "times the width", "features")
+    for number, key in enumerate(("found", "found_low", "found_high")):
+        lines = result["predicted"]
+        _add(growth, [line["times"] for line in lines], [line[key] for line in lines], key, number)
+    return {"cosines": cosines, "frequencies": spectrum, "growth": growth}
+
+
+def _shares(spread: Mapping[str, Any]) -> list[float]:
+    counts = np.array(spread["histogram"], float)
+    return (counts / counts.sum()).tolist()
 
 
 def _figure(title: str, x: str, y: str, **axes: Any) -> "Figure":
@@ -167,12 +195,9 @@ def diagnosis_figure(result: Mapping[str, Any]) -> "Figure":
 
     titles = ("nearest cosine", "firing frequency", "features found")
     figure = make_subplots(rows=1, cols=3, subplot_titles=titles)
-    edges = np.linspace(-1, 1, 41)
-    middles = ((edges[1:] + edges[:-1]) / 2).tolist()
     for number, (name, spread) in enumerate(result["nearest"].items()):
-        counts = np.array(spread["histogram"], float)
         line = {"color": COLOURS[number % len(COLOURS)]}
-        figure.add_scatter(x=middles, y=(counts / counts.sum()).tolist(), name=name, line=line, row=1, col=1)
+        figure.add_scatter(x=MIDDLES, y=_shares(spread), name=name, line=line, row=1, col=1)
     spectrum = result["frequencies"]
     figure.add_scatter(x=spectrum["rank"], y=spectrum["density"], name="latents", row=1, col=2)
     figure.update_xaxes(type="log", title_text="rank", row=1, col=2)

@@ -66,7 +66,8 @@ def fall(rows: Sequence[int], fvu: Sequence[float]) -> float | None:
 
 
 def at_full_rate(records: Sequence[dict[str, float]]) -> tuple[list[int], list[float]]:
-    """Rows and FVU of the records of a log that were written at its largest learning rate."""
+    """Rows and FVU of the records of a log that were written at its largest learning rate; other lines are left out."""
+    records = [record for record in records if "lr" in record]  # a measurement leaves its own
     largest = max((record["lr"] for record in records), default=0.0)
     kept = [record for record in records if record["lr"] >= largest * (1 - 1e-9) and record["fvu"] is not None]
     return [int(record["rows"]) for record in kept], [record["fvu"] for record in kept]

@@ -12,6 +12,7 @@ from saelab.scaling.figures import (
     manifold_figure,
     tiling_figure,
     write_figure,
+    write_panel,
 )  # fmt: skip
 from saelab.scaling.fit import Points, fit
 from saelab.scaling.laws.joint import JointLaw
@@ -62,7 +63,7 @@ def test_tiles_are_arcs_where_a_latent_fires():
     assert (list(arrow.x), list(arrow.y)) == ([0, 1], [0, 0])
 
 
-def test_a_diagnosis_is_one_panel():
+def test_a_diagnosis_is_one_panel_and_its_parts(tmp_path):
     spread = {"histogram": [0] * 39 + [4]}
     result = {
         "nearest": {"this": spread, "random": spread},
@@ -70,6 +71,8 @@ def test_a_diagnosis_is_one_panel():
         "predicted": [{"times": t, "found": t, "found_low": t, "found_high": t} for t in (2, 10)],
         "share_in_clusters": 0.25, "clusters": [1, 2], "verdict": "benign",
     }  # fmt: skip
+    write_panel(tmp_path / "d.json", result)
+    assert {path.name for path in tmp_path.iterdir()} >= {"d.html", "d-cosines.svg", "d-growth.html", "plotly.min.js"}
     figure = diagnosis_figure(result)
     assert "benign: 25.0% of the latents in 2 tiling clusters" in figure.layout.title.text
     assert figure.data[0].y[-1] == 1

@@ -47,7 +47,7 @@ def test_what_is_left_to_lose_is_bounded_by_the_fall():
 
 def test_warm_up_and_the_falling_rate_do_not_count():
     records = [{"rows": i, "fvu": 0.1, "lr": lr} for i, lr in enumerate([0.5, 1, 1, 0.9, 0.1])]
-    assert at_full_rate(records) == ([1, 2], [0.1, 0.1])
+    assert at_full_rate([*records, {"step": 9, "measured": 1}]) == ([1, 2], [0.1, 0.1])
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, -0.1, float("nan")])
