@@ -50,6 +50,8 @@ def train(options: argparse.Namespace) -> None:
     for width in options.widths:
         out = options.out / f"n{width}"
         if (out / "sweep.json").exists():
+            if not all((out / f"k{k}" / "sae").exists() for k in options.ks):
+                main(["sweep", "--resume", str(out)])
             continue
         words = ["sweep", "--store", str(store), "--out", str(out), "--rows", str(options.rows)]
         words += ["--sae.n_latents", str(width), "--trainer.lr", "0.004", "--trainer.batch", "1024"]

@@ -179,6 +179,11 @@ class LanguageModel:
                 f"rows of {ids.shape[1]} tokens are longer than the {self.context} that {self.name} takes: use a "
                 f"seq_len of at most {self.context}"
             )
+        known, largest = self.model.get_input_embeddings().num_embeddings, int(ids.max()) if ids.numel() else 0
+        if largest >= known:
+            raise ValueError(
+                f"the tokenizer does not match {self.name}: it gives the token {largest}, the model knows {known}"
+            )
         return ids.to(self.device, torch.int64)
 
     @contextmanager

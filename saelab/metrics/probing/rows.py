@@ -133,13 +133,6 @@ class _Reader:
             add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False,
         )  # fmt: skip
         self.ids = [torch.tensor(ids[: self.context], dtype=torch.int64) for ids in encoded["input_ids"]]
-        largest = max((int(ids.max()) for ids in self.ids if len(ids)), default=0)
-        known = self.model.model.get_input_embeddings().num_embeddings
-        if largest >= known:
-            raise ValueError(
-                f"the tokenizer of {self.model.name} does not match it: it gives the token {largest}, the model knows "
-                f"{known}"
-            )
         start, needed = 0, [0] * len(self.ids)
         self.places: list[Tensor] = []  # of each question, tokens [count]
         counts = torch.bincount(self.of).tolist()
