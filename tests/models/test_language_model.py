@@ -344,8 +344,6 @@ def test_bad_device_and_dtype(tiny_llama):
 def test_tokens_that_the_model_does_not_know_are_said_to_come_from_another_tokenizer(tiny_llama):
     model = LanguageModel(str(tiny_llama), "model.layers.1")
     for read in (model.activations, model.run):
-        with pytest.raises(
-            ValueError, match="does not match .*: it gives the token 320, the model knows 320"
-        ):
+        with pytest.raises(ValueError, match="does not match .*: it gives the token 320, the model knows 320"):
             read(torch.tensor([[1, 320]]))
     assert model.activations(torch.tensor([[1, 319]])).shape == (1, 2, 16)
