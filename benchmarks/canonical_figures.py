@@ -21,7 +21,7 @@ Plotly.toImage(f, {{format: "{kind}", width: 720, height: 440, scale: 1}}).then(
 
 def draw(out: Path) -> None:
     """Draw everything that is there into figures/."""
-    figures = {"scatter": scatter(out), "path": path_of(out / "stitch", "bundled model"), "orders": orders(out)}
+    figures = {"scatter": scatter(out), "path": path_of(out / "stitch", "bundled model"), "thresholds": thresholds(out)}
     figures |= {
         "meta": meta(out),
         "stability": stability(out),
@@ -71,10 +71,10 @@ def path_of(folder: Path, title: str) -> go.Figure:
     return path_figure(found["path"], found["saes"], f"From each SAE to the next, {title}")
 
 
-def orders(out: Path) -> go.Figure:
-    found = read_json(out / "stitch" / "orders.json")
-    lines = {order: (line["n_latents"], line["fvu"]) for order, line in found.items() if "fvu" in line}
-    return curves_figure(lines, "512 to 1,024 latents in three orders", "latents", "FVU")
+def thresholds(out: Path) -> go.Figure:
+    found = read_json(out / "stitch" / "thresholds.json")
+    lines = {f"swaps from {cosine} on": (line["n_latents"], line["fvu"]) for cosine, line in found.items()}
+    return curves_figure(lines, "512 to 1,024 latents", "latents", "FVU")
 
 
 def meta(out: Path) -> go.Figure:

@@ -48,7 +48,7 @@ from saelab.sae.losses.auxk import AuxK
 from saelab.train.trainer import Trainer
 
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000)
-TOKENS, HELD_OUT = 800_000, 60_000
+TOKENS, HELD_OUT = 800_000, 40_000
 LADDER = {256: 1, 512: 0, 1024: 1, 2048: 0, 4096: 1, 8192: 0}
 """Seed of each width. Neighbours differ, because SAEs of one seed begin with the same directions."""
 SEEDS, SEED_WIDTH = (0, 1, 2), 1024
@@ -99,36 +99,49 @@ def stitch_ladder(out: Path) -> None:
     widths = widths_of(out)
     saes = {str(width): load(rung(out, width)) for width in widths}
     rows = held_out(out)
-    loss = loss_along(TextEvaluation(SUBJECT, 3000))
-    found = stitch(saes, rows, StitchSettings(points=21, ce_points=2), loss)
+    loss = loss_along(TextEvaluation(SUBJECT, 2000))
+    found = stitch(saes, rows, StitchSettings(points=13, ce_points=2), loss)
     found.write(out / "stitch")
     few = Rows(rows.x[::4], rows.group[::4])
     pair = {str(width): saes[str(width)] for width in (512, 1024)}
     orders = {}
     for order in ("cosine", "delta", "random"):
-        path = stitch(pair, few, StitchSettings(points=17, order=order)).path()
+        path = stitch(pair, few, StitchSettings(points=13, order=order)).path()
         orders[order] = {key: path[key] for key in ("n_latents", "fvu", "l0", "phase")}
     alike = {"512": saes["512"], "1024 of the same seed": load(rung(out, 1024, LADDER[512]))}
-    orders["same seed"] = stitch(alike, rows, StitchSettings(points=2)).summary()["pairs"][0]
+    orders["same seed"] = stitch(alike, rows, StitchSettings(points=2, ce_points=0)).summary()["pairs"][0]
     write_json(out / "stitch" / "orders.json", orders)
+
+
+def thresholds(out: Path) -> None:
+    """One pair with swaps at other cosines than 0.7."""
+    saes = {str(width): load(rung(out, width)) for width in (512, 1024)}
+    rows = held_out(out)
+    few, found = Rows(rows.x[::2], rows.group[::2]), {}
+    for threshold in (0.2, 0.3, 0.4, 0.5, 0.7):
+        stitched = stitch(saes, few, StitchSettings(points=13, threshold=threshold, ce_points=0))
+        (pair,), path = stitched.pairs, stitched.path()
+        found[str(threshold)] = {key: path[key] for key in ("n_latents", "fvu", "l0", "phase")}
+        found[str(threshold)] |= {"steps": pair.summary()["steps"], "accuracy": pair.rule["accuracy"]}
+    write_json(out / "stitch" / "thresholds.json", found)
 
 
 def meta_all(out: Path) -> None:
     """The widest with controls and resemblance; then other k, sizes and widths."""
     widths = widths_of(out)
     widest = load(rung(out, widths[-1]))
-    settings = MetaSettings(steps=2000)
+    settings = MetaSettings(steps=1000, lr=4e-3)
     meta = train_meta(widest, settings)
     add_controls(meta)
     meta.similar = similar_to(meta, {str(width): load(rung(out, width)) for width in widths})
     meta.write(out / "meta", str(widths[-1]), widest.n_latents)
     lines = []
     for width, k, ratio in [
-        *((widths[-1], k, 21.0) for k in (1, 2, 8)),
-        *((widths[-1], 4, ratio) for ratio in (64.0, 8.0)),
-        *((width, 4, 21.0) for width in widths[1:-1]),
+        *((2048, k, 21.0) for k in (1, 2, 4, 8)),
+        *((2048, 4, ratio) for ratio in (64.0, 8.0)),
+        *((width, 4, 21.0) for width in (1024, 4096)),
     ]:
-        one = train_meta(load(rung(out, width)), MetaSettings(k=k, ratio=ratio, steps=1000))
+        one = train_meta(load(rung(out, width)), MetaSettings(k=k, ratio=ratio, steps=800, lr=4e-3))
         about = one.summary(str(width), width)
         lines.append({key: about[key] for key in ("sae", "n_meta", "k", "explained", "l0", "bits", "dead")})
     write_json(out / "meta" / "sweep.json", {"lines": lines})
@@ -169,7 +182,7 @@ def world_questions(out: Path) -> None:
     saes, truth = {}, {}
     for width in WORLD_WIDTHS:
         sae = SAE(64, width, BatchTopK(k=5, momentum=0.99), [AuxK(dead_after=50_000, k_aux=32)])
-        saes[str(width)] = Trainer(sae, lr=3e-3, batch=512, warmup=50).fit(world, 400_000, show=False)
+        saes[str(width)] = Trainer(sae, lr=3e-3, batch=512, warmup=50).fit(world, 300_000, show=False)
         scores = compare(saes[str(width)], world, rows=16_384).scores
         truth[str(width)] = {key: score.value for key, score in scores.items()}
     rows = Rows.independent(torch.cat([world.draw(world.HELD_OUT + number)[0] for number in range(4)]))
@@ -189,7 +202,7 @@ def world_questions(out: Path) -> None:
     atoms = {}
     for name, rows_of in (("features", world.directions()), ("latents", saes["512"].dictionary.directions().detach())):
         for n_meta in (16, 32, 64, 128):
-            settings = MetaSettings(ratio=len(rows_of) / n_meta, steps=1000, lr=5e-3)
+            settings = MetaSettings(ratio=len(rows_of) / n_meta, steps=600, lr=1e-2)
             meta = decompose(rows_of, torch.arange(len(rows_of)), settings, show=False)
             found_atoms = assign(meta.sae.dictionary.directions().detach(), world.directions())
             shares = {"held_out": meta.share(meta.held_out), "trained": meta.share(~meta.held_out)}
@@ -199,6 +212,7 @@ def world_questions(out: Path) -> None:
 
 STEPS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "stitch": ("stitch/orders.json", stitch_ladder),
+    "thresholds": ("stitch/thresholds.json", thresholds),
     "meta": ("meta/sweep.json", meta_all),
     "match": ("match/all.json", match_all),
     "manifolds": ("manifolds/manifolds.json", manifolds_of_widest),
