@@ -21,6 +21,9 @@ from saelab.core.progress import progress
 from saelab.kernels import native
 from saelab.recipes.contestants import CONTESTANTS, HELD_OUT
 
+TURN = 1e11
+"""About how many operations of dense encoder products a turn is worth; small steps are taken several at a time."""
+
 
 def bench(
     d_in: int = 768,
@@ -29,7 +32,6 @@ def bench(
     batch: int = 2048,
     threads: int = 1,
     rounds: int = 5,
-    steps: int = 1,
     only: list[str] | None = None,
     out: str | None = None,
 ) -> None:
@@ -42,18 +44,23 @@ def bench(
         batch: rows of a step.
         threads: CPU threads of each process; with one, CPU time is measured.
         rounds: how often everyone has a turn.
-        steps: steps of a turn.
         only: names of contestants, as they stand in the table; by default all.
         out: a JSON file for every figure of every round.
     """
-    for name, value in {"d_in": d_in, "n_latents": n_latents, "k": k, "batch": batch, "threads": threads}.items():
+    for name, value in {
+        "d_in": d_in,
+        "n_latents": n_latents,
+        "k": k,
+        "batch": batch,
+        "threads": threads,
+        "rounds": rounds,
+    }.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if rounds < 1 or steps < 1:
-        raise ValueError(f"rounds and steps must be at least 1, got {rounds} and {steps}")
     if k > n_latents:
         raise ValueError(f"k must be at most n_latents, got {k} and {n_latents}")
     names, missing = _chosen(only)
+    steps = min(20, max(1, round(TURN / (2 * batch * d_in * n_latents))))
     job = {"d_in": d_in, "n_latents": n_latents, "k": k, "batch": batch, "threads": threads, "batches": 8}
     native.library()  # built before anyone is timed
     workers = [Worker(name, job) for name in names]

@@ -48,7 +48,7 @@ def test_one_that_fails_leaves_the_others_their_line(capsys, monkeypatch):
     [
         ({"only": ["nobody"]}, "there is no contestant 'nobody'; there are one fp32"),
         ({"k": 2000}, "k must be at most n_latents, got 2000 and 1024"),
-        ({"rounds": 0}, "rounds and steps must be at least 1, got 0 and 1"),
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
     ],
 )
