@@ -221,7 +221,8 @@ def knowledge(folder: Path, device: str | None = None) -> planning.Knowledge:
     tokens, rate = (read_fit(path) if path.exists() else None for path in laws.values())
     joint = read_fit(folder / "law-joint.json")
     most = max(cell.rows for cell in cells)
-    return planning.Knowledge(joint, tokens, rate, speed, first.d_in, first.batch, most)
+    wide = max(cells, key=lambda cell: cell.n)
+    return planning.Knowledge(joint, tokens, rate, speed, first.d_in, first.batch, most, (wide.n, wide.lr))
 
 
 def _row(row: planning.Row) -> tuple[str, ...]:

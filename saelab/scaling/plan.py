@@ -6,8 +6,9 @@ From the joint law L(n, k), the law of tokens to convergence, the law of the bes
     target      the narrowest n, for each k, whose expected FVU is at most the target
 
 Whatever lies outside the cells that the laws were fitted to is said, with the factor; intervals are for one more
-trained SAE and widen with the distance. Where no learning rates were tried, the rule of `saelab.train.schedule` is
-taken, and said to be one. The loss is that of an SAE trained to convergence, with the tokens that this takes.
+trained SAE and widen with the distance. Where the best learning rate has no fitted law, that of the widest cell is
+taken along the rule lr ~ 1 / sqrt(n), and said to be one. The loss is that of an SAE trained to convergence, with the
+tokens that this takes.
 """
 
 # Shape letters: n latents, k active, Q candidates.
@@ -22,7 +23,6 @@ import numpy as np
 from saelab.scaling.compute import disk_bytes, flops_a_row, training_bytes
 from saelab.scaling.fit import Fit
 from saelab.scaling.throughput import Throughput
-from saelab.train.schedule import default_rate
 
 WIDEST, NARROWEST = 2**26, 16
 FAR = 4.0
@@ -91,6 +91,8 @@ class Knowledge:
     batch: int
     most_rows: float
     """Rows of the longest cell."""
+    tried: tuple[int, float] = (2**14, 2e-4)
+    """Width and learning rate of a cell that the rule 1 / sqrt(n) starts from."""
 
 
 class Planner:
@@ -163,7 +165,8 @@ class Planner:
 
     def _rate(self, n: int) -> float:
         if self.known.rate is None:
-            return default_rate(n)
+            width, rate = self.known.tried
+            return rate * math.sqrt(width / n)
         return float(self.known.rate.predict(np.array([[n]], float))[0][0])
 
     def _noted(self, row: Row, budget: Budget) -> Row:
@@ -181,7 +184,8 @@ class Planner:
                 f"no cell was trained on more than {known.most_rows:.3g} rows, this needs {ratio:.2g} times"
             )
         if known.rate is None:
-            row.notes.append("learning rates were not tried: lr is the rule 2e-4 / sqrt(n / 2^14)")
+            width, rate = known.tried
+            row.notes.append(f"the best learning rate is not fitted: lr is {rate:.2g} / sqrt(n / {width:,}), by rule")
         if (factor := known.speed.extrapolates(known.d_in, row.n, row.k)) > 2:
             row.notes.append(f"speed was measured up to a cost {factor:.2g} times away ({known.speed.where})")
         if budget.target_fvu is not None and row.fvu_high > budget.target_fvu:

@@ -11,6 +11,7 @@ computation M times as large: what a cell alone would take is at most what is sa
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -94,7 +95,8 @@ def _wait(device: str) -> None:
 
 def of_cells(cells: Sequence[Cell]) -> Throughput:
     """The model of the speeds that a ladder's cells were trained at; those of SAEs trained together count once."""
-    groups: dict[tuple[int, float], Cell] = {(cell.n, cell.rows_per_second): cell for cell in cells}
+    # Members of one computation lie in one folder and have one width; their clocks differ a little.
+    groups = {(cell.n, str(Path(cell.folder).parent) if cell.together > 1 else cell.folder): cell for cell in cells}
     flops = [cell.together * cell.compute / cell.rows for cell in groups.values()]
     where = f"{len(groups)} computations of this ladder"
     return from_speeds(flops, [cell.rows_per_second for cell in groups.values()], where)

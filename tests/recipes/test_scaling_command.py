@@ -54,7 +54,7 @@ def test_laws_and_a_plan(table, tmp_path, capsys):
     main(["scaling", "plan", str(out), "--tokens", "200000", "--memory", "16GB", "--k", "[16]"])
     said = capsys.readouterr().out
     assert "first: saelab train ... --rows" in said
-    assert "learning rates were not tried" in said
+    assert "the best learning rate is not fitted: lr is 0.001 / sqrt(n / 4,096)" in said
     plan = json.loads((out / "plan.json").read_text())
     assert plan["rows"][0]["tokens"] <= 200_000
     assert plan["rows"][0]["limit"] == "the tokens"

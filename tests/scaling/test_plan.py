@@ -75,7 +75,7 @@ def test_plans_beyond_the_ladder_say_so_and_widen(known):
     assert any("no cell was trained on more than 4e+06 rows" in note for note in far.notes)
     assert far.fvu_high - far.fvu_low > 1.5 * (near.fvu_high - near.fvu_low)
     (bare,) = Planner(Knowledge(known.joint, None, None, known.speed, 256, 1024, 4e6)).plan(Budget(tokens=4e6), ks=[32])
-    assert any("learning rates were not tried" in note for note in bare.notes)
+    assert any("the best learning rate is not fitted: lr is 0.0002 / sqrt(n / 16,384)" in note for note in bare.notes)
     assert any("tokens to convergence are not fitted" in note for note in bare.notes)
 
 
