@@ -55,6 +55,7 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
             write(connection, block, found, about, text)
             bar.advance(block.last - block.first)
         write_text(connection, text)
+        maps["density"] = np.array([row[0] for row in connection.execute("SELECT density FROM latents ORDER BY id")])
         arrays = {name: part.astype(np.int32 if name == "neighbours" else np.float32) for name, part in maps.items()}
         blobs = {"vocabulary": packed(text.vocabulary)} | {name: part.tobytes() for name, part in arrays.items()}
         connection.executemany("INSERT INTO blobs VALUES (?, ?)", list(blobs.items()))

@@ -209,9 +209,13 @@ class Lens:
         generator = torch.Generator().manual_seed(seed)
         found = list(ids)
         for _ in range(tokens):
-            activations, codes = self.read(found)
-            row = self.changed(activations, codes, changes, largest) if changes else self.model.written(activations)
-            logits = self.model.run_with(torch.tensor([found]), row[None])[0, -1].float().cpu()
+            batch = torch.tensor([found])
+            if changes:
+                activations, codes = self.read(found)
+                row = self.changed(activations, codes, changes, largest)
+                logits = self.model.run_with(batch, row[None])[0, -1].float().cpu()
+            else:
+                logits = self.model.run(batch)[0][0, -1].float().cpu()
             noise = torch.rand(logits.shape, generator=generator)
             if temperature > 0:
                 # The largest of logits with Gumbel noise is a draw from their softmax.

@@ -79,6 +79,7 @@ DATA: dict[str, Page] = {
     "/run/{name}/latent/{latent}/counterparts": lambda w, r: compare.counterparts(w, _name(r), _number(r, "latent")),
     "/run/{name}/latent/{latent}/meta": lambda w, r: meta.of_latent(w, _name(r), _number(r, "latent")),
     "/run/{name}/latent/{latent}/pattern": lambda w, r: pattern.pattern(w, _name(r), _number(r, "latent")),
+    "/run/{name}/map": lambda w, r: manifolds.places(w, _name(r), r.query_params.get("map", "umap"), _query(r)),
     "/run/{name}/norms": lambda w, r: scaling.norms(w, _name(r)),
     "/run/{name}/around": lambda w, r: manifolds.around(w, _name(r), _number(r, "latent")),
     "/run/{name}/cloud": lambda w, r: manifolds.cloud(w, _name(r), _query(r)),

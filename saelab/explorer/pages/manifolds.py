@@ -10,47 +10,79 @@ three principal components: a ring or a curve is a manifold that several latents
 from typing import Any
 
 import numpy as np
+import scipy.sparse.csgraph  # noqa: F401 - clusters need it, and the first page shall not wait for it
 import torch
 
 from saelab.explorer.directions import directions_of, principal
 from saelab.explorer.pages.compare import packed_numbers
 from saelab.explorer.windows import text_of
 from saelab.explorer.workspace import Member, Workspace
-from saelab.metrics.geometry import components, members, participation_ratio
+from saelab.metrics.geometry import components, participation_ratio
 
 THRESHOLD = 0.6
 CLUSTERS, CLUSTER_LATENTS, CLOUD_ROWS = 60, 64, 1500
 """Clusters listed, latents of a cluster that are shown, rows of a cloud; at most."""
 CONTEXT = 6
+LINKED = 0.15
+"""Cosine from which on two latents are joined in the force graph."""
 
 
 def manifolds(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, Any]:
-    """The maps and the clusters above a threshold."""
+    """The clusters above a threshold; the map itself is asked for apart (`places`)."""
     member = workspace[name]
     threshold = threshold_of(values, member)
-    rows = member.database.all("SELECT id, density, kind, tokens FROM latents ORDER BY id")
+    count = member.database.meta()["n_latents"]
     left, right, _ = edges(member, threshold)
-    labels = components(len(rows), torch.from_numpy(left), torch.from_numpy(right))
-    found = members(labels)
+    found, number = clusters(count, left, right)
     return {
         "page": "manifolds",
         "title": f"Manifolds of {name}",
         "run": name,
         "threshold": threshold,
-        "n_latents": len(rows),
-        "maps": {key: packed_numbers(member.database.array(key)) for key in ("pca", "umap")},
+        "n_latents": count,
         "share": [round(float(value), 4) for value in member.database.array("share")],
-        "density": packed_numbers(np.array([row["density"] for row in rows], np.float32)),
-        "cluster": packed_numbers(_cluster_of(len(rows), found)),
-        "clusters": [_cluster(part, rows) for part in found[:CLUSTERS]],
-        "n_clusters": len(found),
+        "clusters": [_cluster(member, part) for part in found[:CLUSTERS]],
+        "n_clusters": number,
         "edges": len(left),
     }
 
 
-def _cluster(part: torch.Tensor, rows: Any) -> dict[str, Any]:
+def clusters(count: int, left: np.ndarray, right: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """The largest clusters of two latents or more, largest first, at most CLUSTERS; and how many there are in all."""
+    labels = components(count, torch.from_numpy(left), torch.from_numpy(right)).numpy()
+    sizes = np.bincount(labels, minlength=1)
+    chosen = np.argsort(-sizes, kind="stable")[:CLUSTERS]
+    rank = np.full(len(sizes), -1)
+    rank[chosen] = np.arange(len(chosen))
+    inside = np.flatnonzero(rank[labels] >= 0)
+    inside = inside[np.argsort(rank[labels[inside]], kind="stable")]
+    parts = np.split(inside, np.cumsum(sizes[chosen])[:-1]) if count else []
+    return [part for part in parts if len(part) > 1], int((sizes > 1).sum())
+
+
+def _cluster(member: Member, part: np.ndarray) -> dict[str, Any]:
     chosen = part[:CLUSTER_LATENTS].tolist()
-    return {"size": len(part), "latents": chosen, "words": [_word(rows[latent]) for latent in chosen[:8]]}
+    words = [((member.database.latent(latent) or {})["tokens"] or "").partition("\x1f")[0] for latent in chosen[:8]]
+    return {"size": len(part), "latents": chosen, "words": words}
+
+
+def places(workspace: Workspace, name: str, kind: str, values: dict[str, str]) -> dict[str, Any]:
+    """A map's places, every latent's density, and the number of its cluster, -1 for none."""
+    if kind not in ("umap", "pca"):
+        raise ValueError(f"map must be umap or pca, got '{kind[:20]}'")
+    member = workspace[name]
+    count = member.database.meta()["n_latents"]
+    left, right, _ = edges(member, threshold_of(values, member))
+    cluster = np.full(count, -1, np.int32)
+    for number, part in enumerate(clusters(count, left, right)[0]):
+        cluster[part] = number
+    place = member.database.array(kind).reshape(count, -1)
+    return {
+        "x": packed_numbers(place[:, 0]),
+        "y": packed_numbers(place[:, -1] if kind == "umap" else place[:, 1]),
+        "density": packed_numbers(member.database.array("density")),
+        "cluster": packed_numbers(cluster),
+    }
 
 
 def threshold_of(values: dict[str, str], member: Member) -> float:
@@ -80,19 +112,6 @@ def edges(member: Member, threshold: float) -> tuple[np.ndarray, np.ndarray, np.
     j = near[i, place]
     keys, first = np.unique(np.minimum(i, j) * count + np.maximum(i, j), return_index=True)
     return keys // count, keys % count, cosine[i, place][first]
-
-
-def _cluster_of(count: int, found: list[torch.Tensor]) -> np.ndarray:
-    """The cluster each latent is in, -1 for none."""
-    cluster = np.full(count, -1, np.int32)
-    for number, part in enumerate(found):
-        cluster[part.numpy()] = number
-    return cluster
-
-
-def _word(row: Any) -> str:
-    word: str = (row["tokens"] or "").partition("\x1f")[0]
-    return word
 
 
 def cloud(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, Any]:
@@ -154,7 +173,7 @@ def _context(member: Member, row: int) -> tuple[str, str, int]:
 
 
 def _graph(chosen: list[int], directions: torch.Tensor) -> list[list[float]]:
-    """Edges of the force graph: places in `chosen` and the cosine, for pairs above 0.3."""
+    """Edges of the force graph: places in `chosen` and the cosine, for pairs from LINKED on."""
     cosines = directions @ directions.T
-    i, j = (cosines >= 0.3).triu(1).nonzero().unbind(1)
+    i, j = (cosines >= LINKED).triu(1).nonzero().unbind(1)
     return [[a, b, round(c, 3)] for a, b, c in zip(i.tolist(), j.tolist(), cosines[i, j].tolist(), strict=True)]

@@ -103,7 +103,9 @@ def _boosted(workspace: Workspace, member: Member, result: dict[str, Any], numbe
     if not member.vocabulary:
         return []
     unembedding = lens_of(workspace, member).unembedding
-    direction = directions_of(load(result["folder"] / "sae"))[number]
+    if "directions" not in result:
+        result["directions"] = directions_of(load(result["folder"] / "sae"))
+    direction = result["directions"][number]
     if unembedding is None or unembedding.shape[1] != len(direction):
         return []
     best = (unembedding @ direction).topk(BOOSTED)

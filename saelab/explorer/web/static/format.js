@@ -13,6 +13,7 @@ export function percent(share) {
   if (share === null || share === undefined) return "–";
   if (share === 0) return "0 %";
   const value = 100 * share;
+  if (value < 0) return `−${percent(-share)}`;
   return `${value >= 10 ? value.toFixed(1) : value >= 0.001 ? Number(value.toPrecision(2)) : value.toExponential(1)} %`;
 }
 

@@ -16,7 +16,7 @@ function mixed(share) {
 }
 
 export function drawManifolds(data, main) {
-  const maps = { umap: floats(data.maps.umap), pca: floats(data.maps.pca) }, density = floats(data.density), cluster = integers(data.cluster);
+  let density = [], cluster = [];
   let map = parameters().get("map") ?? "umap", chosen = (parameters().get("latents") ?? "").split(",").filter(Boolean).map(Number), by = parameters().get("by") ?? "latent", cloudData = null;
   const place = h("div", {}), cloud = h("div", {}), list = h("div", { style: { "max-height": "520px", "overflow-y": "auto" } });
   const slider = h("input", { type: "range", min: 0.3, max: 0.98, step: 0.01, value: data.threshold, "aria-label": "threshold", onchange: (event) => go(`/run/${data.run}/manifolds?threshold=${event.target.value}${map === "pca" ? "&map=pca" : ""}`), oninput: (event) => { value.textContent = event.target.value; } });
@@ -29,10 +29,12 @@ export function drawManifolds(data, main) {
   const rare = (n) => Math.min(1, Math.max(0, 1 + Math.log10(Math.max(density[n], 1e-9)) / 4)); // from 1e-4 to 1
   const shade = (n) => (cluster[n] >= 0 ? SHADES[cluster[n] % SHADES.length] : mixed(rare(n)));
   let canvas = null;
-  function drawMap() {
+  async function drawMap() {
     tabs.replaceChildren(...["umap", "pca"].map((name) => h("button", { class: name === map ? "on" : "", onclick: () => { map = name; remember({ map: name === "umap" ? null : name }); drawMap(); } }, name.toUpperCase())), map === "pca" ? h("span", { class: "dim small" }, `components explain ${data.share.slice(0, 2).map(percent).join(" and ")}`) : "");
-    const all = maps[map], width = all.length / data.n_latents;
-    const x = Float32Array.from({ length: data.n_latents }, (_, n) => all[n * width]), y = Float32Array.from({ length: data.n_latents }, (_, n) => all[n * width + 1]);
+    const found = await get(`/run/${data.run}/map.json?map=${map}&threshold=${data.threshold}`).catch((error) => ({ error: error.message }));
+    if (found.error) return place.replaceChildren(h("div", { class: "error" }, found.error));
+    const x = floats(found.x), y = floats(found.y);
+    density = floats(found.density); cluster = integers(found.cluster);
     canvas = scatter(x, y, { height: 520, colour: shade, marked: chosen.length ? new Set(chosen) : null, tip: (n) => `latent ${n}\ndensity ${percent(density[n])}${cluster[n] >= 0 ? `\ncluster ${cluster[n]}` : ""}`, act: (n) => cluster[n] >= 0 && data.clusters[cluster[n]] ? choose(data.clusters[cluster[n]].latents) : around(n) });
     place.replaceChildren(canvas);
   }
@@ -46,7 +48,7 @@ export function drawManifolds(data, main) {
   async function choose(latents) {
     chosen = latents;
     remember({ latents: latents.join(",") }, true);
-    canvas.mark(new Set(latents));
+    canvas?.mark(new Set(latents));
     try { cloudData = await get(`/run/${data.run}/cloud.json?latents=${latents.join(",")}`); drawCloud(); } catch (error) { cloud.replaceChildren(h("div", { class: "panel error" }, error.message)); }
   }
 
@@ -55,7 +57,7 @@ export function drawManifolds(data, main) {
     const graph = forceGraph(found.latents, found.graph, { act: (one) => go(`/run/${data.run}/latent/${one.latent}`), label: (one, long) => (long ? `latent ${one.latent}\n${shown(one.word)}` : shown(one.word).slice(0, 10)) });
     cloud.replaceChildren(h("div", { class: "columns" },
       h("section", { class: "panel" }, h("div", { class: "bar" }, h("h2", { class: "grow", style: { margin: 0 } }, `Reconstructions of ${found.latents.length} latents, ${count(found.points.length)} tokens`), h("select", { "aria-label": "colour by", onchange: (event) => { by = event.target.value; remember({ by: by === "latent" ? null : by }); drawCloud(); } }, Object.entries(BY).map(([name, title]) => h("option", { value: name, selected: name === by }, title)))), chart, h("div", { class: "dim small" }, `three components explain ${percent(found.share.reduce((sum, one) => sum + one, 0))}${found.dimension ? ` · participation ratio ${number(found.dimension)}` : ""}`)),
-      panel("Close directions", graph, h("div", {}, found.latents.slice(0, 24).map((one) => h("a", { class: "tok", style: { "margin-right": "4px" }, href: link(`/run/${data.run}/latent/${one.latent}`) }, `${one.latent} ${shown(one.word)}`))))));
+      panel("Close directions", graph, h("div", { class: "toks", style: { "flex-wrap": "wrap" } }, found.latents.slice(0, 24).map((one) => h("a", { class: "tok", style: { "margin-right": "4px" }, href: link(`/run/${data.run}/latent/${one.latent}`) }, `${one.latent} ${shown(one.word)}`))))));
     const names = [...new Set(by === "token" ? found.tokens : found.strongest)];
     const colour = by === "position" ? found.places : (by === "token" ? found.tokens : found.strongest).map((one) => SHADES[names.indexOf(one) % SHADES.length]);
     const [x, y, z] = [0, 1, 2].map((axis) => found.points.map((point) => point[axis]));
