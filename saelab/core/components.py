@@ -115,6 +115,26 @@ class Component:
         return variant(**arguments)
 
 
+def found_in(module: str, kind: str) -> Callable[[str], type[Component]]:
+    """A package's `__getattr__` that finds variants of a kind by class name, so that they can be imported from it.
+
+    Args:
+        module: where the kind is defined; imported when the first variant is asked for.
+        kind: the base class's name.
+    """
+
+    def find(name: str) -> type[Component]:
+        if not name[:1].isupper():  # a file of the package, or what Python itself looks for
+            raise AttributeError(name)
+        base: type[Component] = getattr(importlib.import_module(module), kind)
+        variants = base.variants()
+        if name not in variants:
+            raise AttributeError(f"there is no {kind.lower()} '{name}'{near_miss(name, variants)}")
+        return variants[name]
+
+    return find
+
+
 @cache
 def _announced(home: str) -> tuple[str, ...]:
     """Packages that installed distributions announce for a kind, those that cannot be imported being an error."""

@@ -118,3 +118,27 @@ def test_near_miss():
     assert near_miss("k_ax", ["k_aux", "weight"]) == "; did you mean 'k_aux'?"
     assert near_miss("zzz", ["b", "a"]) == "; there are: a, b"
     assert near_miss("zzz", []) == ""
+
+
+def test_variants_can_be_imported_from_their_package():
+    from saelab.sae.activations import JumpReLU, TopK
+    from saelab.sae.activations.topk import TopK as Same
+    from saelab.sae.dictionaries import Dense
+    from saelab.sae.losses import AuxK
+    from saelab.train.algorithms import Resampling
+    from saelab.train.optimizers import Adam
+
+    assert TopK is Same
+    assert {kind.__name__ for kind in (JumpReLU, Dense, AuxK, Resampling, Adam)} == {
+        "JumpReLU", "Dense", "AuxK", "Resampling", "Adam"
+    }  # fmt: skip
+
+
+def test_a_variant_that_is_not_there_is_an_import_error_with_the_near_miss():
+    import saelab.sae.activations
+
+    with pytest.raises(ImportError, match="TopKK"):
+        exec("from saelab.sae.activations import TopKK")  # noqa: S102
+    with pytest.raises(AttributeError, match="no activation 'TopKK'; did you mean 'TopK'"):
+        _ = saelab.sae.activations.TopKK
+    assert not hasattr(saelab.sae.activations, "something")

@@ -1,1 +1,5 @@
-"""Dictionaries, one a file."""
+"""Dictionaries, one a file; `from saelab.sae.dictionaries import NAME` finds any of them by class name."""
+
+from saelab.core.components import found_in
+
+__getattr__ = found_in("saelab.sae.base", "Dictionary")

@@ -1,1 +1,5 @@
-"""Optimizers, one a file."""
+"""Optimizers, one a file; `from saelab.train.optimizers import NAME` finds any of them by class name."""
+
+from saelab.core.components import found_in
+
+__getattr__ = found_in("saelab.train.optimizer", "Optimizer")
