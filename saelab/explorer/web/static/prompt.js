@@ -10,6 +10,7 @@ const SAMPLE = "def mean(values):\n    if not values:\n        raise ValueError(
 const BY = { value: "activation", logit: "effect on the next token's logit", loss: "effect on the loss (first order)", exact: "loss without it (exact)" };
 
 export function drawPrompt(data, main) {
+  if (!data.model) return main.replaceChildren(h("div", { class: "panel notice" }, `${data.run} does not read the rows of a model, so there is no text to try.`));
   view.layout = true;
   const state = { found: null, by: parameters().get("by") ?? "value", token: Number(parameters().get("token") ?? -1), changes: parse(parameters().get("steer")), exact: null };
   const text = h("textarea", { rows: 6, spellcheck: "false", maxlength: data.limits.characters, "aria-label": "text" });
