@@ -44,6 +44,7 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
     try:
         return _loaded(), ""
     except (CannotBuild, OSError) as error:
+        print(f"saelab: no compiled kernels ({error}); PyTorch's own operations do their work", file=sys.stderr)
         return None, str(error)
 
 

@@ -46,11 +46,18 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path, monkeypatch)
     assert native._cache() != tmp_path / "saelab" / "kernels"
 
 
-def test_without_a_compiler_there_is_a_reason(monkeypatch):
+def test_without_a_compiler_there_is_a_reason_said_once(monkeypatch, capsys):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     with pytest.raises(native.CannotBuild, match="no C\\+\\+ compiler"):
         native._compiler()
+    native._found.cache_clear()
+    try:
+        assert native.library() is None
+        assert native.library() is None
+        assert capsys.readouterr().err.count("no compiled kernels (there is no C++ compiler") == 1
+    finally:
+        native._found.cache_clear()
     monkeypatch.setattr(native, "_found", lambda: (None, "no compiler"))
     with pytest.raises(ValueError, match="no compiler"), tier.using("native"):
         pass
