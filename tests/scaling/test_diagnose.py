@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from saelab.core.codes import Codes
+from saelab.metrics.geometry import Coactivation
 from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
 from saelab.scaling.allocate import frequencies
-from saelab.scaling.diagnose import _solve, diagnose, frequency_exponent
+from saelab.scaling.diagnose import Seen, _clusters, _solve, diagnose, frequency_exponent
 from saelab.scaling.theory import Regime
 
 PLAIN, ROWS = 160, 12_000
@@ -124,3 +126,22 @@ def test_what_cannot_be_diagnosed_is_refused():
         diagnose(built(circle(16)), [])
     with pytest.raises(ValueError, match="diagnose an SAE"):
         diagnose(SAE(4, 8, TopK(1), d_out=4), [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "clusters", "duplicates"), [("by chance", 0, 0), ("always together", 0, 28), ("neighbours", 1, 0)]
+)
+def test_only_latents_that_fire_together_more_than_by_chance_and_not_always_are_tiles(kind, clusters, duplicates):
+    generator, n = torch.Generator().manual_seed(0), 4000
+    if kind == "by chance":
+        active = torch.rand(n, 8, generator=generator) < 0.3
+    elif kind == "always together":
+        active = (torch.rand(n, 1, generator=generator) < 0.1).expand(n, 8)
+    else:  # each row excites two latents side by side
+        place = torch.randint(8, (n, 1), generator=generator)
+        active = ((torch.arange(8) - place) % 8 < 2) & (torch.rand(n, 1, generator=generator) < 0.5)
+    together = Coactivation(8)
+    together.update(Codes.full(active.float()))
+    directions = torch.nn.functional.normalize(torch.ones(8, 4) + 0.01 * torch.arange(32).view(8, 4), dim=1)
+    found, pairs = _clusters(directions, Seen(together, torch.empty(0, 4)), torch.arange(8), 0.5)
+    assert (len(found), pairs) == (clusters, duplicates)
