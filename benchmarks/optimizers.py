@@ -2,7 +2,8 @@
 
 Trains TopK SAEs with dense fp32 Adam, with narrow moments, with touched rows only, and with AuxK on all rows and on an
 eighth, on a world with many more latents than fire in a batch, and on a store of activations if one is given. Prints
-the FVU of each (in the world on rows none has seen), and its ratio to dense fp32 Adam's with the same seed: mean over seeds and standard error.
+the FVU of each (in the world on rows none has seen), and its ratio to dense fp32 Adam's with the same seed: mean over
+seeds and standard error.
 """
 
 import argparse
