@@ -17,6 +17,8 @@ from saelab.models.subject import Subject
 from saelab.sae.sae import CONFIG, SAE, WEIGHTS, load
 
 RESULTS = ("stitch", "match", "meta")
+SCALING = ("law", "plan", "allocation", "diagnosis")
+"""Kinds of files that `saelab scaling` writes."""
 
 
 @dataclass
@@ -93,7 +95,8 @@ class Workspace:
     """Everything that one explorer shows.
 
     Args:
-        folders: of runs, saved SAEs, and results of `saelab stitch`, `match` and `meta`.
+        folders: of runs, saved SAEs, and results of `saelab stitch`, `match`, `meta` and `scaling`; of the last also
+            single files.
         results: further folders of results.
 
     Raises:
@@ -102,7 +105,7 @@ class Workspace:
 
     def __init__(self, folders: Sequence[str | Path], results: Sequence[str | Path] = ()):
         self.members: dict[str, Member] = {}
-        self.results: dict[str, list[Path]] = {kind: [] for kind in RESULTS}
+        self.results: dict[str, list[Path]] = {kind: [] for kind in (*RESULTS, "scaling")}
         self._models: dict[tuple[Any, ...], LanguageModel] = {}
         self._lock = threading.Lock()
         for folder in map(Path, [*folders, *results]):
@@ -112,8 +115,10 @@ class Workspace:
             elif (folder / "config.yaml").exists() or (folder / CONFIG).exists():
                 name = _free(re.sub(r"[^\w.-]+", "-", folder.resolve().name) or "sae", self.members)
                 self.members[name] = Member(name, folder)
+            elif scaling_files(folder):
+                self.results["scaling"].append(folder)
             else:
-                kinds_text = " or a result of `saelab stitch`, `match` or `meta`"
+                kinds_text = " or a result of `saelab stitch`, `match`, `meta` or `scaling`"
                 raise ValueError(f"{folder} is neither a run, a saved SAE{kinds_text}")
 
     def __getitem__(self, name: str) -> Member:
@@ -131,6 +136,12 @@ class Workspace:
             if key not in self._models:
                 self._models[key] = LanguageModel(subject.model, subject.site, "cpu", subject.precision, subject.target)
             return self._models[key]
+
+
+def scaling_files(path: Path) -> list[Path]:
+    """The files of `saelab scaling` in a folder, or the one that a path is; ValueError for one that is damaged."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.suffix == ".json" else []
+    return [file for file in files if read_json(file).get("kind") in SCALING]
 
 
 def _free(name: str, taken: dict[str, Member]) -> str:

@@ -2,8 +2,8 @@
 
     ln FVU  =  a + b ln n + c ln k         least squares over the runs, where they vary in both or either
 
-A first look: `saelab scaling` fits laws with an irreducible part, intervals and tests. Its results stand here where its
-folder is loaded.
+A first look: `saelab scaling` fits laws with an irreducible part, intervals and tests. Its results stand below where
+its folder or files are loaded (`ladder`).
 """
 
 # Shape letters: C runs.
@@ -14,6 +14,7 @@ import numpy as np
 
 from saelab.core.files import read_json
 from saelab.explorer.lens import Lens
+from saelab.explorer.pages.ladder import ladder
 from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.pages.runs import _log
 from saelab.explorer.windows import text_of
@@ -41,7 +42,8 @@ def scaling(workspace: Workspace) -> dict[str, Any]:
             "high": loss["high"], "measured": bool(score), "rows": log[-1]["rows"] if log else None,
         })  # fmt: skip
     names = [name for name, member in workspace.members.items() if member.is_collected and member.subject]
-    return {"page": "scaling", "title": "Scaling", "points": points, "fit": fit(points), "zf": names}
+    found = {"page": "scaling", "title": "Scaling", "points": points, "fit": fit(points), "zf": names}
+    return found | {"results": ladder(workspace)}
 
 
 def fit(points: list[dict[str, Any]]) -> dict[str, Any] | None:

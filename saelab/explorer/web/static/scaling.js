@@ -2,21 +2,23 @@
 
 import { get, go, parameters, remember } from "./api.js";
 import { h, panel } from "./dom.js";
+import { drawLadder } from "./ladder.js";
 import { number, shown } from "./format.js";
 import { literal, plot, SHADES } from "./plots.js";
 
 export function drawScaling(data, main) {
   const { points, fit } = data;
   const loss = h("div", { class: "plot", style: { height: "380px" } }), norms = h("div", { class: "plot", style: { height: "420px" } });
-  const said = h("div", { class: "dim small" });
+  const said = h("div", { class: "dim small" }), ladder = h("div", {});
   const name = parameters().get("zf") ?? data.zf[0];
   const choose = h("select", { "aria-label": "SAE", onchange: (event) => { remember({ zf: event.target.value }); drawNorms(event.target.value); } }, data.zf.map((one) => h("option", { value: one, selected: one === name }, one)));
   const law = fit ? `FVU ≈ ${number(Math.exp(fit.constant))} · ${Object.entries(fit.exponents).map(([key, value]) => `${key}^${number(value)} (±${number(fit.standard_errors[key], 2)})`).join(" · ")}, residual ${number(fit.residual)} in ln FVU` : "A fit needs more runs than exponents: runs that differ in the number of latents, in k, or in both.";
   main.replaceChildren(h("div", { class: "bar" }, h("h1", {}, "Scaling")), h("div", { class: "halves" },
     panel("Loss against the number of latents", points.length ? loss : h("div", { class: "notice" }, "no run with a loss is loaded"), h("div", { class: "dim small" }, law)),
-    panel(["Norm of codes against norm of rows", data.zf.length > 1 ? h("span", { class: "aside" }, choose) : null], data.zf.length ? [norms, said] : h("div", { class: "notice" }, "needs an SAE of a model, with its database"))), panel("Points", table(points)));
+    panel(["Norm of codes against norm of rows", data.zf.length > 1 ? h("span", { class: "aside" }, choose) : null], data.zf.length ? [norms, said] : h("div", { class: "notice" }, "needs an SAE of a model, with its database"))), panel("Points", table(points)), ladder);
   if (points.length) drawLoss();
   if (name) drawNorms(name);
+  drawLadder(data.results, ladder);
 
   function drawLoss() {
     const ks = [...new Set(points.map((point) => point.k))].sort((a, b) => a - b);
