@@ -4,11 +4,13 @@
 
 `one_each` fits each of c inputs by itself, by Newton's method with 2 x 2 Hessians, on inputs brought to mean 0 and
 variance 1 on the examples that are fitted; a step that does not lower the loss is halved; |w| is capped, since labels
-that an input separates have no finite optimum. `together` fits all inputs of one task jointly (L-BFGS, float64).
+that an input separates have no finite optimum. `least_loss` says of which inputs a fit would be wasted. `together` fits
+all inputs of one task jointly (L-BFGS, float64).
 """
 
 # Shape letters: n examples, c inputs.
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +71,28 @@ def one_each(z: Tensor, label: Tensor, ridge: float = RIDGE, cap: float = CAP) -
             fit.keep(moving)
     loss, w, b = found
     return OneEach(w * scale, b - w * scale * mean, loss - ridge / 2 * w.square())
+
+
+def least_loss(z: Tensor, labels: Tensor) -> Tensor:
+    """A bound that the loss of no weight and bias goes below, [Q, c], for inputs z [n, c] and labels [Q, n] bool.
+
+    By duality, the loss is at least the mean entropy of any a in [0, 1]^n with sum s a = sum s a z = 0. The residuals
+    of least squares, a = |y - p|, are such if all p are in [0, 1], and the entropy of a is at least 4 ln 2 a (1 - a):
+
+        loss >= 4 ln 2 m (1 - m) (1 - r^2)        m the mean of y, r its correlation with z
+
+    Where some p are not in [0, 1], nothing is said: 0.
+    """
+    centred = z - z.mean(0)
+    std = centred.square().mean(0).sqrt()
+    scale = (1 / std).where(std > 1e-6 * (1 + z.mean(0).abs()), 0)
+    y = labels.to(z)
+    mean = y.mean(1, keepdim=True)
+    slope = (y - mean) @ centred * scale / len(z)  # of the standardised input
+    low, high = torch.aminmax(centred, dim=0)
+    reach = torch.stack([slope * low * scale, slope * high * scale])
+    fits = (mean + reach.amin(0) >= 0) & (mean + reach.amax(0) <= 1)
+    return (4 * math.log(2) * (mean * (1 - mean) - slope.square())).where(fits, 0)
 
 
 class _Fit:

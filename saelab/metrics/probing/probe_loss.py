@@ -15,7 +15,8 @@ training part.
 
 Pre-activation and Newton's method are as we read the paper; its value is not split into parts, and its 61 tasks are not
 ours. An example about a whole text has the pre-activation of its last token, or the mean or largest over its rows.
-Nothing of size [tokens, latents] is made: latents come in blocks.
+Nothing of size [tokens, latents] is made: latents come in blocks. A latent is not fitted where a bound (`least_loss`)
+says that it cannot be a task's best.
 """
 
 # Shape letters: N rows of all tasks, D width, c latents of a block, n examples of a task.
@@ -29,13 +30,16 @@ from torch import Tensor
 from saelab.core.progress import progress
 from saelab.data.source import generator_for
 from saelab.metrics.base import Metric, Score, Setting, Table
-from saelab.metrics.probing.logistic import RIDGE, one_each
+from saelab.metrics.probing.codes import spread
+from saelab.metrics.probing.logistic import RIDGE, least_loss, one_each
 from saelab.metrics.probing.rows import Examples, rows_of
 from saelab.metrics.probing.score import mean_over_tasks
 from saelab.sae.sae import SAE
 
 BLOCK_ENTRIES = 1 << 24
 POOLS = ("last", "mean", "max")
+FIRST, SLACK = 16, 1e-5
+"""Inputs of a block that are fitted first, and how far rounding may take a loss below its bound."""
 
 
 @dataclass
@@ -45,6 +49,8 @@ class Best:
     train: float = float("inf")
     """Its mean loss on the training part."""
     input: int = -1
+    weight: Tensor | float = 0.0
+    bias: Tensor | float = 0.0
     losses: Tensor | None = None
     """On the test part, [n]."""
     right: Tensor | None = None
@@ -82,11 +88,12 @@ class ProbeLoss(Metric):
 
     def scores(self, sae: SAE) -> dict[str, Score]:
         z = pre_activations(sae, self.rows.x)
-        self.best = self._search(z, sae.n_latents, permuted=False)
-        null = self._search(z, sae.n_latents, permuted=True)
+        own = [one.task.label for one in self.examples]
+        permuted = [permuted_labels(one, number) for number, one in enumerate(self.examples)]
+        self.best, null = self._search(z, sae.n_latents, [own, permuted])
         key = (ProbeLoss, self.pool, self.ridge)
         if key not in self.shared:
-            self.shared[key] = self._search(lambda block: self.rows.x[:, block], self.rows.x.shape[1], permuted=False)
+            (self.shared[key],) = self._search(lambda block: self.rows.x[:, block], self.rows.x.shape[1], [own])
         unit = "nats"
         return {
             "probe_loss": self._mean(self.best, "losses", unit),
@@ -116,33 +123,54 @@ class ProbeLoss(Metric):
     def _mean(self, best: Sequence[Best], what: str, unit: str, test: bool = True) -> Score:
         return mean_over_tasks(self.examples, [getattr(one, what) for one in best], unit, test)
 
-    def _search(self, z: Callable[[Tensor], Tensor], inputs: int, permuted: bool) -> list[Best]:
-        """The best of so many inputs for every task; z gives those of a block [c] for all rows, [N, c]."""
-        found = [Best() for _ in self.examples]
+    def _search(
+        self, z: Callable[[Tensor], Tensor], inputs: int, labels: Sequence[Sequence[Tensor]]
+    ) -> list[list[Best]]:
+        """The best of so many inputs for every task, for each way to label the tasks.
+
+        Args:
+            z: gives the inputs of a block [c] for all rows, [N, c].
+            inputs: how many there are.
+            labels: of each way, those of every task [n].
+        """
+        found = [[Best() for _ in self.examples] for _ in labels]
         size = max(1, BLOCK_ENTRIES // max(1, len(self.rows.x)))
-        with progress("probes" if not permuted else "permuted probes", inputs, "inputs", show=self.show) as bar:
+        with progress("probes", inputs, "inputs", show=self.show) as bar:
             for block in torch.arange(inputs).split(size):
                 values = z(block)
-                for number, (one, best) in enumerate(zip(self.examples, found, strict=True)):
-                    label = permuted_labels(one, number) if permuted else one.task.label
-                    self._improve(best, pooled(values, one, self.pool), label, one.task.test, int(block[0]))
+                for number, one in enumerate(self.examples):
+                    train = pooled(values, one, self.pool, ~one.task.test)
+                    own = torch.stack([way[number][~one.task.test] for way in labels]).to(values.device)
+                    for way, least in enumerate(least_loss(train, own)):
+                        best = found[way][number]
+                        if self._improve(best, train, own[way], least, int(block[0])):
+                            column = pooled(values[:, best.input - block[0], None], one, self.pool)
+                            _score(best, column.flatten(), labels[way][number], one.task.test)
                 bar.advance(len(block))
         return found
 
-    def _improve(self, best: Best, z: Tensor, label: Tensor, test: Tensor, start: int) -> None:
-        """Take the best of a block's inputs, z [n, c], if it is better than the best so far."""
-        label, test = label.to(z.device), test.to(z.device)
-        train = z[~test]
-        fitted = one_each(train, label[~test], self.ridge)
-        loss, which = fitted.loss.min(0)
-        if loss.item() >= best.train:
-            return
-        weight, bias = fitted.weight[which], fitted.bias[which]
-        margin = (weight * z[:, which] + bias) * (label.to(z) * 2 - 1)
-        losses = torch.nn.functional.softplus(-margin).cpu()
-        best.train, best.input = loss.item(), start + int(which)
-        best.losses, best.train_losses = losses[test.cpu()], losses[~test.cpu()]
-        best.right = (margin > 0).cpu()[test.cpu()]
+    def _improve(self, best: Best, z: Tensor, label: Tensor, least: Tensor, start: int) -> bool:
+        """Take the best of a block's inputs, z [n, c], if it is better than the best so far; whether it is.
+
+        Those with the lowest bounds [c] are fitted first, then ever more of those whose bound is below the best loss.
+        """
+        order, count, improved = least.sort(stable=True).indices, FIRST, False
+        while len(order):
+            now, order = order[:count].sort().values, order[count:]
+            fitted = one_each(z[:, now], label, self.ridge)
+            loss, which = fitted.loss.min(0)
+            if loss.item() < best.train:
+                best.train, best.input, improved = loss.item(), start + int(now[which]), True
+                best.weight, best.bias = fitted.weight[which], fitted.bias[which]
+            order, count = order[least[order] < best.train + SLACK], 2 * count
+        return improved
+
+
+def _score(best: Best, z: Tensor, label: Tensor, test: Tensor) -> None:
+    """Fill in how a task's best input, z [n], does on both parts."""
+    margin = ((best.weight * z + best.bias) * (label.to(z) * 2 - 1)).cpu()
+    losses = torch.nn.functional.softplus(-margin)
+    best.losses, best.train_losses, best.right = losses[test], losses[~test], (margin > 0)[test]
 
 
 def pre_activations(sae: SAE, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -152,14 +180,16 @@ def pre_activations(sae: SAE, x: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda latents: pre.of(latents.to(device))
 
 
-def pooled(values: Tensor, examples: Examples, pool: str) -> Tensor:
-    """What stands for each example, [n, c], from values of all rows [N, c]."""
-    if pool == "last" or bool((examples.count == 1).all()):
-        return values[examples.last.to(values.device)]
-    owner = torch.arange(len(examples.count)).repeat_interleave(examples.count)
-    place = torch.arange(len(owner)) - (examples.count.cumsum(0) - examples.count)[owner]
-    rows = values[(examples.first[owner] + place).to(values.device)]
-    found = values.new_zeros(len(examples.count), values.shape[1])
+def pooled(values: Tensor, examples: Examples, pool: str, chosen: Tensor | None = None) -> Tensor:
+    """What stands for each example, or each chosen one [n] bool, [n, c], from values of all rows [N, c]."""
+    first, count = examples.first, examples.count
+    if chosen is not None:
+        first, count = first[chosen], count[chosen]
+    if pool == "last" or bool((count == 1).all()):
+        return values[(first + count - 1).to(values.device)]
+    owner, place = spread(first, count)
+    rows = values[place.to(values.device)]
+    found = values.new_zeros(len(count), values.shape[1])
     index = owner.to(values.device)[:, None].expand_as(rows)
     return found.scatter_reduce(0, index, rows, "a" + pool if pool == "max" else pool, include_self=False)
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from saelab.metrics.probing.logistic import one_each, together
+from saelab.metrics.probing.logistic import least_loss, one_each, together
 
 
 def reference(z: np.ndarray, label: np.ndarray, ridge: float) -> tuple[float, float, float]:
@@ -83,6 +83,26 @@ def test_a_step_never_makes_the_loss_worse_than_no_input_at_all():
     share = label.double().mean().item()
     entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
     assert one_each(z, label).loss.max().item() <= entropy + 1e-5
+
+
+def test_no_fit_goes_below_the_bound():
+    z, label = sample()
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.stack([label, torch.rand(len(label), generator=generator) < 0.5])
+    bounds = least_loss(z, labels)
+    assert bounds.shape == (2, z.shape[1])
+    for bound, own in zip(bounds, labels, strict=True):
+        losses = torch.tensor([reference(z[:, i].double().numpy(), own.numpy(), 0)[2] for i in (0, 1, 4, 6, 7, 8, 11)])
+        assert (bound[[0, 1, 4, 6, 7, 8, 11]] <= losses + 1e-6).all()
+    assert (bounds[1] > 0.6).sum() > 6  # inputs without a relation to the labels are told as such
+
+
+def test_the_bound_by_hand():
+    label = torch.tensor([False, True, False, True, False, True])
+    constant, related, outlier = [3.0] * 6, [0.0, 0, 0, 1, 1, 1], [0.0, 1, 0, 1, 0, 6]
+    found = least_loss(torch.tensor([constant, related, outlier]).T, label[None])[0]
+    # r = 1/3 for the second; least squares give p = 1.18 for the last example of the third.
+    torch.testing.assert_close(found, torch.tensor([math.log(2), math.log(2) * 8 / 9, 0.0]))
 
 
 def test_all_inputs_together_are_at_the_optimum():
