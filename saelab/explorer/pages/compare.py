@@ -4,8 +4,9 @@
     matched      each is the other's nearest, above a threshold; split: one here, several there point at it; merged: the
                  other way round; unique: nothing above the threshold
 
-The threshold is the page's: it gets the cosines and sorts latents into classes itself. What the insertion test and the
-way from one SAE to the other say comes from a result of `saelab stitch` for the two, where one is loaded.
+The threshold is the page's: it gets the cosines and sorts latents into classes itself. Where a result of `saelab match`
+for the two is loaded, the classes are those of its graph of all close pairs, and pairs are one to one. What the
+insertion test and the way from one SAE to the other say comes from a result of `saelab stitch`, where one is loaded.
 """
 
 # Shape letters: A and B latents of the two SAEs, D width.
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from saelab.analysis.match import KINDS, read_match
 from saelab.analysis.stitch import read_stitch
 from saelab.explorer.directions import directions_of
 from saelab.explorer.workspace import Member, Workspace
@@ -37,7 +39,7 @@ def compare(workspace: Workspace, values: dict[str, str]) -> dict[str, Any]:
         return found | {"why_not": f"{a.name} and {b.name} write rows of different widths"}
     (cosine_a, near_a), (cosine_b, near_b) = _nearest(workspace, a, b)
     found |= {"nearest": {"a": _packed(cosine_a, near_a), "b": _packed(cosine_b, near_b)}}
-    return found | {"stitch": _stitched(workspace, a, b)}
+    return found | {"stitch": _stitched(workspace, a, b), "match": _matched(workspace, a, b)}
 
 
 def _side(member: Member) -> dict[str, Any]:
@@ -106,6 +108,32 @@ def _stitched(workspace: Workspace, a: Member, b: Member) -> dict[str, Any] | No
                 "path": {key: [column[place] for place in own] for key, column in path.items()},
             }
     return None
+
+
+def _matched(workspace: Workspace, a: Member, b: Member) -> dict[str, Any] | None:
+    """A result of matching that knows both by name and size, with the page's A as `a`."""
+    wanted = [(_bare(str(member.folder)), member.sae.n_latents) for member in (a, b)]
+    for folder in workspace.results["match"]:
+        result = read_match(folder)
+        sides = [(_bare(result[name]), result[f"n_{name}"]) for name in ("a", "b")]
+        if sides in (wanted, wanted[::-1]):
+            turned = sides != wanted
+            kept = ("by", "threshold", "bound", "mean_cosine", "median_cosine", "share_matched", "random_cosine")
+            found = {key: result[key] for key in (*kept, "curve")} | {
+                "kinds": KINDS,
+                "curve_of": "b" if turned else "a",
+            }
+            tables = [_match_side(result[f"latents_{name}"]) for name in ("a", "b")]
+            return found | dict(zip("ba" if turned else "ab", tables, strict=True))
+    return None
+
+
+def _match_side(table: dict[str, Any]) -> dict[str, str]:
+    """A side's columns as packed numbers; kinds are numbers in KINDS, cosines of none are NaN."""
+    columns = {key: np.asarray(table[key], np.int32) for key in ("partner", "nearest", "group")}
+    columns |= {key: np.asarray(table[key], np.float32) for key in ("cosine", "nearest_cosine")}
+    columns["kind"] = np.array([KINDS.index(kind) for kind in table["kind"]], np.int32)
+    return {key: packed_numbers(column) for key, column in columns.items()}
 
 
 def _bare(name: str) -> str:

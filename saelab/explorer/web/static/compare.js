@@ -7,6 +7,7 @@ import { literal, plot, SHADES } from "./plots.js";
 import { scoreText } from "./runs.js";
 
 const KIND = { matched: "one here, one there", split: "several of the other point at it", merged: "shares its nearest with others", unique: "nothing there is close" };
+const GROUPS = { shared: "one here with one there", split: "one here with several there", merged: "several here with one there", tangled: "several with several", unique: "close to none there", dead: "never fired, left out" };
 
 export function drawCompare(data, main) {
   const pick = (side) => h("select", { "aria-label": `SAE ${side}`, onchange: (event) => go(`/compare?${new URLSearchParams({ ...Object.fromEntries(parameters()), a: data.a?.name, b: data.b?.name, [side]: event.target.value })}`) }, data.names.map((name) => h("option", { value: name, selected: data[side]?.name === name }, name)));
@@ -14,38 +15,66 @@ export function drawCompare(data, main) {
   if (data.why_not) return main.replaceChildren(bar, h("div", { class: "panel notice" }, data.why_not), data.scores ? scoreTable(data) : "");
   const near = { a: unpack(data.nearest.a), b: unpack(data.nearest.b) };
   let threshold = Number(parameters().get("threshold") ?? 0.7), side = parameters().get("side") ?? "b", kind = parameters().get("kind") ?? "unique";
-  const slider = h("input", { type: "range", min: 0.1, max: 1, step: 0.01, value: threshold, class: "grow", "aria-label": "threshold", oninput: (event) => { threshold = Number(event.target.value); remember({ threshold }); update(); } });
+  const match = data.match ? { a: unpackMatch(data.match.a), b: unpackMatch(data.match.b) } : null;
+  let grouped = match !== null && parameters().get("classes") !== "cosine"; // as `saelab match` found, or by the slider
+  const slider = h("input", { type: "range", min: 0.1, max: 1, step: 0.01, value: threshold, class: "grow", "aria-label": "threshold", oninput: (event) => { threshold = Number(event.target.value); moved(); } });
+  const moved = () => { remember({ threshold }); if (grouped) group(false); else update(); };
+  const group = (on) => { grouped = on; remember({ classes: on ? null : "cosine" }); update(); };
+  const ways = match ? [h("button", { onclick: () => group(true), tip: "connected components of all pairs this close, as `saelab match` found them" }, `matched at ${number(data.match.threshold)}`), h("button", { onclick: () => group(false) }, "by nearest cosine")] : [];
   const value = h("b", { class: "num" }), sums = h("div", {}), chart = h("div", { class: "plot", style: { height: "330px" } }), lists = h("div", {}), delta = h("div", {});
   main.replaceChildren(bar,
-    h("div", { class: "panel" }, h("div", { class: "bar", style: { margin: "0" } }, h("span", { class: "dim" }, "same latent from a cosine of"), value, slider)),
+    h("div", { class: "panel" }, h("div", { class: "bar", style: { margin: "0" } }, h("span", { class: "dim" }, "same latent from a cosine of"), value, slider, ways)),
     h("div", { class: "halves" }, panel("Latents of either", sums), panel("Nearest cosine in the other", chart)),
-    delta, panel(null, lists), scoreTable(data));
+    match ? matchPanel(data) : "", delta, panel(null, lists), scoreTable(data));
 
   function update() {
-    value.textContent = threshold.toFixed(2);
-    const kinds = { a: sorted(near.a, near.b, threshold), b: sorted(near.b, near.a, threshold) };
+    const at = grouped ? data.match.threshold : threshold;
+    value.textContent = at.toFixed(2); slider.value = at;
+    const names = grouped ? GROUPS : KIND;
+    const kinds = grouped ? { a: kindsOf(data.match, match.a), b: kindsOf(data.match, match.b) } : { a: sorted(near.a, near.b, threshold), b: sorted(near.b, near.a, threshold) };
+    if (!(kind in names)) kind = grouped ? "shared" : "matched";
+    ways.forEach((button, n) => { button.className = grouped === (n === 0) ? "on" : ""; });
     sums.replaceChildren(h("table", {}, h("thead", {}, h("tr", {}, h("th", {}), ["a", "b"].map((s) => h("th", { class: "num" }, data[s].name)))),
-      h("tbody", {}, Object.keys(KIND).map((name) => h("tr", {}, h("td", {}, h("span", { class: `chip ${name}` }, name), h("span", { class: "faint small" }, ` ${KIND[name]}`)),
+      h("tbody", {}, Object.keys(names).map((name) => h("tr", {}, h("td", {}, h("span", { class: `chip ${name}` }, name), h("span", { class: "faint small" }, ` ${names[name]}`)),
         ["a", "b"].map((s) => { const n = kinds[s].filter((one) => one === name).length; return h("td", { class: "num" }, h("a", { href: "#list", onclick: (event) => { event.preventDefault(); side = s; kind = name; remember({ side, kind }); drawList(kinds); } }, count(n)), h("span", { class: "pm" }, ` ${percent(n / kinds[s].length)}`)); }))))));
     plot(chart, ["a", "b"].map((s, n) => ({ type: "histogram", x: Array.from(near[s].cosine), name: data[s].name, opacity: 0.6, xbins: { start: -0.1, end: 1.001, size: 0.02 }, marker: { color: SHADES[n] } })),
-      { height: 330, barmode: "overlay", showlegend: true, legend: { orientation: "h", y: 1.1 }, xaxis: { title: { text: "cosine" }, range: [0, 1] }, yaxis: { title: { text: "latents" } }, shapes: [{ type: "line", x0: threshold, x1: threshold, yref: "paper", y0: 0, y1: 1, line: { dash: "dot", color: SHADES[1] } }] });
+      { height: 330, barmode: "overlay", showlegend: true, legend: { orientation: "h", y: 1.1 }, xaxis: { title: { text: "cosine" }, range: [0, 1] }, yaxis: { title: { text: "latents" } }, shapes: [{ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { dash: "dot", color: SHADES[1] } }] });
     drawList(kinds);
-    drawDelta(data, delta, threshold, (found) => { threshold = found; slider.value = found; remember({ threshold }); update(); });
+    drawDelta(data, delta, at, (found) => { threshold = found; moved(); });
   }
 
   function drawList(kinds) {
     const own = near[side], there = side === "a" ? "b" : "a";
+    const partners = (n) => (grouped ? match[there].members.get(match[side].group[n])?.map((m) => [m, m === match[side].partner[n] ? match[side].cosine[n] : null]).sort((x, y) => (y[1] !== null) - (x[1] !== null)) : null) ?? [[own.latent[n], own.cosine[n]]];
+    const other = ([m, cosine]) => [h("span", { class: "faint small" }, cosine === null ? "with " : `${cosine.toFixed(2)} to `), h("a", { class: "small", href: link(`/run/${data[there].name}/latent/${m}`) }, String(m)), data[there].words[m] ? h("span", { class: "tok" }, shown(data[there].words[m])) : null];
     const density = floats(data[side].density);
     const chosen = [...kinds[side].keys()].filter((n) => kinds[side][n] === kind).sort((m, n) => (density[n] ?? 0) - (density[m] ?? 0)).slice(0, 60);
     lists.replaceChildren(h("h2", { id: "list" }, `${kind} latents of ${data[side].name}`, h("span", { class: "aside" }, "most frequent first")),
       h("div", { class: "thirds", style: { gap: "2px 24px" } }, chosen.map((n) => h("div", { class: "line" }, h("a", { class: "num", href: link(`/run/${data[side].name}/latent/${n}`) }, String(n)), data[side].words[n] ? h("span", { class: "tok" }, shown(data[side].words[n])) : null,
-        h("span", { class: "faint small grow" }, `${own.cosine[n].toFixed(2)} to `, h("a", { href: link(`/run/${data[there].name}/latent/${own.latent[n]}`) }, String(own.latent[n]))), data[there].words[own.latent[n]] ? h("span", { class: "tok" }, shown(data[there].words[own.latent[n]])) : null))), chosen.length ? null : h("div", { class: "notice" }, "none"));
+        h("span", { class: "grow" }), partners(n).slice(0, 3).map(other), partners(n).length > 3 ? h("span", { class: "faint small" }, `+${partners(n).length - 3}`) : null))), chosen.length ? "" : h("div", { class: "notice" }, "none"));
   }
   update();
 }
 
 function unpack(packed) {
   return { cosine: floats(packed.cosine), latent: integers(packed.latent) };
+}
+
+function unpackMatch(packed) {
+  const found = { kind: integers(packed.kind), partner: integers(packed.partner), group: integers(packed.group), cosine: floats(packed.cosine), members: new Map() };
+  found.group.forEach((group, n) => { if (group >= 0) found.members.set(group, [...(found.members.get(group) ?? []), n]); });
+  return found;
+}
+
+function kindsOf(match, side) {
+  return Array.from(side.kind, (code) => match.kinds[code]);
+}
+
+function matchPanel(data) {
+  const { match } = data, chart = h("div", { class: "plot", style: { height: "300px" } }), whose = data[match.curve_of].name;
+  plot(chart, [{ x: match.curve.cosine, y: match.curve.share, mode: "lines", line: { color: SHADES[0] }, hovertemplate: "%{y:.1%} of partners at %{x:.2f} or closer<extra></extra>" }], { height: 300, xaxis: { title: { text: "cosine with the partner" }, range: [0, 1] }, yaxis: { title: { text: `share of ${whose}'s latents` }, rangemode: "tozero" }, shapes: [{ type: "line", x0: match.threshold, x1: match.threshold, yref: "paper", y0: 0, y1: 1, line: { dash: "dot", color: SHADES[1] } }, { type: "line", x0: match.random_cosine, x1: match.random_cosine, yref: "paper", y0: 0, y1: 1, line: { dash: "dot", color: SHADES[7] } }] });
+  const lines = [["pairs by", match.by], ["median cosine", number(match.median_cosine)], ["mean cosine", number(match.mean_cosine)], [`pairs at ${number(match.threshold)} or closer`, percent(match.share_matched)], ["nearest of random directions", number(match.random_cosine)], ["mean similarity, below the best by at most", number(match.bound)]];
+  return panel("One to one", h("div", { class: "halves" }, chart, h("dl", { class: "stats", style: { "grid-template-columns": "1fr" } }, lines.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))))));
 }
 
 // Links go from each latent to its nearest in the other SAE, where that is close enough.
