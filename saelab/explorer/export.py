@@ -22,7 +22,7 @@ from saelab.explorer.directions import directions_of
 from saelab.explorer.pages import latents as pages_of
 from saelab.explorer.pages import runs as runs_of
 from saelab.explorer.safety import json_in_html
-from saelab.explorer.search import SHOWN
+from saelab.explorer.search import SHOWN, filled
 from saelab.explorer.workspace import Member, Workspace
 
 SHARD = 16
@@ -96,7 +96,7 @@ def _write_latents(workspace: Workspace, member: Member, out: Path, chosen: list
     columns = {name: [_short(row[name]) for row in rows] for name in ("id", *names, "tags")}
     meta = member.database.meta()
     about: dict[str, Any] = {"page": "latents", "title": f"Latents of {member.name}", "run": member.name}
-    about |= {"rows_seen": meta["rows"], "n_latents": len(chosen), "columns": names}
+    about |= {"rows_seen": meta["rows"], "n_latents": len(chosen), "columns": names, "filled": filled(member.database)}
     _put(out, f"{member.name}/table", {"page": about, "columns": columns, "shard": SHARD})
     contexts: list[str] = []
     with progress("export", len(chosen), "latents", show=show) as bar:

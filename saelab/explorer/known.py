@@ -2,9 +2,11 @@
 
     explain/explanations.json     `saelab explain`: a phrase and its scores          explanation, score
     latents.json                  `saelab quickstart`: readings of ten latents       explanation, score (F1)
+    tables/probes.parquet         `saelab measure`: the latent of every task         probe, probe_score (accuracy)
     stitch results                the class of a larger SAE's latents                kind: novel, reconstruction
 
 A phrase of `saelab explain` goes before a reading. The score is the mean of an explanation's overall scores.
+A task has one latent, that of the smallest probe loss; a latent of several tasks shows the one with the smallest loss.
 """
 
 from collections.abc import Iterable
@@ -15,7 +17,9 @@ from saelab.analysis.stitch import read_stitch
 from saelab.core.files import read_json
 from saelab.explorer.database import Database, say
 from saelab.explorer.workspace import Member, Workspace
+from saelab.metrics.table import read_columns
 
+PROBES = "probes.parquet"
 EXPLAINED, READ = Path("explain") / "explanations.json", Path("latents.json")
 CLASSES = ("novel", "reconstruction")
 
@@ -25,6 +29,7 @@ def bring_in(workspace: Workspace) -> None:
     for member in workspace.members.values():
         if member.is_collected:
             _write(member, explanations(member.folder), kinds(workspace, member))
+            _write_probes(member, probes(member))
 
 
 def explanations(folder: Path) -> dict[int, tuple[str, float | None]]:
@@ -55,6 +60,29 @@ def kinds(workspace: Workspace, member: Member) -> dict[int, str]:
                 latents = table["latent"].tolist() if hasattr(table["latent"], "tolist") else table["latent"]
                 found |= {int(j): kind for j, kind in zip(latents, table["class"], strict=True) if kind in CLASSES}
     return found
+
+
+def probes(member: Member) -> dict[int, tuple[str, float]]:
+    """Task and accuracy by latent, of the last measurement with labelled tasks."""
+    file = member.run.tables / PROBES
+    table = read_columns(file) if file.exists() else {}
+    lines = zip(*(table.get(key, []) for key in ("loss", "latent", "task", "accuracy")), strict=True)
+    best: dict[int, tuple[str, float]] = {}
+    for _, latent, task, accuracy in sorted(lines, reverse=True):
+        best[int(latent)] = (str(task), float(accuracy))
+    return best
+
+
+def _write_probes(member: Member, found: dict[int, tuple[str, float]]) -> None:
+    rows = member.database.all("SELECT id, probe, probe_score FROM latents WHERE probe_score IS NOT NULL")
+    if {row["id"]: (row["probe"], row["probe_score"]) for row in rows} == found:
+        return
+    writer = Database(member.database_file, write=True)
+    with writer.connection as connection:
+        connection.execute("UPDATE latents SET probe = NULL, probe_score = NULL WHERE probe_score IS NOT NULL")
+        lines = [(*hit, latent) for latent, hit in found.items()]
+        connection.executemany("UPDATE latents SET probe = ?, probe_score = ? WHERE id = ?", lines)
+    writer.close()
 
 
 def _write(member: Member, explained: dict[int, tuple[str, float | None]], kinds_of: dict[int, str]) -> None:

@@ -131,6 +131,12 @@ def latents(database: Database, query: Query) -> dict[str, Any]:
     return {"total": total, "offset": query.offset, "rows": [dict(row) for row in rows]}
 
 
+def filled(database: Database) -> list[str]:
+    """Which of the columns that other commands fill hold anything, in whatever row."""
+    tests = {"explanation": "score IS NOT NULL", "score": "score IS NOT NULL", "probe": "probe_score IS NOT NULL"}
+    return [name for name, test in tests.items() if database.all(f"SELECT 1 FROM latents WHERE {test} LIMIT 1")]
+
+
 def place_of(database: Database, query: Query, latent: int) -> dict[str, int | None]:
     """The latents before and after one in the table's order, for stepping from page to page."""
     found: dict[str, int | None] = {}

@@ -11,8 +11,10 @@ from saelab.explorer import database
 from saelab.explorer.collect import collect
 from saelab.explorer.database import FILE, Database
 from saelab.explorer.known import bring_in
-from saelab.explorer.search import Query, latents
+from saelab.explorer.pages.latents import table as page_of
+from saelab.explorer.search import Query, filled, latents
 from saelab.explorer.workspace import Workspace
+from saelab.metrics.table import write_columns
 
 
 @pytest.fixture
@@ -46,6 +48,30 @@ def test_explanations_come_in_are_found_replaced_and_taken_back(folder):
     (folder / "latents.json").unlink()
     bring_in(Workspace([folder]))
     assert table(folder)[3]["explanation"] is None
+
+
+def test_a_latents_task_is_the_one_of_the_smallest_loss_and_goes_when_the_table_goes(folder):
+    assert page_of(Workspace([folder]), "large", {})["filled"] == []
+    file = folder / "tables" / "probes.parquet"
+    hits = {"task": ["a: x", "b", "c"], "latent": [20, 7, 20], "loss": [0.5, 0.3, 0.2], "accuracy": [0.9, 0.95, 0.8]}
+    write_columns(file, hits)
+    bring_in(Workspace([folder]))
+    found = table(folder)
+    assert {j: (row["probe"], row["probe_score"]) for j, row in found.items() if row["probe"]} == {
+        7: ("b", 0.95),
+        20: ("c", 0.8),
+    }
+    page = page_of(Workspace([folder]), "large", {"limit": "5"})
+    assert page["filled"] == ["probe"]
+    assert not any(row["probe"] for row in page["table"]["rows"])
+    assert list(table(folder, filters=(("probe_score", 0.9, None),))) == [7]
+    before = (folder / FILE).stat().st_mtime_ns
+    bring_in(Workspace([folder]))
+    assert (folder / FILE).stat().st_mtime_ns == before
+    file.unlink()
+    bring_in(Workspace([folder]))
+    assert filled(Database(folder / FILE)) == []
+    assert not any(row["probe"] for row in table(folder).values())
 
 
 def test_classes_come_from_a_stitching_result(folder, tmp_path):

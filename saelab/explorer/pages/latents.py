@@ -3,7 +3,7 @@
 from typing import Any
 
 from saelab.explorer.database import NUMBERS
-from saelab.explorer.search import Query, latents, place_of
+from saelab.explorer.search import Query, filled, latents, place_of
 from saelab.explorer.windows import text_of, windows
 from saelab.explorer.workspace import Member, Workspace
 
@@ -22,6 +22,7 @@ def table(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, 
         "rows_seen": meta["rows"],
         "n_latents": meta["n_latents"],
         "columns": list(NUMBERS),
+        "filled": filled(member.database),
         "table": latents(member.database, Query.parse(values)),
     }
 

@@ -16,9 +16,9 @@ const COLUMNS = [
   { name: "cosine", title: "nearest", width: "64px", wide: true, tip: "cosine of the nearest other direction" },
   { name: "kind", title: "kind", width: "104px", wide: true, draw: (row) => h("span", { class: `chip ${row.kind}` }, row.kind) },
   { name: "tokens", title: "top tokens", width: "minmax(120px, 1.5fr)", draw: (row) => chips(row.tokens) },
-  { name: "explanation", title: "explanation", width: "minmax(100px, 1fr)", wide: true, draw: (row) => [row.explanation, row.tags ? h("span", { class: "chip" }, row.tags) : null], only: (rows) => rows.some((row) => row.explanation || row.tags) },
-  { name: "score", title: "score", width: "56px", wide: true, only: (rows) => rows.some((row) => row.score !== null) },
-  { name: "probe", title: "probe", width: "110px", wide: true, only: (rows) => rows.some((row) => row.probe), draw: (row) => row.probe },
+  { name: "explanation", title: "explanation", width: "minmax(100px, 1fr)", wide: true, draw: (row) => [row.explanation, row.tags ? h("span", { class: "chip" }, row.tags) : null], only: (rows, filled) => filled.includes("explanation") || rows.some((row) => row.explanation || row.tags) },
+  { name: "score", title: "score", width: "56px", wide: true, only: (rows, filled) => filled.includes("score") },
+  { name: "probe", title: "probe", width: "minmax(150px, .5fr)", wide: true, tip: "the task that this latent answers best of all latents, and how often it is right", only: (rows, filled) => filled.includes("probe"), draw: (row) => (row.probe ? [h("span", { class: "pm" }, percent(row.probe_score)), ` ${row.probe}`] : null) },
 ];
 
 // A density of 1e-5 to 1, on a logarithmic scale.
@@ -32,12 +32,12 @@ export function drawLatents(data, main) {
   const state = () => Object.fromEntries(parameters());
   let cache = new Map(), total = data.table.total, marked = -1, asked = 0;
   const narrow = matchMedia("(max-width: 640px)").matches;
-  const columns = COLUMNS.filter((column) => (!column.wide || !narrow) && (!column.only || column.only(data.table.rows)));
+  const columns = COLUMNS.filter((column) => (!column.wide || !narrow) && (!column.only || column.only(data.table.rows, data.filled)));
   const grid = columns.map((column) => column.width).join(" ");
 
   const search = h("input", { type: "search", placeholder: "search tokens, contexts, notes   /", value: state().q ?? "", style: { width: "260px" }, "aria-label": "search" });
   const kind = h("select", { "aria-label": "kind" }, ["", "ordinary", "dense", "silent", "novel", "reconstruction"].map((name) => h("option", { value: name, selected: state().kind === name }, name || "every kind")));
-  const filter = h("input", { placeholder: "density:0.001..0.1, cosine:0.8..", value: state().filter ?? "", style: { width: "230px" }, "aria-label": "filter", tip: "column:least..most, either may be left out\ncolumns: density, mean, largest, norm, cosine, skew, kurtosis, count, score" });
+  const filter = h("input", { placeholder: "density:0.001..0.1, cosine:0.8..", value: state().filter ?? "", style: { width: "230px" }, "aria-label": "filter", tip: "column:least..most, either may be left out\ncolumns: density, mean, largest, norm, cosine, skew, kurtosis, count, score, probe_score" });
   const noted = h("button", { class: state().noted ? "on" : "", onclick: () => change({ noted: state().noted ? null : 1 }) }, "noted");
   const said = h("span", { class: "dim num" });
   const head = h("div", { class: "vhead", style: { "--cols": grid } });
