@@ -11,11 +11,12 @@ target sites where there are any. Generating text and training are left out.
 
 import hashlib
 import importlib.resources
+import inspect
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -128,25 +129,52 @@ class LanguageModel:
         assert len(seen) == len(self._sites), f"{len(seen)} of {len(self._sites)} sites were run"
         return logits, self._side_by_side(seen)
 
-    def run_with(self, ids: Tensor, activations: Tensor, gradient: bool = False) -> Tensor:
+    def run_with(self, ids: Tensor, activations: Tensor, gradient: bool = False, last: int | None = None) -> Tensor:
         """Logits [R, T, V] for token ids [R, T] with other activations in place of the model's own.
+
+        Blocks whose output would be thrown away are not run, see `_passed`.
 
         Args:
             ids: token ids.
             activations: [R, T, D_out] for the target sites or, where there is no target, [R, T, D_in] for those that
                 are read. Every site takes its own, whatever was put in place below it.
             gradient: whether the logits can be differentiated with respect to the activations.
+            last: how many of the last tokens' logits are wanted, [R, last, V]; by default all.
         """
         ids = self._checked(ids)
         expected = [*ids.shape, sum(self._written_widths)]
         if list(activations.shape) != expected:
             raise ValueError(f"expected activations of shape {expected}, got {list(activations.shape)}")
+        passed = self._passed
         with torch.set_grad_enabled(gradient):
             parts = activations.split(self._written_widths, dim=2)
             # Copies, because some models go on to add to their residual stream in place.
             replacements = [part.to(device=self.device, dtype=self.dtype, copy=True) for part in parts]
             with self._at(self._written, ids, lambda number, value: replacements[number].to(value.dtype)):
-                return self._logits(ids)
+                return self._logits(ids, passed, last)
+
+    @cached_property
+    def _passed(self) -> Sequence[torch.nn.Module]:
+        """The blocks that `run_with` need not run: those of the stack up to the one site that is replaced.
+
+        Whether a model's blocks do nothing but hand a stream on is not written down anywhere: it is tried.
+        """
+        path, _, number = self._written[0].path.rpartition(".")
+        stack = dict(self.model.named_modules()).get(path)
+        if len(self._written) > 1 or not isinstance(stack, torch.nn.ModuleList):
+            return ()
+        blocks = list(stack)[: int(number) + (self._written[0].side == "out")]
+        if any("forward" in vars(block) for block in blocks):  # somebody else's, that must not be lost
+            return ()
+        ids = torch.arange(6, device=self.device).view(2, 3) % self.model.get_input_embeddings().num_embeddings
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(*ids.shape, self._written_widths[0], generator=generator).to(self.device, self.dtype)
+        with torch.no_grad(), self._at(self._written, ids, lambda number, value: rows.to(value.dtype)):
+            try:
+                same = torch.equal(self._logits(ids), self._logits(ids, blocks))
+            except Exception:  # blocks that hand on something else than the stream fail in any way
+                same = False
+        return blocks if same else ()
 
     @torch.no_grad()
     def unembedding(self) -> Tensor | None:
@@ -167,9 +195,20 @@ class LanguageModel:
         gain = (norms[-1](row[None]) - norms[-1](-row[None]))[0] / (2 * row)
         return weight * gain.float()
 
-    def _logits(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
-        return logits
+    def _logits(self, ids: Tensor, passed: Sequence[torch.nn.Module] = (), last: int | None = None) -> Tensor:
+        """Logits of all tokens or the last; blocks in `passed` give what they are given."""
+        kept = {} if last is None or not self._keeps_logits else {"logits_to_keep": last}
+        with ExitStack() as undo:
+            for block in passed:
+                block.forward = _same  # type: ignore[method-assign]
+                undo.callback(delattr, block, "forward")
+            logits: Tensor = self.model(input_ids=ids, use_cache=False, **kept).logits
+        return logits if last is None else logits[:, -last:]
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        """Whether the model can be asked for the last tokens' logits only."""
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     def _checked(self, ids: Tensor) -> Tensor:
         if ids.ndim != 2 or ids.is_floating_point():
@@ -208,6 +247,11 @@ class LanguageModel:
         for site, found in zip(self._sites, widths, strict=True):
             site.check_runs(len(found))
         return [found[0] for found in widths]
+
+
+def _same(value: Tensor, *others: Any, **named: Any) -> Tensor:
+    """A block that hands on what it is given."""
+    return value
 
 
 class _Reached(Exception):

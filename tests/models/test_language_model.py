@@ -93,6 +93,40 @@ def test_layers_above_the_site_are_skipped(tiny):
     assert calls == {0: 2, 1: 2, 2: 1}
 
 
+@pytest.mark.parametrize(("side", "first"), [("in", 1), ("out", 2)])
+def test_blocks_whose_output_is_replaced_are_not_run(tiny, side, first):
+    folder, path = tiny
+    model = LanguageModel(str(folder), f"{path}.1:{side}")
+    logits, activations = model.run(IDS)
+    assert torch.equal(model.run_with(IDS, activations), logits)
+    run = []
+    for layer in range(3):
+        inside = next(model.model.get_submodule(f"{path}.{layer}").children())
+        inside.register_forward_hook(lambda *_, layer=layer: run.append(layer))
+    assert torch.equal(model.run_with(IDS, activations), logits)
+    assert run == list(range(first, 3))
+    assert torch.equal(model.run(IDS)[0], logits), "the blocks are as they were"
+
+
+def test_blocks_that_hand_on_more_than_the_stream_are_run(tiny_llama):
+    model = LanguageModel(str(tiny_llama), "model.layers.1")
+    inner = model.model.model.layers[2]
+    heard = {}
+    model.model.model.layers[0].register_forward_hook(lambda _, args, out: heard.update(shift=args[0] - out))
+    inner.register_forward_pre_hook(lambda _, args: (args[0] + heard["shift"], *args[1:]))
+    logits, activations = model.run(IDS)
+    torch.testing.assert_close(model.run_with(IDS, activations), logits)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_last_logits_alone(tiny, keeps):
+    folder, path = tiny
+    model = LanguageModel(str(folder), f"{path}.1")
+    model._keeps_logits = keeps
+    rows = torch.randn(model.activations(IDS).shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.run_with(IDS, rows, last=2), model.run_with(IDS, rows)[:, 3:])
+
+
 def test_no_hook_and_no_gradient_is_left(tiny_llama):
     model = LanguageModel(str(tiny_llama), "model.layers.0")
     rows = model.activations(IDS)

@@ -116,13 +116,13 @@ class AblationSparsity(Metric):
         """Changes of logits [n, T, V]."""
         row, place, end = where
         ids, clean = text.tokens.ids[row, :end], text.activations[row, :end]
-        size = max(1, LOGITS_BYTES // (4 * end * text.logits.shape[-1]) - 1)
+        size = max(1, LOGITS_BYTES // (4 * self.tokens * text.logits.shape[-1]) - 1)
         effects = []
         for part in taken_out.to(clean).split(size):
             # The unchanged row stands in every pass, so that both sides of the difference are rounded alike.
             rows = clean.expand(1 + len(part), -1, -1).clone()
             rows[1:, place] -= part
-            logits = text.model.run_with(ids.expand(len(rows), -1), rows)[:, place:].float()
+            logits = text.model.run_with(ids.expand(len(rows), -1), rows, last=self.tokens).float()
             effects.append(logits[1:] - logits[:1])
         return torch.cat(effects)
 
@@ -151,8 +151,7 @@ class AblationSparsity(Metric):
 
 def sparsity(effects: Tensor) -> Tensor:
     """Sparsity of effects [n, T, V]; NaN where there is no effect at all; [n] float64."""
-    centred = effects.double() - effects.double().median(dim=2, keepdim=True).values
-    flat = centred.flatten(1)
+    flat = (effects.double() - effects.median(dim=2, keepdim=True).values.double()).flatten(1)
     return (flat.abs().sum(1) / flat.norm(dim=1)).square() / flat.shape[1]
 
 
