@@ -1,12 +1,14 @@
 """A result of `saelab match` on the Compare page, from either side."""
 
 import base64
+import shutil
 
 import numpy as np
 import pytest
 from explorer.world import served
 
 from saelab.analysis.match import KINDS, match
+from saelab.core.run import Run
 from saelab.explorer.pages.compare import compare
 from saelab.explorer.workspace import Workspace
 from saelab.sae.sae import load
@@ -73,3 +75,31 @@ def test_the_page_sorts_as_matched_or_by_the_slider(chromium, runs, matched):
         assert chromium.js("document.querySelectorAll('tbody')[0].rows.length") == 4
         chromium.settle()
         assert chromium.errors == []
+
+
+def test_differences_of_scores_have_error_bars_to_scale(chromium, runs, tmp_path):
+    copies = []
+    for run, (fvu, l0) in zip(runs, ((0.3, 10.0), (0.2, 10.1)), strict=True):
+        copies.append(shutil.copytree(run, tmp_path / run.name))
+        score = {"n": 9, "unit": ""}
+        scores = {"fvu": score | {"value": fvu, "low": fvu - 0.03, "high": fvu + 0.03}}
+        scores |= {"l0": score | {"value": l0, "low": l0 - 0.4, "high": l0 + 0.4}}
+        Run(copies[-1]).write_scores(scores | {"alone": score | {"value": 1.0, "low": None, "high": None}})
+    with served(Workspace(copies)) as site:
+        lines = {line["metric"]: line for line in site.json("/compare.json")["scores"]}
+        assert lines["fvu"]["difference"] == pytest.approx(-0.1)
+        assert lines["fvu"]["margin"] == pytest.approx(0.03 * 2**0.5)
+        assert "margin" not in lines["alone"]
+        chromium.resize(1280)
+        chromium.open(site.base + "/compare")
+        found = chromium.js(
+            "[...document.querySelectorAll('svg[role=img]')].map((one) =>"
+            " [one.querySelector('circle').cx.baseVal.value,"
+            " one.querySelector('rect').x.baseVal.value, one.querySelector('rect').width.baseVal.value,"
+            " one.querySelector('.warm') !== null])"
+        )
+    (fvu, fvu_low, fvu_width, fvu_apart), (l0, l0_low, l0_width, l0_apart) = found
+    assert (fvu_apart, l0_apart) == (True, False)
+    assert fvu_low + fvu_width < 60 < l0_low + l0_width
+    assert l0_low < 60 < l0
+    assert (60 - fvu) / fvu_width == pytest.approx(0.1 / (2 * 0.03 * 2**0.5), rel=1e-3)

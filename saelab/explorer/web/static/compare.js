@@ -1,7 +1,7 @@
 // Two SAEs side by side. The threshold is dragged here: who is matched, split, merged or unique follows at once.
 
 import { go, link, parameters, remember } from "./api.js";
-import { h, panel } from "./dom.js";
+import { h, panel, svg } from "./dom.js";
 import { count, floats, integers, number, percent, shown } from "./format.js";
 import { literal, plot, SHADES } from "./plots.js";
 import { scoreText } from "./runs.js";
@@ -117,8 +117,18 @@ function drawDelta(data, box, threshold, drop) {
   }
 }
 
+// A difference with its interval about zero, each line on a scale of its own: metrics have different units.
+function whisker(line, apart) {
+  const reach = 1.08 * (Math.abs(line.difference) + line.margin), x = (value) => 60 + (58 * value) / reach;
+  const low = line.difference - line.margin, high = line.difference + line.margin;
+  return svg("svg", { class: "chart", viewBox: "0 0 120 16", style: { width: "120px" }, role: "img", "aria-label": `difference ${number(low)} to ${number(high)}` },
+    svg("line", { class: "axis", x1: 60, x2: 60, y1: 0, y2: 16 }),
+    svg("rect", { class: apart ? "fill warm" : "fill", x: x(low), y: 7, width: x(high) - x(low), height: 2 }),
+    svg("circle", { class: apart ? "fill warm" : "fill", cx: x(line.difference), cy: 8, r: 3.5 }));
+}
+
 function scoreTable(data) {
   if (!data.scores?.length) return "";
-  return panel("Scores", h("div", { class: "scrolls" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "metric"), h("th", { class: "num" }, data.a.name), h("th", { class: "num" }, data.b.name), h("th", { class: "num" }, "difference"), h("th", {}))),
-    h("tbody", {}, data.scores.map((line) => { const apart = line.margin !== undefined && Math.abs(line.difference) > line.margin; return h("tr", {}, h("td", {}, line.metric), h("td", { class: "num" }, scoreText(line.a)), h("td", { class: "num" }, scoreText(line.b)), h("td", { class: "num" }, line.difference === undefined ? "–" : [h(apart ? "b" : "span", {}, `${line.difference > 0 ? "+" : ""}${number(line.difference)}`), line.margin ? h("span", { class: "pm" }, ` ±${number(line.margin, 2)}`) : null]), h("td", { class: "faint small wide" }, line.a?.unit ?? line.b?.unit ?? "")); })))));
+  return panel("Scores", h("div", { class: "scrolls" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "metric"), h("th", { class: "num" }, data.a.name), h("th", { class: "num" }, data.b.name), h("th", { class: "num" }, "difference"), h("th", { class: "wide" }), h("th", {}))),
+    h("tbody", {}, data.scores.map((line) => { const apart = line.margin !== undefined && Math.abs(line.difference) > line.margin; return h("tr", {}, h("td", {}, line.metric), h("td", { class: "num" }, scoreText(line.a)), h("td", { class: "num" }, scoreText(line.b)), h("td", { class: "num" }, line.difference === undefined ? "–" : [h(apart ? "b" : "span", {}, `${line.difference > 0 ? "+" : ""}${number(line.difference)}`), line.margin ? h("span", { class: "pm" }, ` ±${number(line.margin, 2)}`) : null]), h("td", { class: "wide" }, line.margin ? whisker(line, apart) : null), h("td", { class: "faint small wide" }, line.a?.unit ?? line.b?.unit ?? "")); })))));
 }
