@@ -30,6 +30,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_readme_commands_and_python_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("It was the best of times, it was the worst of times.\n" * 300)
