@@ -149,6 +149,10 @@ class Metric(Component, ABC):
     def update(self, view: View) -> None:
         """Take in a chunk. Where no metric has this method, the data are not gone through."""
 
+    def needs_logits(self) -> bool:
+        """Whether it looks at the model's logits in the chunks to come; without them, `view.text` may be None."""
+        return self.needs_model
+
     def again(self) -> bool:
         """After the last chunk: whether to go through all chunks once more."""
         return False

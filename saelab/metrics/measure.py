@@ -165,7 +165,7 @@ def _sweep(
     results: Mapping[str, Measured],
     shown: tuple[str, bool],
 ) -> None:
-    need_logits = any(metric.needs_model for _, metric, _ in _at_work(watching, results))
+    need_logits = any(metric.needs_logits() for _, metric, _ in _at_work(watching, results))
     title, show = shown
     with progress(title, evaluation.tokens, "tokens", show=show) as bar:
         start = time.perf_counter()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import string
 import sysconfig
 import zlib
@@ -24,7 +25,7 @@ from saelab.core.components import near_miss
 SPLITS = ("all", "train", "held-out")
 HELD_OUT_BELOW = 13  # of 256: about 5 %
 PIECES_HELD = 50_000
-ASCII_LETTERS = string.ascii_letters.encode()
+ASCII_LETTERS, ASCII_RUNS = string.ascii_letters.encode(), re.compile("[\0-\x7f]+")
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,9 @@ def _library_text(path: Path) -> str | None:
 
 def _letters(text: str) -> int:
     """How many characters are letters; the library is 30 MB, nearly all of it ASCII, and read again and again."""
-    if text.isascii():
-        return len(text) - len(text.encode().translate(None, ASCII_LETTERS))
-    return sum(letter.isalpha() for letter in text)
+    ascii = text.encode("ascii", "ignore")
+    found = len(ascii) - len(ascii.translate(None, ASCII_LETTERS))
+    return found if text.isascii() else found + sum(map(str.isalpha, ASCII_RUNS.sub("", text)))
 
 
 # ---- local files ----

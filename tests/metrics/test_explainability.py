@@ -239,3 +239,13 @@ def test_an_sae_that_never_fires_says_so(text):
 def test_a_wrong_setting_is_named(text, setting):
     found = measure({"sae": random_sae()}, text, [{"name": "N2G"} | setting], show=False)["sae"]
     assert next(iter(setting)) in found.skipped["N2G"]
+
+
+def test_logits_are_asked_for_only_where_the_model_runs_on_explanations(text, monkeypatch):
+    asked, chunks = [], text.chunks
+    monkeypatch.setattr(text, "chunks", lambda need: asked.append(need) or chunks(need))
+    for most, expected in ((3, [False, False]), (None, [False, True])):
+        asked.clear()
+        settings = {"name": "N2G", "examples": 4, "context": 3, "most": most}
+        measure({"sae": random_sae(n_latents=12, k=2)}, text, [settings], show=False)
+        assert asked == expected

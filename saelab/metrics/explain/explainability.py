@@ -87,19 +87,24 @@ class N2G(Metric):
         """Whether every latent is explained."""
         return len(self.explained) == len(self.slot_of)
 
+    def needs_logits(self) -> bool:
+        return self.whole and self.patterns is not None
+
     def update(self, view: View) -> None:
-        text = view.text
-        assert text is not None
-        firings = Firings.of(view.codes, text.keep, self.slot_of)
+        assert view.places is not None
+        tokens, keep = view.places.tokens, view.places.keep
+        firings = Firings.of(view.codes, keep, self.slot_of)
+        group = torch.zeros(keep.shape, dtype=torch.int64).masked_scatter(keep, view.group)
         if self.patterns is None:
-            self.windows.update(text.tokens, firings, text.group % 2 == 0)
+            self.windows.update(tokens, firings, group % 2 == 0)
             return
-        tried = text.keep & (text.group % 2 == 1)
-        room = before(text.tokens).where(text.keep if self.whole else tried, -1)
-        matches = self.patterns.match(text.tokens.ids.flatten(), room.flatten())
-        self._count(firings, matches, text.group.flatten(), tried.flatten())
+        tried = keep & (group % 2 == 1)
+        room = before(tokens).where(keep if self.whole else tried, -1)
+        matches = self.patterns.match(tokens.ids.flatten(), room.flatten())
+        self._count(firings, matches, group.flatten(), tried.flatten())
         if self.whole:
-            self._replace(view, text, matches, tried)
+            assert view.text is not None
+            self._replace(view, view.text, matches, tried)
 
     def _count(self, firings: Firings, matches: Matches, group: Tensor, tried: Tensor) -> None:
         """Count the tokens at which latents fire, are predicted to, and both."""
