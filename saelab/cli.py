@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from saelab.core.components import Component, near_miss
 
@@ -210,6 +210,8 @@ def _figures(words: list[str]) -> None:
 def _explore(words: list[str]) -> None:
     from saelab.recipes.explore import explore
 
+    # In a process that has trained, only components may be named; here it is the kinds of export.
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["saelab.recipes.explore"])
     parser = _parser("explore")
     parser.add_argument("runs", nargs="+", type=str, help="folders of runs, of saved SAEs, and of results")
     parser.add_function_arguments(explore, skip={"runs"})
