@@ -200,7 +200,7 @@ class LanguageModel:
         kept = {} if last is None or not self._keeps_logits else {"logits_to_keep": last}
         with ExitStack() as undo:
             for block in passed:
-                block.forward = _same  # type: ignore[method-assign]
+                block.forward = _same
                 undo.callback(delattr, block, "forward")
             logits: Tensor = self.model(input_ids=ids, use_cache=False, **kept).logits
         return logits if last is None else logits[:, -last:]
