@@ -26,7 +26,7 @@
 namespace {
 
 constexpr float WIDE = 5;
-constexpr int TILE_ROWS = 6, TILE_LATENTS = 16, STEP = 32;  // columns are padded to whole steps
+constexpr int TILE_ROWS = 5, TILE_LATENTS = 16, STEP = 32;  // columns are padded to whole steps
 
 #ifdef SAELAB_VNNI
 constexpr int LEVELS = 127;  // products are summed in 32 bits at once
@@ -155,13 +155,17 @@ inline __m256i dot4(__m256i sum, __m256i x, __m256i w) {
 #elif SAELAB_VNNI == 2
   return _mm256_dpbusd_avx_epi32(sum, x, w);
 #else
-  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(x, w));
+  // Spelled out, because compilers gather several products before they add them, and run out of registers.
+  __m256i product;
+  asm("vpmaddubsw %2, %1, %0" : "=x"(product) : "x"(x), "x"(w));
+  asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(product));
+  return sum;
 #endif
 }
 
-// Integer products of TILE_ROWS rows with TILE_LATENTS latents.
+// Integer products of TILE_ROWS rows with TILE_LATENTS latents. Not inlined: the sums must stay in registers.
 template <int ROWS>
-inline void tile(const uint8_t* x, const int8_t* w, int padded, __m256i out[][2]) {
+__attribute__((noinline)) void tile(const uint8_t* x, const int8_t* w, int padded, __m256i out[][2]) {
   for (int r = 0; r < ROWS; r++) out[r][0] = out[r][1] = _mm256_setzero_si256();
 #ifdef SAELAB_VNNI
   for (int j = 0; j < padded; j += 4) {
@@ -179,7 +183,7 @@ inline void tile(const uint8_t* x, const int8_t* w, int padded, __m256i out[][2]
   for (int start = 0; start < padded; start += STEP) {
     __m256i part[ROWS][2];
     for (int r = 0; r < ROWS; r++) part[r][0] = part[r][1] = _mm256_setzero_si256();
-#pragma GCC unroll 8
+#pragma GCC unroll 1  // unrolled, all products of a step are made first, and do not fit the registers
     for (int j = start; j < start + STEP; j += 4) {
       const __m256i w0 = _mm256_loadu_si256((const __m256i*)(w + j * TILE_LATENTS));
       const __m256i w1 = _mm256_loadu_si256((const __m256i*)(w + j * TILE_LATENTS + 32));
