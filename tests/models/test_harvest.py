@@ -522,10 +522,10 @@ def test_two_threads_may_use_one_model(subject, model, monkeypatch):
     """As when a live source prepares its next window while the same model is measured on."""
     both, real = threading.Barrier(2), model._logits
 
-    def logits(ids: torch.Tensor) -> torch.Tensor:
+    def logits(ids: torch.Tensor, *others: object) -> torch.Tensor:
         with suppress(threading.BrokenBarrierError):
             both.wait(0.3)  # until the hooks of both are set, or it is clear that one waits for the other
-        return real(ids)
+        return real(ids, *others)
 
     monkeypatch.setattr(model, "_logits", logits)
     blocks = [next(subject.token_rows(model, "train", rows)).ids for rows in (2, 3)]
