@@ -48,6 +48,8 @@ def allocate(
         raise ValueError(f"unknown at_zero '{at_zero}'{near_miss(at_zero, kinds)}")
     if not 0 <= discrete <= 1:
         raise ValueError(f"discrete must be a share from 0 to 1, got {discrete}")
+    if not -1 < alpha < float("inf"):
+        raise ValueError(f"alpha must be above -1, where all features fire alike, and finite; got {alpha}")
     p = frequencies(features, alpha)
     ranks = np.arange(features)
     plain = np.floor((ranks + 1) * discrete) > np.floor(ranks * discrete)

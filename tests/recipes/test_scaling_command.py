@@ -103,6 +103,7 @@ def test_capacity_is_shared_out(tmp_path, capsys):
         (["plan", "nowhere", "--memory", "lots"], "memory must be a size such as 16GB"),
         (["allocate", "--at_zero", "shft"], "unknown at_zero 'shft'; did you mean 'shift'?"),
         (["allocate", "--beta", "0"], "beta must be positive"),
+        (["allocate", "--alpha", "-1"], "alpha must be above -1"),
         (["allocate", "--discrete", "2"], "discrete must be a share"),
     ],
 )
