@@ -19,7 +19,7 @@ from typing import Any
 from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 20.0
+PATIENCE = 90.0
 """Seconds to wait for what should happen at once."""
 
 

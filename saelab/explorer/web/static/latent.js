@@ -158,12 +158,15 @@ function noteBox(data, path) {
   if (isStatic) return data.note.note || data.note.tags.length ? panel("Note", h("p", {}, data.note.note), data.note.tags.map((tag) => h("span", { class: "chip" }, tag))) : null;
   const note = h("textarea", { rows: 3, placeholder: "What does it stand for?" });
   note.value = data.note.note;
+  note.addEventListener("input", () => { data.note.note = note.value; });
   const tags = h("input", { placeholder: "tags, apart by blanks", value: data.note.tags.join(" "), class: "grow" });
   const said = h("span", { class: "faint small" });
+  tags.addEventListener("input", () => { data.note.tags = tags.value.split(/\s+/).filter(Boolean); });
   const save = async () => {
+    said.className = "faint small";
+    said.textContent = "saving …";
     try {
       const kept = await post(`${path}/note.json`, { note: note.value, tags: tags.value.split(/\s+/).filter(Boolean) });
-      said.className = "faint small";
       said.textContent = kept.changed ? "saved" : "removed";
     } catch (error) { said.className = "error small"; said.textContent = error.message; }
   };
