@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize
 import torch
 
+from saelab.metrics.probing import logistic
 from saelab.metrics.probing.logistic import least_loss, one_each, together
 
 
@@ -126,3 +127,46 @@ def test_constant_inputs_together_get_no_weight():
     found = together(torch.stack([torch.ones(20), label.float()], 1), label)
     assert found.weight[0] == 0
     assert found.accuracy(torch.stack([torch.ones(20), label.float()], 1), label).mean() == 1
+
+
+def test_a_few_steps_are_enough_where_weight_and_bias_depend_on_each_other(monkeypatch):
+    """Skewed inputs and rare positives: the Hessian is far from diagonal, and Newton's method is quadratic still."""
+    monkeypatch.setattr(logistic, "ITERATIONS", 9)
+    generator = torch.Generator().manual_seed(2)
+    label = torch.rand(4000, generator=generator) < 0.03
+    z = torch.randn(4000, 3, generator=generator) + 2 * label[:, None]
+    z[:, 1], z[:, 2] = z[:, 1].exp(), -z[:, 2]
+    found = one_each(z, label, 1e-6, cap=1e6)
+    for column in range(3):
+        w, _, loss = reference(z[:, column].double().numpy(), label.double().numpy(), 1e-6)
+        assert found.loss[column].item() == pytest.approx(loss, abs=2e-6)
+        assert found.weight[column].item() * z[:, column].std(correction=0).item() == pytest.approx(w, rel=1e-3)
+
+
+@pytest.mark.parametrize("d", [5, 1100])
+def test_many_inputs_together_are_at_the_optimum_too(d, monkeypatch):
+    """Beyond NEWTON_INPUTS another method is used, which must find the same."""
+    generator = torch.Generator().manual_seed(3)
+    label = torch.rand(150, generator=generator) < 0.4
+    x = torch.randn(150, d, generator=generator) * 3 + 7 + label[:, None] * torch.rand(d, generator=generator)
+    x[:, 2] = 4.0
+    newton = together(x, label, ridge=0.05) if d <= 1024 else None
+    asked = []
+    minimise = scipy.optimize.minimize
+    monkeypatch.setattr(scipy.optimize, "minimize", lambda *a, **k: asked.append(k["method"]) or minimise(*a, **k))
+    monkeypatch.setattr(logistic, "NEWTON_INPUTS", min(d - 1, 1024))
+    found = together(x, label, ridge=0.05)
+    assert asked == ["L-BFGS-B"]
+    std = x.double().std(0, correction=0)
+    scale = torch.where(std > 1e-9, 1 / std.clamp_min(1e-9), 0)
+    w = (found.weight * std).requires_grad_()
+    b = (found.bias + (found.weight * x.double().mean(0)).sum()).requires_grad_()
+    sign = label.double() * 2 - 1
+    inputs = (x.double() - x.double().mean(0)) * scale
+    loss = torch.nn.functional.softplus(-sign * (inputs @ w + b)).mean() + 0.025 * w.square().sum()
+    for gradient in torch.autograd.grad(loss, [w, b]):
+        assert gradient.abs().max().item() < 1e-4
+    assert found.weight[2] == 0
+    if newton is not None:
+        torch.testing.assert_close(found.weight, newton.weight, rtol=1e-3, atol=1e-5)
+        assert found.bias == pytest.approx(newton.bias, rel=1e-3)
