@@ -1,4 +1,4 @@
-"""Cosines of all pairs of directions, in blocks: never a table of all pairs.
+"""Cosines of all pairs of directions, in square blocks: never a table of all pairs.
 
     largest, mean              over pairs i != j of  cos(d_i, d_j)      signed, as the authors of AFA log them
     largest_absolute           of |cos(d_i, d_j)|: the eps in which the directions are quasi-orthogonal
@@ -9,6 +9,7 @@ cosine and are left out.
 
 # Shape letters: L directions, D width.
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,17 +46,16 @@ def cosines_of(directions: Tensor) -> Cosines:
     if count < 2:
         return Cosines(count=count)
     largest, smallest = -1.0, 1.0
-    size = max(1, BLOCK_ENTRIES // count)
-    for start in range(0, count, size):
-        block = unit[start : start + size]
-        cosines = block @ unit[start:].T  # those before `start` were looked at from the other side
-        if cosines.shape[1] == 1:
-            break  # the last latent, whose pairs were all seen
-        # In place of a latent with itself stands a neighbour, so that one pass finds both ends.
-        place = torch.arange(len(block), device=unit.device)
-        cosines[place, place] = cosines[place, torch.where(place + 1 < cosines.shape[1], place + 1, place - 1)]
-        low, high = cosines.aminmax()
-        smallest, largest = min(smallest, low.item()), max(largest, high.item())
+    parts = unit.split(max(1, math.isqrt(BLOCK_ENTRIES)))
+    for number, part in enumerate(parts):
+        for other in parts[number:]:
+            cosines = part @ other.T
+            if other is part:
+                if len(part) == 1:
+                    continue
+                cosines.fill_diagonal_(cosines[0, 1].item())  # any pair stands for a latent with itself
+            low, high = cosines.aminmax()
+            smallest, largest = min(smallest, low.item()), max(largest, high.item())
     total = unit.double().sum(0).square().sum().item()
     mean = (total - count) / (count * (count - 1))
     return Cosines(largest, max(largest, -smallest), mean, count)
