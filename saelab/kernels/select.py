@@ -91,6 +91,33 @@ class _TopKLinear(torch.autograd.Function):
         return grad_x, grad_centre, grad_weight, grad_bias if needs[3] else None, None, None, None
 
 
+def centred_linear(x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(x - centre) @ weight.T + bias: [B, L] from [B, D], [D], [L, D] and [L].
+
+    Where x needs no gradient, the centre's costs a product with one row instead of B.
+    """
+    if tier.is_reference() or torch.is_autocast_enabled(x.device.type):
+        return F.linear(x - centre, weight, bias)
+    product: Tensor = _CentredLinear.apply(x, centre, weight, bias)
+    return product
+
+
+class _CentredLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        centred = x - centre
+        ctx.save_for_backward(centred, weight)
+        return F.linear(centred, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        centred, weight = ctx.saved_tensors
+        needs, summed = ctx.needs_input_grad, grad.sum(0)
+        grad_x = grad @ weight if needs[0] else None
+        grad_centre = -(summed @ weight) if needs[1] else None
+        return grad_x, grad_centre, grad.T @ centred if needs[2] else None, summed if needs[3] else None
+
+
 def _largest(
     centred: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool, groups: int
 ) -> tuple[Tensor, Tensor]:

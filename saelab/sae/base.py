@@ -94,6 +94,10 @@ class PreActivations(ABC):
     def at(self, centred: Tensor) -> "PreActivations":
         """The same latents' pre-activations of other centred rows [B, D], such as residuals."""
 
+    def first(self, rows: int) -> "PreActivations":
+        """The same latents' pre-activations of the first rows only."""
+        return self.at(self.centred[:rows])
+
     def topk(self, k: int, absolute: bool = False) -> Codes:
         """The k largest of each row over all shards, by value or by absolute value, signed; others are zero."""
         values, entries = self.own_topk(min(k, self.n_latents), absolute)
@@ -141,8 +145,8 @@ class Dictionary(Component, nn.Module, ABC):
         """Reconstruction [B, D] from codes; `frozen` passes a gradient to the codes only, none to the weights."""
 
     def decode_among(self, codes: Codes, latents: Tensor) -> Tensor:
-        """`decode` of codes whose entries all name one of some latents [n], ascending; it need look at no others."""
-        return self.decode(codes)
+        """`decode` of codes whose entries count among some latents [n] alone; it need look at no others."""
+        return self.decode(Codes(codes.values, latents[codes.indices], self.sizes.own_latents))
 
     def skip(self, x: Tensor) -> Tensor | None:
         """What goes from scaled rows [B, D] straight into the reconstruction, past the latents; None for nothing."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saelab.core.codes import Entries
 from saelab.kernels import select
-from saelab.kernels.select import reference, topk_linear
+from saelab.kernels.select import centred_linear, reference, topk_linear
 
 D = 5
 SHAPES = [(7, 13, 1), (7, 13, 4), (7, 13, 13), (1, 130, 8), (9, 1, 1)]  # B, L, k
@@ -181,3 +181,14 @@ def test_sums_by_latent_match_a_loop():
         for slot in range(2):
             expected[indices[row, slot]] += values[row, slot] * rows[row]
     assert_close(select.sum_by_latent(Entries(indices, 6), values, rows), expected, 1e-6)
+
+
+@pytest.mark.parametrize("wanted", [(0, 1, 2, 3), (1,), (2, 3), (0, 1)])
+def test_a_centred_product_has_the_gradients_of_the_plain_one(wanted):
+    x, centre, weight, bias = inputs(rows=7, n_latents=13)
+    asked = [tensor for n, tensor in enumerate((x, centre, weight, bias)) if n in wanted]
+    given = [tensor if n in wanted else tensor.detach() for n, tensor in enumerate((x, centre, weight, bias))]
+    found, expected = centred_linear(*given), ((x[:, None, :] - centre) * weight).sum(2) + bias
+    assert_close(found, expected)
+    for one, other in zip(gradients(found, tuple(asked)), gradients(expected, tuple(asked)), strict=True):
+        assert_close(one, other)

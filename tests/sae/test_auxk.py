@@ -105,7 +105,7 @@ def test_the_gradient_of_auxk_alone_is_the_published_one():
     assert (wanted["b_dec"] != 0).all()
 
 
-@pytest.mark.parametrize(("share", "used"), [(1.0, 1000), (0.5, 500), (1 / 8, 256)])
+@pytest.mark.parametrize(("share", "used"), [(1.0, 1000), (0.5, 500), (0.1, 200)])
 def test_it_is_taken_on_the_first_rows_of_a_large_batch(share, used):
     found = []
     for auxk, n in ((AuxK(k_aux=3, dead_after=50, share=share), 1000), (AuxK(k_aux=3, dead_after=50, share=1.0), used)):
@@ -203,7 +203,7 @@ def test_k_aux_is_the_power_of_two_near_half_the_width(d_in, width):
 
 
 def test_the_published_defaults():
-    defaults = {"k_aux": None, "weight": 1 / 32, "dead_after": 10_000_000, "share": 1 / 8}
+    defaults = {"k_aux": None, "weight": 1 / 32, "dead_after": 10_000_000, "share": 0.1}
     assert AuxK().config() == {"name": "AuxK"} | defaults
 
 

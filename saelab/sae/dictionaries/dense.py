@@ -25,7 +25,7 @@ from saelab.core.codes import Codes, Entries
 from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.decode import DENSE_SHARE, decode
 from saelab.kernels.gradient import take
-from saelab.kernels.select import above_threshold, topk_linear
+from saelab.kernels.select import above_threshold, centred_linear, topk_linear
 from saelab.kernels.update import is_unit
 from saelab.sae.base import Activation, Dictionary, PreActivations, Sizes
 from saelab.sae.scale import Scale
@@ -47,10 +47,13 @@ class DensePre(PreActivations):
         return F.linear(self.centred, self.weight, self.bias)
 
     def of(self, latents: Tensor) -> Tensor:
-        return F.linear(self.centred, take(self.weight, latents), self.bias[latents])
+        return centred_linear(self.x, self.centre, take(self.weight, latents), self.bias[latents])
 
     def at(self, centred: Tensor) -> "DensePre":
         return DensePre(self.dictionary, centred, torch.zeros_like(self.centre), self.weight, self.bias, self.mesh)
+
+    def first(self, rows: int) -> "DensePre":
+        return DensePre(self.dictionary, self.x[:rows], self.centre, self.weight, self.bias, self.mesh)
 
     def above(self, threshold: Tensor) -> Codes:
         if self._dense is not None:
@@ -159,8 +162,7 @@ class Dense(Dictionary):
     def decode_among(self, codes: Codes, latents: Tensor) -> Tensor:
         if not self._is_plain() or codes.values.shape[1] * DENSE_SHARE <= len(latents):
             return super().decode_among(codes, latents)
-        slots = torch.searchsorted(latents, codes.indices)
-        dense = codes.values.new_zeros(len(codes), len(latents)).scatter(1, slots, codes.values)
+        dense = codes.values.new_zeros(len(codes), len(latents)).scatter(1, codes.indices, codes.values)
         weight = take(self.W_dec, latents)
         return self.sizes.mesh.sum_over_shards(dense.to(weight.dtype) @ weight) + self.b_dec
 

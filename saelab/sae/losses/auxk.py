@@ -25,7 +25,7 @@ from saelab.core.codes import Codes
 from saelab.core.mesh import ALONE, Mesh
 from saelab.sae.base import Forward, Loss, Sizes
 
-LEAST_ROWS = 256
+LEAST_ROWS = 200
 """Fewer would say too little of how the residual varies."""
 
 
@@ -36,11 +36,11 @@ class AuxK(Loss):
         k_aux: dead latents kept per row; by default the power of two nearest to D / 2.
         weight: of the term in the objective.
         dead_after: rows (tokens) without firing after which a latent counts as dead.
-        share: of the batch's rows that the term is taken on, above 0 and at most 1; but at least 256 rows.
+        share: of the batch's rows that the term is taken on, above 0 and at most 1; but at least 200 rows.
     """
 
     def __init__(
-        self, k_aux: int | None = None, weight: float = 1 / 32, dead_after: int = 10_000_000, share: float = 1 / 8
+        self, k_aux: int | None = None, weight: float = 1 / 32, dead_after: int = 10_000_000, share: float = 0.1
     ):
         Module.__init__(self)
         self.k_aux = k_aux
@@ -69,11 +69,11 @@ class AuxK(Loss):
         dead = sae.firing.dead(self.dead_after).nonzero().squeeze(1)
         if not sae.mesh.total(dead.new_tensor(len(dead))):
             return step.x_hat.new_zeros(())
-        rows = slice(0, max(LEAST_ROWS, math.ceil(self.share * len(step.target))))
-        error = (step.target[rows] - step.x_hat[rows]).detach()
-        values, slots = step.pre.at(step.pre.centred[rows]).of(dead).topk(min(self.width, len(dead)), dim=1)
+        rows = max(LEAST_ROWS, math.ceil(self.share * len(step.target)))
+        error = (step.target[:rows] - step.x_hat[:rows]).detach()
+        values, slots = step.pre.first(rows).of(dead).topk(min(self.width, len(dead)), dim=1, sorted=False)
         values = values.relu().where(sae.mesh.largest(values, self.width), 0)
-        codes = Codes(values, dead[slots], step.codes.n_latents)
+        codes = Codes(values, slots, len(dead))
         target = error + sae.dictionary.bias().detach()
         return self.weight * normalised_error(sae.dictionary.decode_among(codes, dead), target, sae.mesh)
 
