@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from saelab.core.codes import Codes
+from saelab.kernels import native
 from saelab.metrics.geometry import (
     Coactivation,
     components,
@@ -65,6 +67,34 @@ def test_pairs_above_a_threshold_are_those_a_loop_finds():
     within = {(a, b) for a in range(9) for b in range(a + 1, 9) if cosine(left[a], left[b]) >= 0.4}
     assert set(zip(i.tolist(), j.tolist(), strict=True)) == within
     assert len(i) == len(within)
+
+
+@pytest.mark.skipif(native.library() is None, reason="needs a compiler")
+@pytest.mark.parametrize("rows", [160, 1 << 20])
+def test_what_is_screened_first_is_the_same(monkeypatch, rows):
+    monkeypatch.setattr(neighbours, "SCREENED_ROWS", rows)
+    monkeypatch.setattr(neighbours, "SCREENED_ENTRIES", rows * 1100)
+    directions = drawn(1100, 40, seed=1)
+    probes = directions[:300] * torch.arange(1, 301)[:, None] + 0.5 * drawn(300, 40)
+    probes[7] = 0
+    directions[20:40] = directions[60]  # more equals than are asked for
+    assert neighbours.is_screened(probes, directions, 5)
+    table = F.normalize(probes.double(), dim=1) @ F.normalize(directions.double(), dim=1).T
+    values, indices = nearest(probes, directions, 4)
+    assert torch.allclose(values.double(), table.topk(4, dim=1).values, atol=1e-6)
+    assert torch.allclose(table.gather(1, indices), values.double(), atol=1e-6)
+    i, j, cosines = pairs_above(probes, directions, 0.3)
+    wanted = (table >= 0.3).nonzero()
+    assert torch.equal(torch.stack([i, j], 1), wanted)
+    assert torch.allclose(cosines.double(), table[i, j], atol=1e-6)
+    table = F.normalize(directions.double(), dim=1) @ F.normalize(directions.double(), dim=1).T
+    i, j, _ = pairs_above(directions, None, 0.3)
+    assert torch.equal(torch.stack([i, j], 1), (table.triu(1) >= 0.3).nonzero())
+    table.fill_diagonal_(-2)
+    values, indices = nearest(directions, directions, 3, skip_self=True)
+    assert torch.allclose(values.double(), table.topk(3, dim=1).values, atol=1e-6)
+    assert (indices != torch.arange(1100)[:, None]).all()
+    assert all(len(set(line)) == 3 for line in indices.tolist())
 
 
 def test_too_many_pairs_are_refused(monkeypatch):
