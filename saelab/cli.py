@@ -178,6 +178,13 @@ def _match(words: list[str]) -> None:
     )
 
 
+def _manifolds(words: list[str]) -> None:
+    from saelab.analysis.manifolds import ManifoldSettings
+    from saelab.recipes.manifolds import manifolds_of
+
+    _compare("manifolds", manifolds_of, ManifoldSettings, words, "folder of a run or a saved SAE")
+
+
 def _compare(command: str, function: Callable[..., None], settings: Any, words: list[str], runs: str) -> None:
     """A command on SAEs that are named first; the settings of two dataclasses are options of their own."""
     from saelab.recipes.compared import Data
@@ -247,6 +254,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "stitch": ("what larger SAEs know that smaller ones do not; the way from one to the next", _stitch),
     "meta": ("what the directions of an SAE are made of: an SAE of directions", _meta),
     "match": ("which latent of one SAE is which of another: seeds, layers, widths", _match),
+    "manifolds": ("clusters of directions: tiles of a manifold, absorbed parents, duplicates", _manifolds),
     "figures": ("draw what was measured of runs, as HTML and SVG", _figures),
     "explore": ("look at what SAEs learned, in a browser", _explore),
     "show": ("print a run's config and scores", _show),

@@ -22,7 +22,19 @@ from saelab.train.trainer import Trainer
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
-COMMANDS = ["quickstart", "harvest", "train", "measure", "show", "stitch", "meta", "match", "explore", "bench"]
+COMMANDS = [
+    "quickstart",
+    "harvest",
+    "train",
+    "measure",
+    "show",
+    "stitch",
+    "meta",
+    "match",
+    "manifolds",
+    "explore",
+    "bench",
+]
 KINDS = {"activation": Activation, "losses": Loss, "dictionary": Dictionary}
 
 

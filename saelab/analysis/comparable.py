@@ -85,7 +85,8 @@ def check_reads(fvu: Mapping[str, float]) -> None:
     best = min(fvu, key=lambda name: fvu[name])
     for name, value in fvu.items():
         if not value < 1:
+            beside = f"; {best} has {fvu[best]:.3g}" if fvu[best] < 1 else ""
             raise ValueError(
-                f"{name} reconstructs these rows worse than their mean does (FVU {value:.3g}; {best} has "
-                f"{fvu[best]:.3g}): it was made for another site or normalisation"
+                f"{name} reconstructs these rows worse than their mean does (FVU {value:.3g}{beside}): it is broken, "
+                "was hardly trained, or was made for another site or normalisation"
             )

@@ -13,6 +13,13 @@ from saelab.core.files import write_text
 COLOURS = {"novel": "#0072B2", "reconstruction": "#D55E00", "undecided": "#999999"}
 """Okabe and Ito's, which the colour-blind can tell apart."""
 PHASE_COLOURS = {"insert": "#0072B2", "swap": "#D55E00", "remove": "#009E73", "finish": "#000000"}
+PAIR_COLOURS = {
+    "duplicate": "#CC79A7",
+    "overlapping": "#0072B2",
+    "disjoint": "#D55E00",
+    "between": "#009E73",
+    "undecided": "#999999",
+}
 MOST_POINTS = 5000
 
 
@@ -78,6 +85,69 @@ def path_figure(
     )  # fmt: skip
     figure.update_xaxes(type="log" if against == "n_latents" else "linear")
     return styled(figure, title, {"n_latents": "latents", "l0": "L0"}[against], "FVU")
+
+
+def kinds_figure(pairs: Mapping[str, Sequence[Any]], threshold: float, title: str) -> go.Figure:
+    """Pairs of close directions: how often their latents fire together against their cosine, by what they are.
+
+    Args:
+        pairs: the columns of `pairs.parquet` of a manifolds result.
+        threshold: the cosine that pairs begin at.
+        title: of the figure.
+    """
+    figure = go.Figure()
+    for name, colour in PAIR_COLOURS.items():
+        own = [number for number, kind in enumerate(pairs["kind"]) if kind == name]
+        if own:
+            chosen = own[:: -(-len(own) // MOST_POINTS)]
+            figure.add_scattergl(
+                x=[float(pairs["cosine"][i]) for i in chosen], y=[float(pairs["overlap"][i]) for i in chosen],
+                mode="markers", name=f"{name} ({len(own):,})", marker={"size": 5, "color": colour, "opacity": 0.7},
+                text=[f"latents {int(pairs['left'][i])} and {int(pairs['right'][i])}" for i in chosen],
+                hovertemplate="%{text}: cosine %{x:.3f}, overlap %{y:.3f}",
+            )  # fmt: skip
+    figure.update_xaxes(range=[threshold - 0.02, 1.02])
+    figure.update_yaxes(range=[-0.04, 1.04])
+    return styled(figure, title, "cosine of the directions", "share of the rarer one's rows with both", showlegend=True)
+
+
+def clouds_figure(points: Mapping[str, Sequence[Any]], clusters: Sequence[Mapping[str, Any]], title: str) -> go.Figure:
+    """What each cluster reconstructs, along its first three principal components; a menu chooses the cluster.
+
+    Args:
+        points: the columns of `points.parquet` of a manifolds result.
+        clusters: `clusters` of its `manifolds.json`.
+        title: of the figure.
+    """
+    figure, buttons = go.Figure(), []
+    numbers = [int(number) for number in points["cluster"]]
+    shown = sorted(set(numbers))
+    for place, number in enumerate(shown):
+        own = [i for i, other in enumerate(numbers) if other == number]
+        latents = [int(points["latent"][i]) for i in own]
+        rank = {latent: order for order, latent in enumerate(sorted(set(latents)))}
+        figure.add_scatter3d(
+            **{axis: [float(points[axis][i]) for i in own] for axis in "xyz"}, mode="markers", visible=not place,
+            marker={"size": 3, "color": [rank[latent] for latent in latents], "colorscale": "Turbo"},
+            text=[_hover(points, i) for i in own], hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+        line = clusters[number]
+        label = f"cluster {number}: {line['size']} latents, {line['kind']}"
+        visible = [other == number for other in shown]
+        buttons.append({"label": label, "method": "update", "args": [{"visible": visible}]})
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "top"}
+    figure = styled(figure, title, "", "", updatemenus=[menu], showlegend=False)
+    return figure.update_layout(height=620, margin={"l": 10, "r": 10, "t": 90, "b": 10})
+
+
+def _hover(points: Mapping[str, Sequence[Any]], place: int) -> str:
+    said = (
+        f"row {int(points['row'][place])}: latent {int(points['latent'][place])}, {float(points['value'][place]):.3g}"
+    )
+    if "at" not in points:
+        return said
+    before, at, after = (html.escape(str(points[part][place])) for part in ("before", "at", "after"))
+    return f"{before}<b>«{at}»</b>{after}<br>{said}".replace("\n", "⏎")
 
 
 def curves_figure(

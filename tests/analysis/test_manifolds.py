@@ -112,6 +112,65 @@ def test_what_is_written_can_be_read(planted, tmp_path):
     assert read_manifolds(tmp_path / "n")["clusters"] == []
 
 
+@pytest.fixture(scope="module")
+def on_disk(planted, tmp_path_factory):
+    """The same SAE saved, and its rows in a store."""
+    sae, rows = planted
+    folder = tmp_path_factory.mktemp("planted")
+    sae.save(folder / "sae")
+    writer = StoreWriter(folder / "acts", 12, "fp32", {})
+    writer.append(rows.x, 1, {}, **{key: column.to(torch.int32) for key, column in rows.columns.items()})
+    writer.finish()
+    return folder
+
+
+def test_the_command_tells_tiling_absorption_and_duplicates_apart(on_disk, saelab, tmp_path):
+    words = ["--store", on_disk / "acts", "--threshold", 0.75, "--tokens", 1800, "--points", 300]
+    ended = saelab("manifolds", on_disk / "sae", "--out", tmp_path / "m", *words)
+    assert ended.status == 0, ended.err
+    assert "3 clusters of 16 of 19 living latents" in ended.out
+    assert "1 duplicates, 1 tiling, 1 absorption" in ended.out
+    lines = [line.split() for line in ended.out.splitlines()]
+    assert [line[:3] for line in lines if len(line) > 9 and line[0].isdigit() and line[1].isdigit()] == [
+        ["0", "12", "tiling"], ["1", "2", "absorption"], ["2", "2", "duplicates"]
+    ]  # fmt: skip
+    read = read_manifolds(tmp_path / "m")
+    assert [line["kind"] for line in read["clusters"]] == ["tiling", "absorption", "duplicates"]
+    assert read["clusters"][0]["two_nearest"] == pytest.approx(1, abs=0.3)
+    assert read["latents"]["cluster"].tolist() == [0] * TILES + [1, 1, 2, 2, -1, -1, -1]
+    page = (tmp_path / "m" / "manifolds.html").read_text()
+    assert "cluster 1: 2 latents, absorption" in page
+    assert "scatter3d" in page
+
+
+def test_the_command_says_how_close_directions_are_where_nothing_is_a_cluster(on_disk, saelab, tmp_path):
+    words = ["--store", on_disk / "acts", "--figures", "false"]
+    exact(torch.eye(12), torch.eye(12), torch.zeros(12)).save(tmp_path / "lone")
+    ended = saelab("manifolds", tmp_path / "lone", "--out", tmp_path / "m", *words)
+    assert ended.status == 0, ended.err
+    assert "0 clusters of 0 of 12 living latents" in ended.out
+    assert "nearest directions have a cosine of 0.000 (median), 0.000 at most: try a lower --threshold" in ended.out
+    assert not (tmp_path / "m" / "manifolds.html").exists()
+
+
+def test_what_the_command_refuses(on_disk, saelab, tmp_path):
+    words, out = ["--store", on_disk / "acts"], ["--out", tmp_path / "never"]
+    for refused, message in (
+        (["--threshold", 1.5], "threshold must be above 0 and at most 1, got 1.5"),
+        (["--treshold", 0.5], "unknown option --treshold; did you mean --threshold?"),
+        (["--points", 0], "points must be at least 1, got 0"),
+    ):
+        assert message in saelab("manifolds", on_disk / "sae", *out, *words, *refused).complaint
+    exact(torch.eye(9), torch.eye(9), torch.zeros(9)).save(tmp_path / "narrow")
+    said = saelab("manifolds", tmp_path / "narrow", *out, *words).complaint
+    assert f"{tmp_path / 'narrow'} reads rows 9 wide, the data's are 12" in said
+    exact(-torch.eye(12), torch.eye(12), torch.zeros(12)).save(tmp_path / "broken")
+    said = saelab("manifolds", tmp_path / "broken", *out, *words).complaint
+    assert f"{tmp_path / 'broken'} reconstructs these rows worse than their mean does (FVU" in said
+    assert "it is broken, was hardly trained, or was made for another site" in said
+    assert not (tmp_path / "never").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,0 +1,120 @@
+"""`saelab manifolds`: clusters of an SAE's directions, and whether they tile, absorb or repeat each other."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from saelab.analysis.comparable import check_reads
+from saelab.analysis.manifolds import KINDS, PAIRS, Manifolds, ManifoldSettings, manifolds, read_manifolds
+from saelab.analysis.match import data_directions, living_latents
+from saelab.analysis.rows import Rows
+from saelab.metrics.geometry import nearest
+from saelab.recipes.compared import Data, decoder_of, new_folder, opened, rows_of
+from saelab.sae.sae import SAE
+
+BLOCK_ROWS = 4096
+
+
+def manifolds_of(
+    run: str, out: str, settings: ManifoldSettings, data: Data, figures: bool = True, show: int = 10
+) -> None:
+    """Find clusters of close directions, tell what they are, and write what they reconstruct as clouds of points.
+
+    Args:
+        run: folder of a run or a saved SAE.
+        out: folder for what is found, new or empty.
+        settings: how.
+        data: on what.
+        figures: whether to draw manifolds.html there.
+        show: clusters to print.
+    """
+    folder = new_folder(out)
+    sae = opened([run], data.device)[run]
+    evaluation = data.evaluation(run)
+    rows = rows_of(evaluation, run)
+    if rows.x.shape[1] != sae.d_in:
+        raise ValueError(f"{run} reads rows {sae.d_in} wide, the data's are {rows.x.shape[1]}")
+    check_reads({run: _fvu(sae, rows)})
+    found = manifolds(sae, rows, settings)
+    found.write(folder, run, rows, decoder_of(evaluation))
+    written = read_manifolds(folder)
+    if figures:
+        _draw(written, folder, Path(run).name)
+    _print(found, written, sae, show)
+    files = "manifolds.json, latents.parquet, pairs.parquet, points.parquet"
+    print(f"{out}: {files}{', manifolds.html' if figures else ''}")
+
+
+def _fvu(sae: SAE, rows: Rows) -> float:
+    blocks = (x.to(sae.scale.mean) for x in rows.x.split(BLOCK_ROWS))
+    error = sum((x - sae(x)).detach().double().square().sum().item() for x in blocks)
+    return float(error / rows.x.numel() / rows.variance)
+
+
+def _draw(written: dict[str, Any], folder: Path, name: str) -> None:
+    from saelab.analysis.figures import clouds_figure, kinds_figure, save_page
+
+    drawn = [kinds_figure(written["pairs"], written["settings"]["threshold"], f"Close pairs of {name}")]
+    if len(written["points"]["cluster"]):
+        drawn.append(clouds_figure(written["points"], written["clusters"], f"Clusters of {name}"))
+    save_page(drawn, folder / "manifolds.html", f"Manifolds of {name}")
+
+
+def _print(found: Manifolds, written: dict[str, Any], sae: SAE, show: int) -> None:
+    pairs, sizes = written["pairs"]["kind"], dict.fromkeys(KINDS, 0)
+    for line in written["clusters"]:
+        sizes[line["kind"]] += 1
+    print(
+        f"{len(found.clusters):,} clusters of {int((found.of_latent() >= 0).sum()):,} of {found.living:,} living "
+        f"latents ({found.n_latents - found.living:,} dead are left out), cosine {found.settings.threshold} or more: "
+        + ", ".join(f"{count:,} {kind}" for kind, count in sizes.items())
+    )
+    if not found.clusters:
+        _say_how_close(sae)
+        return
+    counts = Counter(pairs)
+    print("pairs: " + ", ".join(f"{counts[kind]:,} {kind}" for kind in PAIRS))
+    words = _words(written["points"])
+    console = Console()
+    console = console if console.is_terminal else Console(width=10_000)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    heads = ["cluster", "latents", "kind", "cosine", "Jaccard", "overlap", "rows", "dimensions", "TwoNN", "in 3-D"]
+    for head in [*heads, *(["tokens"] if words else [])]:
+        left = head in ("kind", "tokens")
+        table.add_column(head, justify="left" if left else "right", no_wrap=True)
+    for line in written["clusters"][:show]:
+        own = [str(line["cluster"]), f"{line['size']:,}", line["kind"]]
+        own += [f"{line[key]:.3f}" for key in ("cosine", "jaccard", "overlap")]
+        own += [f"{line['rows']:,}" if "rows" in line else ""]
+        own += [_number(line.get(key)) for key in ("participation", "two_nearest", "explained")]
+        table.add_row(*own, *([Text(words.get(line["cluster"], ""))] if words else []))  # not markup
+    console.print(table)
+    if len(written["clusters"]) > show:
+        print(f"and {len(written['clusters']) - show:,} smaller ones")
+
+
+def _say_how_close(sae: SAE) -> None:
+    """What threshold would find something."""
+    living = living_latents(sae)
+    if len(living) > 1:
+        cosine = nearest(data_directions(sae)[living], data_directions(sae)[living], skip_self=True)[0]
+        middle, high = cosine.quantile(0.5).item(), cosine.max().item()
+        print(f"nearest directions have a cosine of {middle:.3f} (median), {high:.3f} at most: try a lower --threshold")
+
+
+def _words(points: dict[str, Any], count: int = 4) -> dict[int, str]:
+    """The most frequent tokens of each cluster's points, where texts are known."""
+    if "at" not in points:
+        return {}
+    found: dict[int, Counter[str]] = {}
+    for cluster, text in zip(points["cluster"].tolist(), points["at"], strict=True):
+        found.setdefault(cluster, Counter())[text] += 1
+    return {cluster: " ".join(repr(text) for text, _ in own.most_common(count)) for cluster, own in found.items()}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
