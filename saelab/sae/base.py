@@ -125,6 +125,9 @@ class Dictionary(Component, nn.Module, ABC):
     sharded: ClassVar[tuple[str, ...]] = ()
     """Parameters and buffers whose first axis is latents; a shard holds its own latents' part."""
 
+    sizes: Sizes
+    """What `setup` was given."""
+
     sites: int = 1
     """Places in a model that the columns of a row come from, in equal parts; each has a scale of its own."""
 
