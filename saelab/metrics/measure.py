@@ -14,10 +14,13 @@ from saelab.core.progress import progress
 from saelab.metrics.base import Metric, Score, Setting, Table, View
 from saelab.metrics.evaluation import Chunk, Evaluation
 from saelab.metrics.probing.task import Task
+from saelab.metrics.sample import codes_of
 from saelab.sae.sae import SAE
 
 DEFAULT = "default"
 """Stands for the metrics that run where none are named."""
+ENTRIES = 1 << 26
+"""Rows times latents that are encoded at once."""
 MODEL, CODES = "(model)", "(encode and decode)"
 """Where time goes beside the metrics."""
 
@@ -215,7 +218,7 @@ def _check_widths(name: str, sae: SAE, evaluation: Evaluation) -> None:
 def _view(sae: SAE, chunk: Chunk) -> View:
     device = sae.scale.mean.device
     x = chunk.x.to(device)
-    codes = sae.encode(x)
+    codes = sae.encode(x) if len(x) * sae.n_latents <= ENTRIES else codes_of(sae, x)
     x_hat = sae.decode(codes, x)
     target = x if chunk.target is None else chunk.target.to(device)
     read = None if chunk.target is None else x

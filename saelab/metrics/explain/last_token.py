@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saelab.metrics.sample import codes_of
 from saelab.models.language_model import LanguageModel
 from saelab.models.tokens import special_tokens
 from saelab.sae.sae import SAE
 
 TOKENS_AT_ONCE = 4096
+ENTRIES = 1 << 26
+"""Rows times latents that are encoded at once."""
 
 
 class LastToken:
@@ -67,7 +70,8 @@ class LastToken:
         # A causal model does not look at what stands behind the last token.
         activations = self.model.activations(ids)[..., : self.model.d_in]
         x = activations[torch.arange(len(ids)), last.to(activations.device)]
-        codes = self.sae.encode(x.float().to(self.sae.scale.mean.device))
+        x = x.float().to(self.sae.scale.mean.device)
+        codes = self.sae.encode(x) if len(x) * self.sae.n_latents <= ENTRIES else codes_of(self.sae, x)
         values, indices = codes.values.cpu().float(), codes.indices.cpu()
         if codes.is_full:
             return values[rows, latents]

@@ -14,7 +14,7 @@ from saelab.metrics.base import Setting
 from saelab.metrics.probing.rows import Examples, TaskRows, rows_of
 from saelab.sae.sae import SAE
 
-ROWS_AT_ONCE = 2048
+ROWS_AT_ONCE, BLOCK_ENTRIES = 2048, 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class TaskCodes:
     def __init__(self, sae: SAE, rows: TaskRows):
         self.n_latents = sae.n_latents
         device, values, latents, counts = sae.scale.mean.device, [], [], []
-        for x in rows.x.split(ROWS_AT_ONCE):
+        for x in rows.x.split(max(1, min(ROWS_AT_ONCE, BLOCK_ENTRIES // sae.n_latents))):
             codes = sae.encode(x.to(device))
             active = codes.active
             values.append(codes.values[active].float().cpu())
