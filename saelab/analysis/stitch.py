@@ -49,7 +49,7 @@ class StitchSettings:
     Args:
         threshold: cosine from which two latents count as the same, for the rule and for swaps.
         min_firings: rows that a latent must be active in for its class to be told.
-        order: of the steps within a phase: `cosine`, `delta` (most helpful first) or `random`.
+        order: of the steps within a phase: `cosine`, `delta` (what helps most as things stand) or `random`.
         points: of the way between two SAEs at which error and L0 are measured, at least 2.
         ce_points: of those, at which the model's loss is measured, where there is a model; 0 for none.
         ce_tokens: tokens that the model's loss is measured on.

@@ -15,7 +15,7 @@ SAE itself. Latents that never fired come in with that last step, because no row
 we read it.) Orders:
 
     cosine   insertions by ascending largest cosine, swaps by descending mean cosine of their edges
-    delta    by what the step alone, taken from the small SAE, changes the error: the most helpful first
+    delta    at every step the one that lowers the error the most as things stand then (`greedy`)
     random
 """
 
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.analysis.assembled import encoded
+from saelab.analysis.greedy import greedy_order
 from saelab.analysis.rows import GROUPS, Rows
 from saelab.core.components import near_miss
 from saelab.data.source import generator_for
@@ -107,7 +108,8 @@ def plan(
     elif order == "delta":
         if rows is None:
             raise ValueError("the order delta is worked out on rows: give them")
-        rank = changes(small, large, group_small, group_large, rows)
+        rank = torch.empty(count, dtype=torch.float64)
+        rank[greedy_order(small, large, labels, phase, rows.x)] = torch.arange(count, dtype=torch.float64)
     else:
         rank = _by_cosine(ours, theirs, (i, group_large[j], cosine), group_large, has_small)
     return _in_order(phase, rank, group_small, group_large)
@@ -138,27 +140,6 @@ def _in_order(phase: Tensor, rank: Tensor, group_small: Tensor, group_large: Ten
     phases = torch.full((steps,), PHASES.index("finish"))
     phases[: steps - 1] = phase[order][: steps - 1]
     return Steps(phases, at[group_large], at[group_small], group_small, group_large)
-
-
-@torch.no_grad()
-def changes(small: SAE, large: SAE, group_small: Tensor, group_large: Tensor, rows: Rows) -> Tensor:
-    """What each component's step alone, taken from the small SAE, changes the mean squared error; [components].
-
-    Exact, in one pass: of every row and component with active latents the change c of the reconstruction is put
-    together, and the error changes by ||c||^2 - 2 e . c.
-    """
-    weight = torch.cat([small.dictionary.directions(), large.dictionary.directions()])
-    group = torch.cat([group_small, group_large]).to(weight.device)
-    count = int(group.max()) + 1
-    total = torch.zeros(count, dtype=torch.float64, device=weight.device)
-    for x, _ in rows.blocks(BLOCK_ROWS):
-        x = x.to(weight)
-        row, latent, value = entries(small, large, x)
-        keys, place = (row * count + group[latent]).unique(return_inverse=True)  # a bag for each row and component
-        change = bags(place, latent, value, weight, len(keys))
-        error = (x - small(x))[keys // count]
-        total.index_add_(0, keys % count, (change.square() - 2 * error * change).double().sum(1))
-    return total.cpu() / rows.x.numel()
 
 
 def entries(small: SAE, large: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
