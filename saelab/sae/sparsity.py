@@ -12,10 +12,16 @@ from torch import Tensor
 from saelab.sae.base import Forward
 
 TINY = 1e-12
-"""Keeps the quotient finite on an all-zero row."""
+"""A row of a smaller norm has none to divide by, and counts as zero."""
 
 
 def weighted_l1(step: Forward, magnitudes: Tensor) -> Tensor:
     """The penalty of magnitudes [B, L] (this shard's latents, every latent in order), a scalar; over all shards."""
     size = step.sae.mesh.sum_over_shards((magnitudes.abs() * step.sae.dictionary.norms()).sum(1))
-    return (size / step.x.norm(dim=1).clamp_min(TINY)).mean()
+    return over_norms(size, step.x)
+
+
+def over_norms(size: Tensor, x: Tensor) -> Tensor:
+    """Mean over rows x [B, D] of size [B] / ||x||, a scalar; all-zero rows add nothing to the sum."""
+    norms = x.norm(dim=1)
+    return (size / norms.clamp_min(TINY)).where(norms > TINY, 0).mean()

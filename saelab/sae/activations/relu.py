@@ -2,7 +2,7 @@
 
 The normalised L1 of Gao et al. 2024's baseline (arXiv 2406.04093, loss.py of the authors' code), weighted by the norms
 of the directions d_i so that it cannot be escaped by shrinking codes and growing directions (Conerly et al. 2024).
-Rows x are the scaled input.
+Rows x are the scaled input; all-zero ones add nothing.
 """
 
 import torch
@@ -11,9 +11,7 @@ from torch.nn import Module
 
 from saelab.core.codes import Codes
 from saelab.sae.base import Activation, Forward, PreActivations, Sizes
-
-TINY = 1e-12
-"""Keeps the quotient finite on an all-zero row."""
+from saelab.sae.sparsity import over_norms
 
 
 class ReLU(Activation):
@@ -39,4 +37,4 @@ class ReLU(Activation):
     def penalties(self, step: Forward) -> dict[str, Tensor]:
         norms = step.sae.dictionary.norms()[step.codes.indices]
         size = step.sae.mesh.sum_over_shards((step.codes.values.abs() * norms).sum(1))
-        return {"sparsity": self.l1 * (size / step.x.norm(dim=1).clamp_min(TINY)).mean()}
+        return {"sparsity": self.l1 * over_norms(size, step.x)}
