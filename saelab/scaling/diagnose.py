@@ -7,23 +7,27 @@
        always (those are duplicates); chains of neighbours, as tiles of one manifold are. Absorption makes pairs that
        are close and never fire together: they are not joined
     4  beta of a cluster: 2 / m, with m the intrinsic dimension (two nearest neighbours) of its unit reconstructions
-    5  D(N) at 2 and 10 times the width: at the frontier a discrete feature of rank D gains p_D ~ D^-(1 + alpha), and a
-       cluster's next tile as much, so that  n_c ~ D^((1 + alpha) / (1 + beta_c))  and  N = D + sum of n_c,  both
-       calibrated by what this SAE has now
+    5  D(N) at 2 and 10 times the width, in worlds that look like that
 
-Uncertainty is carried through by drawing alpha, the betas and the threshold CLOSE at random from what the data allow.
-The verdict is about growth: g = ln(D(10 N) / D(N)) / ln 10. Benign: g >= 0.9 in 90 % of the draws. Pathological:
-g < 0.8 in 90 % of them. Otherwise it cannot be told, and what would tell is said. (Model after Michaud et al. 2025,
-arXiv 2509.02565, as we read it; steps 3 to 5 and all thresholds are our choice.)
+What may have been missed is weighed too: circles of fewer than six tiles, tiles of which one at a time fires, manifolds
+of many dimensions, whose tiles are far apart until there are hundreds. `saelab.scaling.hidden` draws worlds at random,
+works out what steps 1 to 4 would have seen of each, and keeps them as far as they agree with what was seen. The verdict
+is about growth, g = ln(D(10 N) / D(N)) / ln 10, in the worlds that are left: benign with probability P(g >= 0.9),
+pathological with P(g < 0.8), and neither is said unless its probability is SURE. Otherwise it cannot be told, and what
+would tell is worked out the same way: how many of the worlds that stand against the likelier answer more rows, or a
+wider SAE, would show. (Model after Michaud et al. 2025, arXiv 2509.02565, as we read it; steps 3 to 5, the prior and
+all thresholds are our choice.)
 
-What it cannot see: circles of fewer than six tiles (their cosines are below one half), tiles that never fire together
-(k = 1), and that latent frequencies are not feature frequencies: absorption and splitting bend the spectrum.
+What it does not allow for: latents that are not shared out as theory says, and that latent frequencies are not feature
+frequencies but for tiling: absorption and splitting bend the spectrum.
 
 The file: {"format": 1, "kind": "diagnosis", "rows", "n_latents", "alive", "alpha": estimate, "frequencies": {"rank",
 "density", "from", "to"}, "nearest": {name: {"mean", "p50", "p90", "p99", "crowded", "histogram": [40 counts from -1 to
 1]}} with names "this", "random" and those of narrower SAEs, "typical_firings": median over live latents, "clusters":
 [{"latents", "density", "beta", "beta_low", "beta_high", "dimension", "participation", "radial"}] largest first,
-"share_in_clusters", "duplicates", "growth": {"median", "low", "high", "benign", "pathological"} with shares of draws,
+"share_in_clusters", "duplicates", "growth": {"median", "low", "high", "benign", "between", "pathological": chances,
+"worlds": how many equally good ones that rests on, "unseen": of the latents of such worlds, the share on manifolds that
+nothing was seen of}, "tell": [{"times", "rows", "shown": share of the worlds against the likelier answer}],
 "predicted": [{"times", "found", "found_low", "found_high", "tiling", "tiling_low", "tiling_high"}], "verdict", "why":
 [lines]}.
 """
@@ -43,11 +47,10 @@ from torch import Tensor
 from saelab.metrics.geometry import Coactivation, components, members, nearest, pairs_above, participation_ratio
 from saelab.metrics.geometry.dimension import two_nearest
 from saelab.sae.sae import SAE
+from saelab.scaling.hidden import ENOUGH, LIFT, Sight, View, Weighed, weigh, would_show
 
-CLOSE = (0.4, 0.5, 0.6)
-"""Cosines from which two latents may be neighbouring tiles; the middle one is what is listed."""
-LEAST_LIFT, DUPLICATE = 2.0, 0.9
-"""Neighbours fire together this many times more often than by chance; from that Jaccard on they are duplicates."""
+CLOSE, DUPLICATE = 0.5, 0.9
+"""Cosine from which two latents may be neighbouring tiles; Jaccard index from which they are duplicates."""
 LEAST_SIZE, LARGEST = 6, 8
 """Latents of a cluster; how many clusters get a beta of their own."""
 POINTS, CHUNK = 1000, 2048
@@ -56,8 +59,10 @@ BENIGN, PATHOLOGICAL, SURE = 0.9, 0.8, 0.9
 MIDDLE = (0.02, 0.5)
 """Ranks, as shares of the live latents, between which the spectrum is fitted."""
 LEAST_ALIVE, LEAST_FIRINGS, LEAST_RANKS = 50, 10, 20
-TYPICAL_FIRINGS = 20
-"""If half of the live latents fired less often than this, neighbours that fire together cannot be seen."""
+LEAST_WORLDS = 10
+"""Below so many equally good hypotheses nothing is concluded."""
+WIDER, LONGER, SHOWS = (4, 16), 10, 0.5
+"""Widths and rows, as multiples of those at hand, that are tried for what would tell; the share that they must show."""
 
 
 @dataclass
@@ -99,23 +104,24 @@ def diagnose(
         )
     directions = F.normalize(sae.dictionary.directions().float(), dim=1)
     generator = np.random.default_rng(seed)
-    clusterings = [_clusters(directions, seen, alive, close) for close in CLOSE]
-    apart = alive[~torch.isin(alive, torch.cat([*clusterings[1][0], alive[:0]]))]
+    listed, duplicates = _clusters(directions, seen, alive, CLOSE)
+    apart = alive[~torch.isin(alive, torch.cat([*listed, alive[:0]]))]
     spectrum = frequency_exponent(seen.together.left[apart].double().numpy() / seen.together.rows, seen.together.rows)
-    clouds = {
-        tuple(c.tolist()): _cloud(sae, directions, seen.sample, c) for found in clusterings for c in found[0][:LARGEST]
-    }
-    tiled = [[(len(c), clouds.get(tuple(c.tolist()))) for c in found[0]] for found in clusterings]
-    growth, predicted = _predict(len(alive), tiled, spectrum, generator)
-    listed, duplicates = clusterings[1]
+    clouds = [_cloud(sae, directions, seen.sample, cluster) for cluster in listed[:LARGEST]]
+    clouds += [None] * (len(listed) - len(clouds))
+    closest = nearest(directions[alive], directions[alive], skip_self=True)[0][:, 0]
+    l0 = float(seen.together.left.sum()) / seen.together.rows
+    sight = Sight(seen.together.rows, CLOSE, LEAST_SIZE, MIDDLE, LEAST_FIRINGS)
+    view = _view(listed, clouds, closest, spectrum["alpha"])
+    growth, predicted, tell = expected(weigh(view, len(alive), l0, sight, generator), l0, sight)
     result: dict[str, Any] = {
         "format": 1, "kind": "diagnosis", "rows": seen.together.rows, "n_latents": sae.n_latents, "alive": len(alive),
         "alpha": spectrum["alpha"], "frequencies": spectrum["shown"],
         "nearest": _neighbours(directions[alive], narrower or {}, seed),
-        "clusters": [_line(c, seen, clouds.get(tuple(c.tolist()))) for c in listed],
+        "clusters": [_line(cluster, seen, cloud) for cluster, cloud in zip(listed, clouds, strict=True)],
         "typical_firings": float(seen.together.left[alive].double().median()),
         "share_in_clusters": sum(map(len, listed)) / len(alive), "duplicates": duplicates,
-        "growth": growth, "predicted": predicted,
+        "growth": growth, "tell": tell, "predicted": predicted,
     }  # fmt: skip
     return result | verdict(result)
 
@@ -184,8 +190,8 @@ def _clusters(directions: Tensor, seen: Seen, alive: Tensor, close: float) -> tu
     i, j, _ = pairs_above(directions[alive], None, close)
     left, right = alive[i], alive[j]
     jaccard = seen.together.jaccard(left, right)
-    often = seen.together.both(left, right) >= 5
-    tiles = often & (seen.together.lift(left, right) >= LEAST_LIFT) & (jaccard < DUPLICATE)
+    often = seen.together.both(left, right) >= ENOUGH
+    tiles = often & (seen.together.lift(left, right) >= LIFT) & (jaccard < DUPLICATE)
     labels = components(len(alive), i[tiles], j[tiles])
     return [alive[part] for part in members(labels, LEAST_SIZE)], int((jaccard >= DUPLICATE).sum())
 
@@ -226,54 +232,56 @@ def _line(cluster: Tensor, seen: Seen, cloud: dict[str, Any] | None) -> dict[str
     return {"latents": cluster.tolist(), "density": density} | {key: cloud[key] if cloud else None for key in keys}
 
 
-def _predict(
-    n: int,
-    tiled: list[list[tuple[int, dict[str, Any] | None]]],
-    spectrum: dict[str, Any],
-    generator: np.random.Generator,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Growth, and D and the tiling share at 2 and 10 times the width, over draws of all that is uncertain."""
-    alphas, results = spectrum["draws"], []
-    for _ in range(DRAWS):
-        # Without an exponent of the frequencies anything from equal ones to a square law is possible.
-        alpha = generator.uniform(-0.9, 1.0) if alphas is None else max(-0.95, float(generator.choice(alphas)))
-        clusters = tiled[generator.integers(len(tiled))]
-        counts = np.array([size for size, _ in clusters], float)
-        gammas = np.array([(1 + alpha) / (1 + _draw_beta(cloud, generator)) for _, cloud in clusters])
-        found = max(n - counts.sum() + len(counts), 1.0)  # each cluster is one feature
-        results.append([(*_solve(n * times, found, counts, gammas),) for times in (1.0, 2.0, 10.0)])
-    table = np.array(results)  # [R, 3, 2]
-    growth = np.log(table[:, 2, 0] / table[:, 0, 0]) / math.log(10)
-    low, median, high = np.percentile(growth, (2.5, 50, 97.5)).tolist()
-    summary = {"median": median, "low": low, "high": high}
-    summary |= {"benign": float((growth >= BENIGN).mean()), "pathological": float((growth < PATHOLOGICAL).mean())}
+def _view(listed: list[Tensor], clouds: list[dict[str, Any] | None], closest: Tensor, alpha: dict[str, Any]) -> View:
+    sizes = [len(cluster) for cluster in listed]
+    known = [(cloud["dimension"], size) for cloud, size in zip(clouds, sizes, strict=True) if cloud]
+    dimensions, weights = np.array(known).reshape(-1, 2).T
+    exponent = alpha["value"]
+    return View(
+        seen=sum(sizes) / len(closest),
+        largest=max(sizes, default=0) / len(closest),
+        near=float((closest > CLOSE).float().mean()),
+        alpha=exponent,
+        error=(alpha["high"] - alpha["low"]) / 3.92 if exponent is not None else 0.0,
+        dimension=float(np.average(dimensions, weights=weights)) if known else None,
+    )
+
+
+def expected(
+    weighed: Weighed, l0: float, sight: Sight
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Growth, D and the tiling share at 2 and 10 times the width, and what would tell; see the file's format."""
+    found, tiling = weighed.later()
+    growth = np.log(found[:, 2] / found[:, 0]) / math.log(10)
+    benign, pathological = growth >= BENIGN, growth < PATHOLOGICAL
+    summary: dict[str, Any] = dict(zip(("low", "median", "high"), _quantiles(growth, weighed.weight), strict=True))
+    summary |= {"benign": weighed.share(benign), "pathological": weighed.share(pathological)}
+    summary["between"] = max(0.0, 1 - summary["benign"] - summary["pathological"])
+    missed = tiling[:, 0] - np.array([view.seen for view in weighed.views])
+    summary |= {"worlds": weighed.effective, "unseen": _quantiles(missed, weighed.weight)[1:]}
     lines = []
     for number, times in ((1, 2), (2, 10)):
         line: dict[str, Any] = {"times": times}
-        for place, name in ((0, "found"), (1, "tiling")):
-            ends = np.percentile(table[:, number, place], (50, 2.5, 97.5)).tolist()
-            line |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+        for values, name in ((found, "found"), (tiling, "tiling")):
+            low, median, high = _quantiles(values[:, number], weighed.weight)
+            line |= {name: median, f"{name}_low": low, f"{name}_high": high}
         lines.append(line)
-    return summary, lines
+    against = ~benign if summary["benign"] >= summary["pathological"] else ~pathological
+    trials = [(1, LONGER), *((times, 1) for times in WIDER), *((times, times * LONGER) for times in WIDER)]
+    tell = [
+        {"times": times, "rows": rows, "shown": would_show(weighed, against, l0, sight, times, rows)}
+        for times, rows in trials
+    ]
+    return summary, lines, tell
 
 
-def _draw_beta(cloud: dict[str, Any] | None, generator: np.random.Generator) -> float:
-    if cloud is None:
-        return float(np.exp(generator.uniform(math.log(0.2), math.log(2.0))))
-    return float(np.exp(generator.uniform(math.log(cloud["beta_low"]), math.log(cloud["beta_high"]))))
-
-
-def _solve(latents: float, found: float, counts: np.ndarray, gammas: np.ndarray) -> tuple[float, float]:
-    """D and the share of latents that tile, when there are this many latents; by bisection on D."""
-
-    def used(d: float) -> float:
-        return d - len(counts) + float((counts * (d / found) ** gammas).sum())
-
-    low, high = 1e-6 * found, latents + len(counts) + 1
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if used(middle) < latents else (low, middle)
-    return low, float((counts * (low / found) ** gammas).sum()) / latents
+def _quantiles(values: np.ndarray, weight: np.ndarray) -> list[float]:
+    """Ends and middle of 95 % of weighted values [H]; NaN is never among them, as there are none without weights."""
+    if not len(values):
+        return [0.0, 0.0, 0.0]
+    order = np.argsort(values)
+    at = np.searchsorted(weight[order].cumsum(), (0.025, 0.5, 0.975)).clip(max=len(values) - 1)
+    return values[order][at].tolist()
 
 
 def verdict(result: dict[str, Any]) -> dict[str, Any]:
@@ -288,8 +296,8 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
         why.append(f"the exponent of the firing frequencies is not known: {alpha['why']}")
     else:
         why.append(f"firing frequencies: alpha = {alpha['value']:.2f} [{alpha['low']:.2f} to {alpha['high']:.2f}]")
-    if not result["clusters"]:
-        why.append(f"no cluster of {LEAST_SIZE} tiles or more was seen; smaller ones, and tiles far apart, are not")
+    median, high = growth["unseen"]
+    why.append(f"tiling that this could not see: {median:.1%} of the latents, up to {high:.1%}, in worlds that look so")
     known = [cluster for cluster in result["clusters"] if cluster["beta"] is not None]
     if known:
         first = known[0]
@@ -297,20 +305,32 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
             f"the largest cluster ({len(first['latents'])} latents) has beta = {first['beta']:.2f} "
             f"[{first['beta_low']:.2f} to {first['beta_high']:.2f}], from a dimension of {first['dimension']:.1f}"
         )
-    blind = result["typical_firings"] < TYPICAL_FIRINGS
-    if growth["benign"] >= SURE and not blind:
+    words = f"benign {growth['benign']:.0%}, pathological {growth['pathological']:.0%}, between {growth['between']:.0%}"
+    why.append(f"probabilities, if latents are shared out as theory says: {words}")
+    if growth["worlds"] < LEAST_WORLDS:
+        why.append("hardly any world that theory knows looks like this SAE, so nothing can be concluded from it")
+    elif growth["benign"] >= SURE:
         return {"verdict": "benign", "why": why}
-    if growth["pathological"] >= SURE:
+    elif growth["pathological"] >= SURE:
         return {"verdict": "pathological", "why": why}
+    why.append(f"what would tell: {what_would_tell(result)}")
+    return {"verdict": "cannot tell", "why": why}
+
+
+def what_would_tell(result: dict[str, Any]) -> str:
+    """The least that would show most of the worlds which stand against the likelier answer, in words."""
     tell = []
-    if blind:
-        tell.append(f"more rows: half of the latents fired at most {result['typical_firings']:.0f} times")
-    if alpha["value"] is None or alpha["high"] - alpha["low"] > 0.3:
+    if result["alpha"]["value"] is None:
         tell.append("more rows, for the frequencies")
     if any(cluster["beta"] is None for cluster in result["clusters"][:LARGEST]):
         tell.append("more rows, for the dimension of clusters that fire rarely")
-    if len([name for name in result["nearest"] if name not in ("this", "random")]) < 2:
-        tell.append("narrower and wider SAEs of the same ladder: whether the clusters grow with the width")
-    words = f"benign in {growth['benign']:.0%} of the draws, pathological in {growth['pathological']:.0%}"
-    why.append(f"cannot tell ({words}); what would tell: {'; '.join(tell) or 'a wider SAE of the same ladder'}")
-    return {"verdict": "cannot tell", "why": why}
+    for trial in result["tell"]:
+        if trial["shown"] >= SHOWS:
+            parts = [f"{trial['rows']} times the rows"] * (trial["rows"] > 1)
+            parts += [f"an SAE {trial['times']} times as wide"] * (trial["times"] > 1)
+            return "; ".join(
+                [*tell, f"{' and '.join(parts)}, which would show {trial['shown']:.0%} of what may be hidden"]
+            )
+    best = max(trial["shown"] for trial in result["tell"])
+    tell.append(f"no SAE up to {WIDER[-1]} times as wide would surely show it (the best: {best:.0%})")
+    return "; ".join([*tell, "features found at several widths, counted by another method, would"])
