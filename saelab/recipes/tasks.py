@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saelab.metrics.evaluation import Evaluation
-from saelab.metrics.probing.files import read_tasks, tasks_of, write_lines
+from saelab.metrics.probing.files import NoTasks, read_tasks, tasks_of, write_lines
 from saelab.metrics.probing.python_tasks import EXAMPLES, FILES, python_lines
 from saelab.metrics.probing.task import Task
 from saelab.models.language_model import BUNDLED
@@ -42,7 +42,7 @@ def first_few(lines: list[str], count: int = 3) -> list[str]:
 
 
 def tasks_for(names: Sequence[str] | None, evaluation: Evaluation) -> tuple[list[Task], dict[str, str]]:
-    """The tasks of a measurement, and those left out with the reason.
+    """The tasks of a measurement, and those left out with the reason; a file without a usable task is one of these.
 
     Args:
         names: files of tasks; `python` stands for tasks made from the standard library. By default those, if the
@@ -55,9 +55,19 @@ def tasks_for(names: Sequence[str] | None, evaluation: Evaluation) -> tuple[list
     tasks: list[Task] = []
     left_out: dict[str, str] = {}
     for name in names:
-        found, bad = tasks_of((one.as_json() for one in python_lines()), PYTHON) if name == PYTHON else read_tasks(name)
+        found, bad = _tasks_of(name)
         twice = {task.name for task in tasks} & {task.name for task in found}
         if twice:
             raise ValueError(f"two files have a task '{min(twice)}': rename one of the files, or its tasks")
         tasks, left_out = tasks + found, left_out | bad
     return tasks, left_out
+
+
+def _tasks_of(name: str) -> tuple[list[Task], dict[str, str]]:
+    """Tasks of one name, and those left out with the reason."""
+    if name == PYTHON:
+        return tasks_of((one.as_json() for one in python_lines()), PYTHON)
+    try:
+        return read_tasks(name)
+    except NoTasks as error:
+        return [], {Path(name).name: str(error)}

@@ -92,6 +92,30 @@ def test_a_bad_task_is_said_and_the_table_comes(saelab, trained, mood, tmp_path)
     assert "probe_loss" in ended.out
 
 
+def test_a_file_without_a_usable_task_is_said_and_the_table_comes(saelab, trained, mood, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"fox {n},yes\n" for n in range(40)))
+    why = f"skipped task one.csv: {tmp_path / 'one.csv'} has no task that can be used: the task 'one' has one class"
+    words = [
+        "measure",
+        tmp_path / "run",
+        "--tokens",
+        50,
+        "--metrics",
+        "ProbeLoss",
+        "L0",
+        "--tasks",
+        tmp_path / "one.csv",
+    ]
+    alone, beside = saelab(*words), saelab(*words, mood)
+    assert alone.status == beside.status == 0
+    assert why in alone.out
+    assert why in beside.out
+    assert "l0" in alone.out
+    assert "skipped ProbeLoss: needs labelled tasks" in alone.out
+    assert "probe_loss" in beside.out
+
+
 def test_tasks_are_not_read_for_metrics_that_need_none(saelab, trained, store, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     words = ["measure", tmp_path / "run", "--store", store, "--metrics", "L0", "--tasks", tmp_path / "none.csv"]

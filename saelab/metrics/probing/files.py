@@ -43,11 +43,16 @@ ANSWERS = {"0": False, "1": True, "false": False, "true": True}
 Line = Mapping[str, Any]
 
 
+class NoTasks(ValueError):
+    """A file that can be read has no task with enough examples of both classes."""
+
+
 def read_tasks(path: str | Path, most: int = EXAMPLES) -> tuple[list[Task], dict[str, str]]:
     """The tasks of a file, and those left out with the reason.
 
     Raises:
-        ValueError: that names the file, the line and what is wrong with it; or if no task is left.
+        ValueError: that names the file, the line and what is wrong with it.
+        NoTasks: if no task is left.
     """
     path = Path(path)
     reader = next((read for ending, read in READERS.items() if path.name.lower().endswith(ending)), None)
@@ -57,7 +62,7 @@ def read_tasks(path: str | Path, most: int = EXAMPLES) -> tuple[list[Task], dict
         raise ValueError(f"there is no file of tasks {path}")
     tasks, left_out = tasks_of(reader(path), path, most)
     if not tasks:
-        raise ValueError(f"{path} has no task that can be used: {next(iter(left_out.values()), 'the file is empty')}")
+        raise NoTasks(f"{path} has no task that can be used: {next(iter(left_out.values()), 'the file is empty')}")
     return tasks, left_out
 
 
