@@ -291,6 +291,12 @@ def loaded_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(f"the model '{name}' lacks {len(missing)} of its weights: {shown}; get a whole copy")
+    known = model.get_input_embeddings().num_embeddings  # more than tokens, where they are rounded up
+    if 2 * len(tokenizer) < known:
+        raise ValueError(
+            f"the tokenizer does not match {name}: it has {len(tokenizer):,} tokens, the model {known:,}; "
+            "put the model's own into the folder"
+        )
     return model, tokenizer
 
 

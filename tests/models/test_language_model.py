@@ -8,6 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers.utils import logging
 
 from saelab.models import language_model
@@ -381,3 +383,12 @@ def test_tokens_that_the_model_does_not_know_are_said_to_come_from_another_token
         with pytest.raises(ValueError, match="does not match .*: it gives the token 320, the model knows 320"):
             read(torch.tensor([[1, 320]]))
     assert model.activations(torch.tensor([[1, 319]])).shape == (1, 2, 16)
+
+
+def test_a_tokenizer_of_far_fewer_tokens_is_anothers(tiny_llama, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(tiny_llama, folder)
+    inner = Tokenizer(WordLevel({"the": 0, "fox": 1, "?": 2}, unk_token="?"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?").save_pretrained(folder)
+    with pytest.raises(ValueError, match="tokenizer does not match .*mixed: it has 3 tokens, the model 320; put"):
+        LanguageModel(str(folder), "model.layers.1")
