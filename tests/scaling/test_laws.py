@@ -91,6 +91,20 @@ def test_six_parameters_come_back_from_noisy_values_within_their_intervals():
     assert sum(inside) >= 0.85 * len(inside)
 
 
+def test_intervals_of_a_straight_line_are_those_of_regression():
+    from scipy.stats import t
+
+    n, generator = np.logspace(2, 6, 12), np.random.default_rng(3)
+    y = 3 * n**-0.5 * np.exp(0.02 * generator.uniform(-1, 1, 12))
+    found = fit(TokensLaw(), points(n[:, None], y), draws=1500)
+    assert found.weights.min() == 1  # no outliers, so that plain regression is the same
+    features = np.stack([np.ones(12), np.log(n)], 1)
+    residuals = np.log(y) - features @ found.theta
+    error = math.sqrt((residuals**2).sum() / 10 * np.linalg.inv(features.T @ features)[1, 1])
+    reach = found.estimates["c"].high - found.estimates["c"].value
+    assert reach == pytest.approx(t.ppf(0.975, 10) * error, rel=0.1)
+
+
 @pytest.mark.parametrize(("law", "theta"), [(WidthLaw(), (0.5, -0.4, -1.5)), (ComputeLaw(), (1.0, -0.1, -2.0))])
 def test_other_laws_come_back(law, theta):
     x = np.logspace(2, 6, 9)[:, None]
