@@ -31,6 +31,8 @@ export function drawScaling(data, main) {
   }
 
   async function drawNorms(which) {
+    said.className = "dim small";
+    said.textContent = `reading rows of ${which} …`;
     try {
       const found = await get(`/run/${which}/norms.json`);
       const most = Math.max(...found.points.map(([z]) => z));
