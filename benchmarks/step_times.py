@@ -2,7 +2,7 @@
 
     python benchmarks/step_times.py --out docs/performance --latents 1536 6144 24576 98304
 
-Each size is one run of `saelab bench`, whose figures are kept beside the picture; a size that is there is not run again.
+Each size is one run of `saelab bench`, whose result is kept beside the picture; one that is there is not run again.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def times(found: dict[int, dict]) -> dict[str, dict[int, float]]:
     return dict(sorted(by_name.items(), key=lambda pair: pair[1][max(pair[1])] / max(pair[1])))
 
 
-def figure(found: dict[int, dict]):  # noqa: ANN201
+def figure(found: dict[int, dict]):
     from plotly.graph_objects import Figure, Scatter
 
     drawn = Figure()
