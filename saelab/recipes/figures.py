@@ -16,7 +16,7 @@ def draw_runs(runs: list[str], out: str = "figures") -> None:
         runs: folders of runs that were measured.
         out: folder to write into; figures of the same names in it are replaced.
     """
-    saes = [_drawn(name) for name in runs]
+    saes = [_drawn(run, name) for run, name in _named(runs).items()]
     made = figures(saes)
     if not made:
         raise ValueError("nothing of these runs can be drawn: `saelab measure` first")
@@ -27,10 +27,20 @@ def draw_runs(runs: list[str], out: str = "figures") -> None:
             write_csv(Path(out) / f"{sae.name}-{name}.csv", table)
 
 
-def _drawn(name: str) -> Drawn:
-    run = Run.open(name)
+def _named(runs: list[str]) -> dict[str, str]:
+    """What each run is called: its folder's name, behind that of the folder it is in where runs share one."""
+    folders = {run: Run.open(run).folder.resolve() for run in runs}
+    names = [folder.name for folder in folders.values()]
+    return {
+        run: folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}-{folder.name}"
+        for run, folder in folders.items()
+    }
+
+
+def _drawn(path: str, name: str) -> Drawn:
+    run = Run.open(path)
     if not run.scores():
-        raise ValueError(f"{name} has no scores yet: `saelab measure {name}` makes them")
+        raise ValueError(f"{path} has no scores yet: `saelab measure {path}` makes them")
     tables = {path.stem: read_columns(path) for path in sorted(run.tables.glob("*.parquet"))}
     latents = read_tensors(run.latents_file)[0] if run.latents_file.exists() else {}
-    return Drawn(run.folder.name, load(name).n_latents, run.scores(), tables, latents)
+    return Drawn(name, load(path).n_latents, run.scores(), tables, latents)

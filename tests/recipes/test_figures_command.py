@@ -37,3 +37,12 @@ def test_a_run_without_scores_says_what_to_do(saelab, run, tmp_path):
     assert ended.status == 2
     assert "has no scores yet" in ended.complaint
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_they_are_in(saelab, run, tmp_path):
+    assert saelab("measure", run, "--tokens", "200", "--metrics", "L0", "Reconstruction", "AFA").status == 0
+    runs = [Path(shutil.copytree(run, tmp_path / sweep / "run")) for sweep in ("narrow", "wide")]
+    assert saelab("figures", *runs, run, "--out", tmp_path / "out").status == 0
+    names = {path.name for path in (tmp_path / "out").glob("*-zf.csv")}
+    assert names == {"narrow-run-zf.csv", "wide-run-zf.csv", f"{tmp_path.name}-run-zf.csv"}
+    assert "narrow-run" in (tmp_path / "out" / "zf.svg").read_text()
