@@ -7,6 +7,7 @@ import numpy as np
 
 from saelab.core.components import near_miss
 from saelab.core.files import write_json
+from saelab.core.mesh import device_named
 from saelab.scaling import plan as planning
 from saelab.scaling.cells import Cell, check_alike, check_converged, points, read_cells, write_cells
 from saelab.scaling.envelope import best_rates, envelope
@@ -86,7 +87,14 @@ def fit_laws(
         from saelab.scaling.figures import draw_laws
 
         draw_laws(folder, cells, {label(one): one.fit for one in found if one.fit})
-    print(f"\n{folder}: laws of {len(cells)} cells; `saelab scaling plan {folder} --tokens 1e9` says what to train")
+    made = sorted(label(one) for one in found if one.fit)
+    if not made:
+        raise ValueError(f"{len(cells)} cells are not enough for any law; the lines above say what each needs")
+    print(f"\n{folder}: {', '.join(made)}, of {len(cells)} cells")
+    if "joint" in made:
+        print(f"`saelab scaling plan {folder} --tokens 1e9` says what to train")
+    else:
+        print("without the joint law nothing can be planned")
 
 
 def label(one: Fitted) -> str:
@@ -216,7 +224,8 @@ def knowledge(folder: Path, device: str | None = None) -> planning.Knowledge:
     cells = read_cells([folder / "cells.parquet"])
     first, widths = cells[0], sorted({cell.n for cell in cells})
     k = int(np.median([cell.k for cell in cells]))
-    speed = measure(first.d_in, widths[-2:], k, first.batch, device) if device else of_cells(cells)
+    where = str(device_named(device)) if device else ""
+    speed = measure(first.d_in, widths[-2:], k, first.batch, where) if where else of_cells(cells)
     laws = {name: folder / f"law-{name}.json" for name in ("tokens", "rate")}
     tokens, rate = (read_fit(path) if path.exists() else None for path in laws.values())
     joint = read_fit(folder / "law-joint.json")

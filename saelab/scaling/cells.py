@@ -87,7 +87,7 @@ def read_cells(paths: Iterable[str | Path], tolerance: float | None = None) -> l
         tolerance: of the criterion of convergence; by default each run's own `converge`, or 0.02.
 
     Raises:
-        ValueError: that names the file, for a folder that holds no finished run.
+        ValueError: that names the file, for a folder that holds no finished run, or one that is given twice.
     """
     found: list[Cell] = []
     for path in map(Path, paths):
@@ -97,6 +97,9 @@ def read_cells(paths: Iterable[str | Path], tolerance: float | None = None) -> l
             found += _of_sweep(path, tolerance)
         else:
             found.append(read_cell(path, tolerance))
+    folders = Counter(cell.folder for cell in found)
+    if twice := [folder for folder, count in folders.items() if count > 1]:
+        raise ValueError(f"{twice[0]} was given twice: each cell counts once")
     names = [cell.name for cell in found]
     if len(set(names)) < len(names):  # sweeps of several widths have members of the same names
         found = [replace(cell, name=f"{Path(cell.folder).parent.name}/{cell.name}") for cell in found]

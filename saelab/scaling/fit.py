@@ -33,6 +33,8 @@ WIDEST = 2.0
 """A 95 % interval wider than this, of an exponent or of the logarithm of an amplitude, is no number."""
 LEAST_FREE = 0.05
 """Least share of a residual that is taken to be left where a cell alone decides a parameter."""
+EXACT = 1e-9
+"""Standard errors below this are rounding."""
 PRESENT = 0.01
 """Below this share of the loss in every cell, an irreducible part counts as possibly zero."""
 LEVEL = (2.5, 97.5)
@@ -255,7 +257,7 @@ def _refits(
     targets = [log_value + generator.choice(widened, count) for _ in range(draws)]
     refits = np.array([_least_squares(law, features, target, weights, [theta], 1e-9) for target in targets])
     errors = np.array([_errors(law, features, own, target) for own, target in zip(refits, targets, strict=True)])
-    far = np.percentile(np.abs(refits - theta) / np.maximum(errors, 1e-300), LEVEL[1] - LEVEL[0], axis=0)
+    far = np.percentile(np.abs(refits - theta) / np.maximum(errors, EXACT), LEVEL[1] - LEVEL[0], axis=0)
     return refits, far * _errors(law, features, theta, log_value + residuals)
 
 

@@ -51,6 +51,8 @@ class Budget:
         for name, value in asdict(self).items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.target_fvu is not None and self.target_fvu >= 1:
+            raise ValueError(f"target_fvu must be below 1, which the mean of all rows reaches; got {self.target_fvu:g}")
         if all(value is None for value in asdict(self).values()):
             raise ValueError("give a budget (--tokens, --hours, --memory, --disk) or a --target_fvu")
 
@@ -112,6 +114,8 @@ class Planner:
             ValueError: where nothing fits the budget, or no width reaches the target.
         """
         wanted = sorted(ks or {float(k) for k in self.known.joint.points.x[:, 1]})
+        if min(wanted) < 1:
+            raise ValueError(f"k must be at least 1, got {min(wanted):g}")
         found, reasons = [], []
         for k in wanted:
             row, why = self._best(budget, k)

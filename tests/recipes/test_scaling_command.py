@@ -79,6 +79,11 @@ def test_what_cannot_be_fitted_is_refused_with_the_reason(tmp_path, capsys):
     assert "unknown law 'joints'; did you mean 'joint'?" in complaint(
         ["fit", str(few), *out, "--laws", "[joints]"], capsys
     )
+    nothing = write_cells(tmp_path / "nothing", cells[:2])
+    assert "2 cells are not enough for any law" in complaint(["fit", str(nothing), *out], capsys)
+    assert "was given twice" in complaint(["fit", str(few), str(few), *out], capsys)
+    main(["scaling", "fit", str(write_cells(tmp_path / "three", cells[:9])), *out])
+    assert "without the joint law nothing can be planned" in capsys.readouterr().out
     main(["scaling", "fit", str(tmp_path / "1" / "cells.parquet"), *out, "--converged_only", "true"])
     assert "left out, not converged: n2048-k16" in capsys.readouterr().out
 
@@ -100,6 +105,7 @@ def test_capacity_is_shared_out(tmp_path, capsys):
         (["fitt"], "unknown action 'fitt'; did you mean 'fit'?"),
         (["plan", "nowhere", "--tokens", "1"], "nowhere has no law-joint.json"),
         (["plan", "nowhere"], "give a budget"),
+        (["plan", "nowhere", "--target_fvu", "1.5"], "target_fvu must be below 1, which the mean of all rows reaches"),
         (["plan", "nowhere", "--memory", "lots"], "memory must be a size such as 16GB"),
         (["allocate", "--at_zero", "shft"], "unknown at_zero 'shft'; did you mean 'shift'?"),
         (["allocate", "--beta", "0"], "beta must be positive"),

@@ -86,6 +86,11 @@ def test_a_budget_of_nothing_is_refused():
         Budget(seconds=-1)
 
 
+def test_fewer_than_one_active_latent_is_no_plan(known):
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        Planner(known).plan(Budget(tokens=1e6), ks=[0.0, 16.0])
+
+
 def test_speeds_give_the_model_back():
     flops = np.array([1e6, 3e6, 1e7, 1e8])
     found = from_speeds(flops, 1 / (2e-6 + 3e-12 * flops), "test")
