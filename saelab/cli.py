@@ -306,6 +306,8 @@ def explained(parser: ArgumentParser, message: str) -> str:
     """A parser's complaint as one line, with the near miss."""
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         option = found[1].partition("=")[0]
+        if not option.startswith("-"):
+            return f"'{option}' is one word too many, or belongs to no option"
         return f"unknown option {option}{_near_option(option, _spelled(parser))}"
     key = re.search(r'key "([^"]+)"', message)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):

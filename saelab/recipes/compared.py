@@ -61,11 +61,14 @@ class Data:
 
 
 def opened(names: list[str], device: str, across: bool = False) -> dict[str, SAE]:
-    """SAEs by the names of their folders; ValueError if they cannot be compared."""
+    """SAEs by the names of their folders; ValueError if they cannot be compared or hold NaN."""
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name} is given twice")
     saes = {name: load(name).to(device_named(device)) for name in names}
+    for name, sae in saes.items():
+        if not all(torch.isfinite(part).all() for part in sae.dictionary.parameters()):
+            raise ValueError(f"{name} is broken: its weights hold NaN or infinity")
     check_comparable(saes, {name: origin(name) for name in names}, across)
     return saes
 

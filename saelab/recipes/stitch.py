@@ -1,6 +1,7 @@
 """`saelab stitch`: what larger SAEs know that smaller ones do not, and the way from one to the next."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
     if len(runs) < 2:
         raise ValueError(f"stitching is between SAEs: give at least 2 runs, got {len(runs)}")
     folder, saes = new_folder(out), opened(runs, data.device)
+    for small, large in pairwise(runs):
+        if saes[small].n_latents > saes[large].n_latents:
+            sizes = f"{saes[small].n_latents:,} latents and {large} after it {saes[large].n_latents:,}"
+            raise ValueError(f"SAEs are stitched from small to large: {small} has {sizes}")
     evaluation = data.evaluation(runs[0])
     rows, loss = rows_of(evaluation, runs[0]), None
     if settings.ce_points and not evaluation.why_no_model and isinstance(evaluation, TextEvaluation):

@@ -101,6 +101,8 @@ def test_what_does_not_go_together_is_one_line_that_names_both(saelab, ladder, s
     a, b = ladder / "small", ladder / "large"
     assert "give at least 2 runs, got 1" in saelab("stitch", a, *out).complaint
     assert "give at least 2 runs, got 1" in saelab("match", a, *out).complaint
+    assert f"from small to large: {b} has 48 latents and {a} after it 32" in saelab("stitch", b, a, *out).complaint
+    assert f"'{b}' is one word too many" in saelab("meta", a, b, *out).complaint
     assert f"{a} is given twice" in saelab("match", a, a, *out).complaint
     assert (
         "unknown option --treshold; did you mean --threshold?" in saelab("match", a, b, *out, "--treshold", 1).complaint
@@ -115,6 +117,13 @@ def test_what_does_not_go_together_is_one_line_that_names_both(saelab, ladder, s
     said = saelab("stitch", a, elsewhere, *out).complaint
     assert f"{a} and {elsewhere} are of different sites: model.layers.1 and model.layers.0" in said
     assert saelab("match", a, elsewhere, *out, "--across", "true").status == 0
+    broken, hole = tmp_path / "broken", load(b)
+    hole.dictionary.W_dec.data[3, 1] = float("nan")
+    hole.save(broken)
+    for command in ("match", "stitch"):
+        assert (
+            f"{broken} is broken: its weights hold NaN" in saelab(command, a, broken, "--out", tmp_path / "x").complaint
+        )
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").write_text("mine")
