@@ -16,7 +16,7 @@ from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
 from saelab.sae.sae import CONFIG, SAE, WEIGHTS, load
 
-RESULTS = ("stitch", "match", "meta")
+RESULTS = ("stitch", "match", "meta", "manifolds")
 SCALING = ("law", "plan", "allocation", "diagnosis")
 """Kinds of files that `saelab scaling` writes."""
 
@@ -95,8 +95,8 @@ class Workspace:
     """Everything that one explorer shows.
 
     Args:
-        folders: of runs, saved SAEs, and results of `saelab stitch`, `match`, `meta` and `scaling`; of the last also
-            single files.
+        folders: of runs, saved SAEs, and results of `saelab stitch`, `match`, `meta`, `manifolds` and `scaling`; of
+            the last also single files.
         results: further folders of results.
 
     Raises:
@@ -118,7 +118,7 @@ class Workspace:
             elif scaling_files(folder):
                 self.results["scaling"].append(folder)
             else:
-                kinds_text = " or a result of `saelab stitch`, `match`, `meta` or `scaling`"
+                kinds_text = " or a result of `saelab stitch`, `match`, `meta`, `manifolds` or `scaling`"
                 raise ValueError(f"{folder} is neither a run, a saved SAE{kinds_text}")
 
     def __getitem__(self, name: str) -> Member:

@@ -44,7 +44,8 @@ def explore(
     """Look at SAEs in a browser; what is shown is collected first where it is missing, into the run's folder.
 
     Args:
-        runs: folders of runs or saved SAEs, and of results of `saelab stitch`, `match`, `meta` and `scaling`.
+        runs: folders of runs or saved SAEs, and of results of `saelab stitch`, `match`, `meta`, `manifolds` and
+            `scaling`.
         tokens: tokens to look at each SAE on.
         store: activations to look at them on; by default what each was trained on.
         recollect: collect again what was collected before; notes stay.

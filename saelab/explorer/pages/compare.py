@@ -94,14 +94,14 @@ def _stitched(workspace: Workspace, a: Member, b: Member) -> dict[str, Any] | No
     for folder in workspace.results["stitch"]:
         result = read_stitch(folder)
         for number, pair in enumerate(result["pairs"]):
-            names = [_bare(pair["small"]), _bare(pair["large"])]
-            if sorted(names) != sorted([_bare(str(a.folder)), _bare(str(b.folder))]):
+            names = [bare_name(pair["small"]), bare_name(pair["large"])]
+            if sorted(names) != sorted([bare_name(str(a.folder)), bare_name(str(b.folder))]):
                 continue
             large = {key: _column(value) for key, value in pair["large_latents"].items()}
             path = {key: _column(value) for key, value in result["path"].items()}
             own = [place for place, which in enumerate(path["pair"]) if which == number]
             return {
-                "large": "a" if names[1] == _bare(str(a.folder)) else "b",
+                "large": "a" if names[1] == bare_name(str(a.folder)) else "b",
                 "counts": pair["counts"],
                 "rule": pair.get("rule"),
                 "latents": {key: large[key] for key in ("latent", "class", "delta_mse", "low", "high", "cosine")},
@@ -112,10 +112,10 @@ def _stitched(workspace: Workspace, a: Member, b: Member) -> dict[str, Any] | No
 
 def _matched(workspace: Workspace, a: Member, b: Member) -> dict[str, Any] | None:
     """A result of matching that knows both by name and size, with the page's A as `a`."""
-    wanted = [(_bare(str(member.folder)), member.sae.n_latents) for member in (a, b)]
+    wanted = [(bare_name(str(member.folder)), member.sae.n_latents) for member in (a, b)]
     for folder in workspace.results["match"]:
         result = read_match(folder)
-        sides = [(_bare(result[name]), result[f"n_{name}"]) for name in ("a", "b")]
+        sides = [(bare_name(result[name]), result[f"n_{name}"]) for name in ("a", "b")]
         if sides in (wanted, wanted[::-1]):
             turned = sides != wanted
             kept = ("by", "threshold", "bound", "mean_cosine", "median_cosine", "share_matched", "random_cosine")
@@ -136,7 +136,7 @@ def _match_side(table: dict[str, Any]) -> dict[str, str]:
     return {key: packed_numbers(column) for key, column in columns.items()}
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
     return Path(name).resolve().name if "/" in name else name
 
 

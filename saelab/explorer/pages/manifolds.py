@@ -2,7 +2,8 @@
 
 A cluster is a connected component of the graph of latents that are among each other's nearest and have a cosine of at
 least a threshold. Its cloud is sum_j f_j d_j over its latents, for rows in which any of them is active, along its first
-three principal components: a ring or a curve is a manifold that several latents tile.
+three principal components: a ring or a curve is a manifold that several latents tile. What clusters are, by when their
+latents fire, comes from a result of `saelab manifolds`, where one is loaded.
 """
 
 # Shape letters: L latents, C neighbours kept of each, n rows of a cloud, l latents of a cluster, D width.
@@ -13,8 +14,9 @@ import numpy as np
 import scipy.sparse.csgraph  # noqa: F401 - clusters need it, and the first page shall not wait for it
 import torch
 
+from saelab.analysis.tables import read_result, read_table
 from saelab.explorer.directions import directions_of, principal
-from saelab.explorer.pages.compare import packed_numbers
+from saelab.explorer.pages.compare import bare_name, packed_numbers
 from saelab.explorer.windows import text_of
 from saelab.explorer.workspace import Member, Workspace
 from saelab.metrics.geometry import components, participation_ratio
@@ -44,7 +46,23 @@ def manifolds(workspace: Workspace, name: str, values: dict[str, str]) -> dict[s
         "clusters": [_cluster(member, part) for part in found[:CLUSTERS]],
         "n_clusters": number,
         "edges": len(left),
+        "told": _told(workspace, member),
     }
+
+
+def _told(workspace: Workspace, member: Member) -> dict[str, Any] | None:
+    """The clusters of a result of `saelab manifolds` that knows the SAE by name and size, the largest first."""
+    for folder in workspace.results["manifolds"]:
+        result, of = read_result(folder, "manifolds"), read_table(folder / "latents.parquet")["cluster"]
+        if (bare_name(result["sae"]), len(of)) != (bare_name(str(member.folder)), member.sae.n_latents):
+            continue
+        lines = []
+        for line in result["clusters"][:CLUSTERS]:
+            latents = (of == line["cluster"]).nonzero().squeeze(1)[:CLUSTER_LATENTS].tolist()
+            kept = {key: line.get(key) for key in ("size", "kind", "jaccard", "participation", "two_nearest")}
+            lines.append(kept | {"latents": latents})
+        return {"threshold": result["settings"]["threshold"], "clusters": lines, "n": len(result["clusters"])}
+    return None
 
 
 def clusters(count: int, left: np.ndarray, right: np.ndarray) -> tuple[list[np.ndarray], int]:

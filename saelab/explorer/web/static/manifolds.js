@@ -24,7 +24,13 @@ export function drawManifolds(data, main) {
   const tabs = h("span", { class: "tabs" });
   main.replaceChildren(
     h("div", { class: "bar" }, h("h1", { class: "grow" }, "Manifolds of ", data.run), h("span", { class: "dim" }, "one cluster from a cosine of "), value, slider, h("span", { class: "dim num" }, `${count(data.n_clusters)} clusters, ${count(data.edges)} edges`)),
-    h("div", { class: "columns" }, h("section", { class: "panel" }, h("div", { class: "bar" }, tabs, h("span", { class: "faint small grow right" }, "blue is rare, orange frequent · wheel zooms, drag moves, click opens a cluster or neighbours")), place), panel("Clusters", list)), cloud);
+    h("div", { class: "columns" }, h("section", { class: "panel" }, h("div", { class: "bar" }, tabs, h("span", { class: "faint small grow right" }, "blue is rare, orange frequent · wheel zooms, drag moves, click opens a cluster or neighbours")), place), panel("Clusters", list)), told(), cloud);
+
+  function told() {
+    if (!data.told) return "";
+    const line = (one) => h("div", { class: "line" }, h("button", { class: "quiet", onclick: () => choose(one.latents) }, `${one.size} latents`), h("b", { class: "grow" }, one.kind), h("span", { class: "dim small num" }, `Jaccard ${number(one.jaccard)}${one.two_nearest === null ? "" : ` · dimension ${number(one.two_nearest)}`}`));
+    return panel(`What clusters from a cosine of ${data.told.threshold} on are, by when they fire`, h("div", { style: { "max-height": "240px", "overflow-y": "auto" } }, data.told.clusters.map(line), data.told.clusters.length ? "" : h("div", { class: "notice" }, "none")));
+  }
 
   const rare = (n) => Math.min(1, Math.max(0, 1 + Math.log10(Math.max(density[n], 1e-9)) / 4)); // from 1e-4 to 1
   const shade = (n) => (cluster[n] >= 0 ? SHADES[cluster[n] % SHADES.length] : mixed(rare(n)));
