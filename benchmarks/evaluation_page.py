@@ -4,7 +4,7 @@
     python benchmarks/evaluation_page.py measure --out evaluation      # `saelab measure` on each; measured ones stay
     python benchmarks/evaluation_page.py table   --out evaluation      # Markdown of chosen scores, on standard output
 
-The controls have the shape of the SAE of the middle width and k: `untrained` is as it stood before its first step
+The controls have the shape of the widest SAE with the middle k: `untrained` is as it stood before its first step
 (scaled to the data, encoder and decoder transposed random directions), `random` has its trained encoder and decoder
 replaced by random directions of the same norms. Every SAE of a width sees the same rows in the same order.
 """
@@ -24,7 +24,11 @@ SHOWN = {
     "fvu": "FVU", "ce_recovered": "CE recovered", "probe_loss": "probe loss", "probe_loss_null": "permuted labels",
     "probe_accuracy": "probe accuracy", "sparse_probing_1": "top-1 accuracy", "sparse_probing_5": "top-5 accuracy",
     "absorption": "absorption", "tpp_10": "TPP 10", "scr_10": "SCR 10", "ssd": "SSD", "information_scope": "scope",
-    "n2g_precision": "N2G precision", "n2g_recall": "N2G recall", "ablation_sparsity": "ablation sparsity",
+    "n2g_precision": "N2G precision", "n2g_recall": "N2G recall", "ce_delta": "CE added", "tpp_50": "TPP 50",
+    "probe_loss_train": "on the training part", "absorption_full": "full absorption", "l0": "L0", "mdl": "MDL",
+    "n2g_recall_pooled": "recall, pooled", "n2g_precision_pooled": "precision, pooled",
+    "ablation_sparsity_channels": "of channels", "refined_shift": "shift", "fvu_read_topk_double": "read with 2 k",
+    "fvu_read_threshold_same": "read with a threshold", "ablation_sparsity": "ablation sparsity",
 }  # fmt: skip
 
 
@@ -33,8 +37,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=["train", "measure", "table"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=400_000, help="of the store")
-    parser.add_argument("--rows", type=int, default=800_000, help="to train on")
-    parser.add_argument("--widths", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--rows", type=int, default=400_000, help="to train on")
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--ks", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--metrics", nargs="+", default=["default"])
     parser.add_argument("--measure_tokens", type=int, default=16_384)
@@ -61,8 +65,8 @@ def train(options: argparse.Namespace) -> None:
 
 
 def controls(options: argparse.Namespace, store: Path) -> None:
-    """The SAE of the middle width and k, untrained and with random directions."""
-    middle = options.out / f"n{options.widths[len(options.widths) // 2]}" / f"k{options.ks[len(options.ks) // 2]}"
+    """The widest SAE with the middle k, untrained and with random directions."""
+    middle = options.out / f"n{options.widths[-1]}" / f"k{options.ks[len(options.ks) // 2]}"
     trained = load(middle)
     untrained = SAE.from_config(trained.config())
     untrained.initialise(StoreSource(store).sample(32_768).float())
