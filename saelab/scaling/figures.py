@@ -50,21 +50,29 @@ def write_panel(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _parts(result: Mapping[str, Any]) -> dict[str, "Figure"]:
-    cosines = _figure("Nearest cosine", "cosine", "share of latents", across={}, up={})
+    cosines = _figure("Nearest cosine", "cosine", "share of latents", across={"range": _range(result)}, up={})
     for number, (name, spread) in enumerate(result["nearest"].items()):
         _add(cosines, MIDDLES, _shares(spread), name, number)
     spectrum = _figure("Firing frequencies", "rank", "share of rows")
     _add(spectrum, result["frequencies"]["rank"], result["frequencies"]["density"], "latents", 0)
     growth = _figure("Features found, predicted", "times the width", "features")
-    for number, key in enumerate(("found", "found_low", "found_high")):
+    for key, dash in (("found", "solid"), ("found_low", "dot"), ("found_high", "dot")):
         lines = result["predicted"]
-        _add(growth, [line["times"] for line in lines], [line[key] for line in lines], key, number)
+        name = "features found" if key == "found" else "95 %"
+        values = [line[key] for line in lines]
+        _add(growth, [line["times"] for line in lines], values, name, 0, dash=dash, showlegend=key != "found_high")
     return {"cosines": cosines, "frequencies": spectrum, "growth": growth}
 
 
 def _shares(spread: Mapping[str, Any]) -> list[float]:
     counts = np.array(spread["histogram"], float)
     return (counts / counts.sum()).tolist()
+
+
+def _range(result: Mapping[str, Any]) -> list[float]:
+    """Between which cosines there are any."""
+    some = [number for spread in result["nearest"].values() for number, c in enumerate(spread["histogram"]) if c]
+    return [MIDDLES[min(some)] - 0.1, MIDDLES[max(some)] + 0.1]
 
 
 def _figure(title: str, x: str, y: str, **axes: Any) -> "Figure":
@@ -108,14 +116,16 @@ def law_figure(fit: Fit, title: str) -> "Figure":
 
 
 def curves_figure(cells: Sequence[Cell], against: str = "compute") -> "Figure":
-    """Loss curves of cells against `rows` or `compute`, smoothed a little."""
+    """Loss curves of cells against `rows` or `compute`, smoothed a little; a colour for each width."""
     figure = _figure(f"Loss curves against {against}", against, "FVU")
-    widths = sorted({cell.n for cell in cells})
-    for cell in cells:
+    widths, shown = sorted({cell.n for cell in cells}), set[int]()
+    for cell in sorted(cells, key=lambda cell: cell.n):
         loss = np.array(cell.curve["loss"])
         width = max(1, len(loss) // 60)
         smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
-        _add(figure, cell.curve[against][width - 1 :], smooth.tolist(), cell.name, widths.index(cell.n))
+        x, first = cell.curve[against][width - 1 :], cell.n not in shown
+        shown.add(cell.n)
+        _add(figure, x, smooth.tolist(), f"n={cell.n}", widths.index(cell.n), hovertext=cell.name, showlegend=first)
     return figure
 
 
@@ -200,12 +210,13 @@ def diagnosis_figure(result: Mapping[str, Any]) -> "Figure":
         figure.add_scatter(x=MIDDLES, y=_shares(spread), name=name, line=line, row=1, col=1)
     spectrum = result["frequencies"]
     figure.add_scatter(x=spectrum["rank"], y=spectrum["density"], name="latents", row=1, col=2)
+    figure.update_xaxes(title_text="cosine", range=_range(result), row=1, col=1)
     figure.update_xaxes(type="log", title_text="rank", row=1, col=2)
     figure.update_yaxes(type="log", title_text="share of rows", row=1, col=2)
     times = [line["times"] for line in result["predicted"]]
     for key, dash in (("found", "solid"), ("found_low", "dot"), ("found_high", "dot")):
-        values = [line[key] for line in result["predicted"]]
-        figure.add_scatter(x=times, y=values, name=key.replace("_", " "), line={"dash": dash}, row=1, col=3)
+        values, line = [one[key] for one in result["predicted"]], {"dash": dash, "color": COLOURS[0]}
+        figure.add_scatter(x=times, y=values, name=key.replace("_", " "), line=line, row=1, col=3)
     figure.update_xaxes(type="log", title_text="times the width", row=1, col=3)
     figure.update_yaxes(type="log", row=1, col=3)
     share = f"{result['share_in_clusters']:.1%} of the latents in {len(result['clusters'])} tiling clusters"
