@@ -18,8 +18,8 @@ would tell is worked out the same way: how many of the worlds that stand against
 wider SAE, would show. (Model after Michaud et al. 2025, arXiv 2509.02565, as we read it; steps 3 to 5, the prior and
 all thresholds are our choice.)
 
-What it does not allow for: latents that are not shared out as theory says, and that latent frequencies are not feature
-frequencies but for tiling: absorption and splitting bend the spectrum.
+What it does not allow for: latents that are not shared out as theory says. That absorption and splitting bend the
+spectrum is allowed for by a standard error of alpha and no more.
 
 The file: {"format": 1, "kind": "diagnosis", "rows", "n_latents", "alive", "alpha": estimate, "frequencies": {"rank",
 "density", "from", "to"}, "nearest": {name: {"mean", "p50", "p90", "p99", "crowded", "histogram": [40 counts from -1 to

@@ -45,6 +45,10 @@ FARTHEST = -12.0
 """Logarithm of the best weight below which no hypothesis looks like what was seen."""
 FLATTER = 0.85
 """The estimate of a dimension m is about m to this power: seen on planted worlds, where tiles are few."""
+BENT = 0.25
+"""Standard error of alpha for what bends spectra besides tiling: trained SAEs of worlds without any were off by 0.2."""
+SUREST = 0.97
+"""No probability above this is given: there are too few planted worlds to confirm more."""
 LATER = (1.0, 2.0, 10.0)
 """Widths at which D is worked out, as multiples of what there is."""
 
@@ -271,7 +275,7 @@ class Weighed:
 
     def share(self, those: Array) -> float:
         """The weight of some [H], drawn towards a third (there are three answers) as hypotheses are not many."""
-        return (self.effective * float(self.weight[those].sum()) + 1) / (self.effective + 3)
+        return min(SUREST, (self.effective * float(self.weight[those].sum()) + 1) / (self.effective + 3))
 
     def later(self) -> tuple[Array, Array]:
         """D and the share of latents on manifolds with several, at LATER; [H, 3] each."""
@@ -316,7 +320,7 @@ def _agreement(seen: View, own: View, width: float) -> float:
     if seen.dimension is not None and own.dimension is not None:
         total += (math.log(seen.dimension / own.dimension**FLATTER) / 0.3) ** 2
     if seen.alpha is not None and own.alpha is not None:
-        total += (seen.alpha - own.alpha) ** 2 / (seen.error**2 + (2 * width) ** 2)
+        total += (seen.alpha - own.alpha) ** 2 / (seen.error**2 + (2 * width) ** 2 + BENT**2)
     elif (seen.alpha is None) != (own.alpha is None):
         total += 4.0
     return -total / 2
