@@ -50,9 +50,11 @@ def write_panel(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _parts(result: Mapping[str, Any]) -> dict[str, "Figure"]:
-    cosines = _figure("Nearest cosine", "cosine", "share of latents", across={"range": _range(result)}, up={})
+    ends = _range(result)
+    cosines = _figure("Nearest cosine", "cosine", "share of latents", across={"range": ends}, up={})
     for number, (name, spread) in enumerate(result["nearest"].items()):
-        _add(cosines, MIDDLES, _shares(spread), name, number)
+        shown = [(x, y) for x, y in zip(MIDDLES, _shares(spread), strict=True) if ends[0] <= x <= ends[1]]
+        _add(cosines, [x for x, _ in shown], [y for _, y in shown], name, number)
     spectrum = _figure("Firing frequencies", "rank", "share of rows")
     _add(spectrum, result["frequencies"]["rank"], result["frequencies"]["density"], "latents", 0)
     growth = _figure("Features found, predicted", "times the width", "features")
