@@ -1,6 +1,7 @@
 """Figures of what was found, drawn with plotly: pages that open from the disk, offline."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def scatter_figure(
 ) -> go.Figure:
     """Change of the error against the largest cosine, a dot for each latent of the large SAE.
 
+    Changes span orders of magnitude on both sides of zero: they are drawn as asinh(change / a typical one).
+
     Args:
         cosine: of each, `cosine` of `large.parquet`.
         delta: its `delta_mse`.
@@ -44,17 +47,30 @@ def scatter_figure(
         threshold: of the cosine rule.
     """
     figure = go.Figure()
-    for name in CLASSES[:3]:
+    changes = [float(value) for value in delta]
+    sizes = sorted(abs(value) for value in changes if value)
+    unit = sizes[len(sizes) // 4] if sizes else 1.0
+    for name in CLASSES[2::-1]:  # the rarest on top
         own = [number for number, word in enumerate(kind) if word == name]
         own = own[:: max(1, len(own) // MOST_POINTS)]
         figure.add_scattergl(
-            x=[float(cosine[i]) for i in own], y=[float(delta[i]) for i in own], mode="markers", name=name,
-            marker={"size": 4, "color": COLOURS[name], "opacity": 0.6}, customdata=own,
-            hovertemplate="latent %{customdata}: cosine %{x:.3f}, %{y:.3g}",
+            x=[float(cosine[i]) for i in own], y=[math.asinh(changes[i] / unit) for i in own], mode="markers",
+            name=name, marker={"size": 5, "color": COLOURS[name], "opacity": 0.6},
+            customdata=[[i, changes[i]] for i in own],
+            hovertemplate="latent %{customdata[0]}: cosine %{x:.3f}, %{customdata[1]:.3g}",
         )  # fmt: skip
+    ticks = _signed_powers(min(changes, default=0.0), max(changes, default=0.0), unit)
+    figure.update_yaxes(tickvals=[math.asinh(tick / unit) for tick in ticks], ticktext=[f"{tick:g}" for tick in ticks])
     figure.add_vline(x=threshold, line_dash="dot", line_color="#555555")
     figure.add_hline(y=0, line_color="#555555", line_width=1)
     return styled(figure, title, "largest cosine with the small SAE", "change of the mean squared error")
+
+
+def _signed_powers(low: float, high: float, unit: float) -> list[float]:
+    """Powers of ten from about `unit` on, of either sign and zero, that reach from `low` to `high`."""
+    first = math.ceil(math.log10(unit))
+    sides = [range(first, math.floor(math.log10(end)) + 1) if end > 0 else range(0) for end in (-low, high)]
+    return [*(-(10.0**power) for power in reversed(sides[0])), 0.0, *(10.0**power for power in sides[1])]
 
 
 def path_figure(
@@ -70,7 +86,7 @@ def path_figure(
     """
     figure = go.Figure()
     keys = [(int(pair), phase) for pair, phase in zip(path["pair"], path["phase"], strict=True)]
-    for number, phase in sorted(set(keys)):
+    for number, phase in sorted(set(keys), key=lambda key: (key[0], ["small", *PHASE_COLOURS].index(key[1]))):
         if phase == "small":
             continue
         own = [i for i, key in enumerate(keys) if key == (number, phase)]
@@ -83,7 +99,11 @@ def path_figure(
         x=[sae[against] for sae in saes], y=[sae["fvu"] for sae in saes], mode="markers", name="trained",
         marker={"size": 9, "color": "#000000", "symbol": "diamond"},
     )  # fmt: skip
-    figure.update_xaxes(type="log" if against == "n_latents" else "linear")
+    if against == "n_latents":
+        sizes = [int(sae["n_latents"]) for sae in saes]
+        most = max([*sizes, *map(int, path["n_latents"])])
+        ends = [math.log10(sizes[0] * 0.85), math.log10(most * 1.15)]
+        figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{size:,}" for size in sizes], range=ends)
     return styled(figure, title, {"n_latents": "latents", "l0": "L0"}[against], "FVU")
 
 
