@@ -99,6 +99,20 @@ def test_the_power_is_that_of_the_diagnosis(n, m, density, together, rows, seen)
     assert (said < 0.2) != seen
 
 
+def test_clusters_of_fewer_tiles_than_the_least_are_none():
+    loose = Sight(10**6, 0.1, 6, (0.02, 0.5), 10)
+    found = joined_share(np.array([5.0, 6.0]), 1, np.array([0.2, 0.2]), 2, loose)
+    assert found[0] == 0
+    assert found[1] > 0.9
+
+
+def test_tiles_that_are_joined_leave_the_spectrum():
+    circle = world(0.5, 1, share=0.1, count=1, boost=3000.0, start=0.0, common=1.0)
+    seen = view(circle, 600, 12.0, SIGHT)
+    assert seen.largest == seen.seen > 0.25
+    assert seen.alpha == pytest.approx(0.5, abs=0.1)
+
+
 def test_without_manifolds_the_exponent_is_seen_as_it_is():
     seen = view(NONE, 600, 12.0, SIGHT)
     assert (seen.seen, seen.largest, seen.near, seen.dimension) == (0, 0, 0, None)

@@ -101,6 +101,7 @@ def test_intervals_of_a_straight_line_are_those_of_regression():
     features = np.stack([np.ones(12), np.log(n)], 1)
     residuals = np.log(y) - features @ found.theta
     error = math.sqrt((residuals**2).sum() / 10 * np.linalg.inv(features.T @ features)[1, 1])
+    assert found.draws[:, 1].std() == pytest.approx(t.ppf(0.975, 10) / 1.96 * error, rel=0.05)
     reach = found.estimates["c"].high - found.estimates["c"].value
     assert reach == pytest.approx(t.ppf(0.975, 10) * error, rel=0.1)
 
