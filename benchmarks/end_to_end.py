@@ -5,23 +5,29 @@ features they find and how many latents each gets, and compares with the allocat
 one such manifold (`benchmarks/manifold_curves.py` writes it to CURVES). Two worlds: circles with alpha = 0.5, and
 spheres S^5 with alpha = 1.5. DIR/end_to_end.json holds one line for each SAE; those there are not trained again.
 
-The objective is the one of the curves: ||x - x_hat||^2 + l1 sum_j f_j, whose L1 the toolkit divides by a row's norm;
-rows of one active manifold have norm 1, rows of more have a longer one and a weaker penalty. The full grid would be
---widths 64 256 1024 4096 16384 --d_in 1024 --features 400 --rows 50000000 --seeds 3.
+Each SAE is trained twice: from random directions, and from the allocator's answer (tiles of each feature, spread over
+its subspace). The losses of the two, beside the allocator's, tell a wrong prediction from training that did not get
+there. The objective is the one of the curves, ||x - x_hat||^2 + l1 sum_j f_j, over rows of which most hold one feature
+or none. (The toolkit's own L1 divides by a row's norm, which an empty row does not have.) The full grid would be
+--widths 64 256 1024 4096 16384 --d_in 1024 --features 400 --l0 1 --rows 50000000 --seeds 3.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from saelab.core.files import read_json, write_json
 from saelab.data.synthetic import ManifoldWorld
 from saelab.metrics.truth import compare
 from saelab.sae import SAE
 from saelab.sae.activations.relu import ReLU
-from saelab.scaling.allocate import Allocator
+from saelab.sae.base import Forward
+from saelab.scaling.allocate import Allocation, Allocator
 from saelab.scaling.manifolds import as_curve
 from saelab.train.trainer import Trainer
 
@@ -35,15 +41,54 @@ def world_of(name: str, options: argparse.Namespace) -> ManifoldWorld:
     return ManifoldWorld(options.d_in, n, options.l0, alpha=alpha, shapes=[shape], radial=0.0, seed=1)
 
 
-def measured(world: ManifoldWorld, n: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One SAE: features found, latents of each feature, purity."""
-    sae = SAE(world.d_in, n, ReLU(options.l1), seed=seed)
+class PlainL1(ReLU):
+    """A penalty of l1 sum_j f_j ||d_j|| on scaled rows, whatever their norm."""
+
+    def penalties(self, step: Forward) -> dict[str, Tensor]:
+        norms = step.sae.dictionary.norms()[step.codes.indices]
+        return {"sparsity": self.l1 * (step.codes.values.abs() * norms).sum(1).mean()}
+
+
+def planted(world: ManifoldWorld, allocation: Allocation, n: int) -> Tensor:
+    """Directions [n, D]: tiles of each feature in its subspace, as many as it was allocated; the others at random."""
+    generator, parts = torch.Generator().manual_seed(0), []
+    for feature, count in zip(allocation.feature.tolist(), allocation.count.tolist(), strict=True):
+        basis = world.bases(torch.tensor([feature]))[0]
+        tiles = F.normalize(torch.randn(count, len(basis), generator=generator), dim=1)
+        points = F.normalize(torch.randn(100 * count, len(basis), generator=generator), dim=1)
+        for _ in range(20):  # spread them
+            own = (points @ tiles.T).argmax(1)
+            tiles = F.normalize(torch.zeros_like(tiles).index_add_(0, own, points) + 1e-6 * tiles, dim=1)
+        parts.append(tiles @ basis)
+    parts.append(F.normalize(torch.randn(n - sum(map(len, parts)), world.d_in, generator=generator), dim=1))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def loss(sae: SAE, world: ManifoldWorld, l1: float) -> float:
+    """Mean of ||x - x_hat||^2 + l1 sum_j f_j ||d_j||, in the world's own units."""
+    x, norms = world.window(world.HELD_OUT), sae.dictionary.norms()
+    codes = sae.encode(x)
+    size = (codes.values * norms[codes.indices]).sum(1).mean() * sae.scale.scale.mean()
+    return float((x - sae.decode(codes)).square().sum(1).mean() + l1 * size)
+
+
+def measured(
+    world: ManifoldWorld, allocation: Allocation, seed: int, start: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One SAE: features found, latents of each feature, purity, loss."""
+    n, unit = allocation.latents, (options.l0 / world.d_in) ** 0.5  # scaled rows have mean square 1 an entry
+    sae = SAE(world.d_in, n, PlainL1(options.l1 / options.l0 * unit), seed=seed)
+    if start == "planted":
+        directions = planted(world, allocation, n)
+        sae.dictionary.W_enc.data.copy_(directions)
+        sae.dictionary.W_dec.data.copy_(directions)
     Trainer(sae, lr=options.lr, batch=512, decay=0.4).fit(world, options.rows, show=False)
     found = compare(sae, world, rows=HELD_OUT)
     per_feature = found.features["own_latents_per_feature"]
-    line = {"n": n, "seed": seed, "found": int((per_feature > 0).sum()), "latents_per_feature": per_feature.tolist()}
-    line |= {key: found.scores[key].value for key in ("purity", "fvu", "l0", "dead", "discovered")}
-    return line
+    line = {"n": n, "seed": seed, "start": start, "found": int((per_feature > 0).sum())}
+    line |= {"latents_per_feature": per_feature.tolist(), "loss": loss(sae, world, options.l1)}
+    return line | {key: found.scores[key].value for key in ("purity", "fvu", "l0", "dead", "discovered")}
 
 
 def main() -> None:
@@ -51,34 +96,35 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--curves", type=Path, required=True)
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256])
-    parser.add_argument("--d_in", type=int, default=128)
-    parser.add_argument("--features", type=int, default=60)
-    parser.add_argument("--l0", type=float, default=1.0)
+    parser.add_argument("--widths", type=int, nargs="+", default=[12, 24, 48, 96, 192])
+    parser.add_argument("--d_in", type=int, default=48)
+    parser.add_argument("--features", type=int, default=24)
+    parser.add_argument("--l0", type=float, default=0.3)
     parser.add_argument("--l1", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, default=4_000_000)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = options.out / "end_to_end.json"
     result: dict[str, Any] = read_json(path) if path.exists() else {"format": 1, "kind": "end-to-end", "lines": []}
-    done = {(line["world"], line["n"], line["seed"]) for line in result["lines"]}
+    done = {(line["world"], line["n"], line["seed"], line["start"]) for line in result["lines"]}
     for name in options.worlds:
         world, shape = world_of(name, options), WORLDS[name][0]
         curve = as_curve(read_json(options.curves / f"{shape}-relu-r0.json"))
         allocator = Allocator(world.probability.numpy(), curve)
-        for n in options.widths:
-            for seed in range(options.seeds):
-                if (name, n, seed) in done:
-                    continue
-                expected = allocator.allocate(n)
-                line = {"world": name} | measured(world, n, seed, options)
-                line |= {"predicted": expected.found, "predicted_latents": expected.of(world.n_features).tolist()}
-                result["lines"].append(line)
-                write_json(path, result)
-                first = (line["latents_per_feature"][0], line["predicted_latents"][0])
-                print(name, n, "found", line["found"], "predicted", line["predicted"], "n_1", *first, flush=True)
+        for n, seed, start in product(options.widths, range(options.seeds), ("random", "planted")):
+            if (name, n, seed, start) in done:
+                continue
+            expected = allocator.allocate(n)
+            line = {"world": name} | measured(world, expected, seed, start, options)
+            line |= {"predicted": expected.found, "predicted_latents": expected.of(world.n_features).tolist()}
+            line |= {"predicted_loss": expected.loss}
+            result["lines"].append(line)
+            write_json(path, result)
+            counts = (line["latents_per_feature"][:6], line["predicted_latents"][:6])
+            words = f"loss {line['loss']:.4f}, predicted {line['predicted_loss']:.4f}, purity {line['purity']:.2f}"
+            print(name, n, start, "found", line["found"], "predicted", line["predicted"], words, *counts, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Each curve is a file DIR/NAME.json (see `saelab.scaling.manifolds`); those that 
 
     radial     circle, ReLU + L1, radii uniform in 1 - s to 1 + s: where tiling ends
     spheres    hollow spheres, ReLU + L1 and TopK with k = 1: beta against 2 / m
-    kinds      hollow circle, JumpReLU and BatchTopK
+    kinds      JumpReLU and BatchTopK: hollow S^1 to S^3, and the circle with radii that vary
 
 The defaults are what docs/scaling.md reports; the full grid would be --spheres 1 2 3 4 5 6 7 --seeds 5 --steps 20000
 --sizes 1 2 3 4 6 8 12 16 24 32 64 --activations relu topk jumprelu batchtopk.
@@ -34,14 +34,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    names = {1: "circle", 2: "sphere", 3: "sphere3"}
     jobs: list[tuple[str, str, float]] = []
     if "radial" in options.parts:
         jobs += [("circle", "relu", radial) for radial in options.radial]
     if "spheres" in options.parts:
-        names = {1: "circle", 2: "sphere"}
         jobs += [(names.get(m, f"sphere{m}"), kind, 0.0) for kind in options.activations for m in options.spheres]
     if "kinds" in options.parts:
-        jobs += [("circle", kind, 0.0) for kind in ("jumprelu", "batchtopk")]
+        jobs += [(names[m], kind, 0.0) for kind in ("jumprelu", "batchtopk") for m in (1, 2, 3)]
+        jobs += [("circle", kind, radial) for kind in ("jumprelu", "batchtopk") for radial in (0.25, 0.5)]
     for shape, kind, radial in dict.fromkeys(jobs):
         path = options.out / f"{shape}-{kind}-r{radial:g}.json"
         if path.exists():
