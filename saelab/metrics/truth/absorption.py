@@ -87,7 +87,12 @@ class Absorption:
 
 
 def absorbed(
-    codes: Tensor, cosine: Tensor, is_main: Tensor, intensity: Tensor, signed: bool = False
+    codes: Tensor,
+    cosine: Tensor,
+    is_main: Tensor,
+    intensity: Tensor,
+    signed: bool = False,
+    least: float = ABSORBING_COSINE,
 ) -> tuple[Tensor, Tensor]:
     """Absorption in P pairs of a row and a parent that is active in it.
 
@@ -97,6 +102,7 @@ def absorbed(
         is_main: whether they are main latents of the parent; [P, K].
         intensity: of the parent, positive; [P].
         signed: whether a direction and its opposite are the same.
+        least: cosine from which other latents count for the fraction.
 
     Returns:
         The fraction absorbed [P], and whether absorption is full [P] bool.
@@ -104,7 +110,7 @@ def absorbed(
     along = codes * cosine
     size = cosine.abs() if signed else cosine
     main = along.where(is_main, 0).sum(1)
-    others = along.where(~is_main & (size >= ABSORBING_COSINE), 0).clamp_min(0)
+    others = along.where(~is_main & (size >= least), 0).clamp_min(0)
     others = others.topk(min(ABSORBING_LATENTS, others.shape[1]), dim=1).values.sum(1)
     taken = torch.minimum(others, intensity - main)
     fraction = (taken / (taken + main)).where(main > 0, 1.0)

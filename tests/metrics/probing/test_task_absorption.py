@@ -46,6 +46,18 @@ def test_half_of_the_words_absorbed_is_half():
     assert scores["absorption"].low < scores["absorption"].value < scores["absorption"].high
 
 
+def test_an_sae_of_random_directions_absorbs_less_the_larger_the_cosine_that_counts():
+    """In 64 dimensions many random directions have a cosine of .1 with the task's, few have one of .4."""
+    x, label, _ = words()
+    generator = torch.Generator().manual_seed(1)
+    random = sae_of(torch.nn.functional.normalize(torch.randn(400, D, generator=generator), dim=1), bias=-0.1)
+    rows = made({"letter: s": label}, x)
+    found = [told(TaskAbsorption(least_cosine=one), rows, random)["absorption"].value for one in (0.1, 0.4)]
+    assert found[0] > 0.3 > 0.1 > found[1]
+    with pytest.raises(ValueError, match="least_cosine must be between 0 and 1, got 1.5"):
+        told(TaskAbsorption(least_cosine=1.5), rows, random)
+
+
 def test_tasks_without_a_good_probe_or_of_another_family_do_not_count():
     x, label, _ = words()
     sae = sae_of(torch.cat([PARENT[None], CHILDREN]), bias=-0.1)
