@@ -40,6 +40,9 @@ class Axis:
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.is_log else float(value)
 
+    def _shows(self, value: float) -> bool:
+        return self.low <= self._scaled(value) <= self.high
+
     def at(self, value: float | None) -> float | None:
         """The pixel of a value, None where it has none."""
         if value is None or not self._fits(value):
@@ -53,7 +56,9 @@ class Axis:
             pairs = zip(self.layout["tickvals"], self.layout["ticktext"], strict=True)
         elif self.is_log and self.high - self.low >= 1:
             powers = range(math.ceil(self.low), math.floor(self.high) + 1)
-            pairs = ((10.0**power, f"{10.0**power:g}") for power in powers)  # type: ignore[assignment]
+            few = (1, 2, 5) if self.high - self.low < 2 else (1,)
+            values = (factor * 10.0**power for power in range(powers.start - 1, powers.stop) for factor in few)
+            pairs = ((value, f"{value:g}") for value in values if self._shows(value))  # type: ignore[assignment]
         else:
             pairs = ((value, f"{value:.4g}") for value in self._round_values())  # type: ignore[assignment]
         return [(place, text) for value, text in pairs if (place := self.at(value)) is not None]
@@ -78,7 +83,7 @@ def svg(figure: Mapping[str, Any]) -> str:
     }
     parts = [_frame(layout, x, sides, has_right="yaxis2" in layout)]
     parts += [_trace(one, x, sides[one.get("yaxis") or "y"]) for one in traces]
-    parts.append(_legend(traces))
+    parts.append(_legend(traces, RIGHT + (78 if "yaxis2" in layout else 20)))
     box = f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>'
     return "\n".join([head, f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>', *parts, "</svg>\n"])
@@ -160,7 +165,7 @@ def _bars(trace: Mapping[str, Any], key: str, ends: Callable[[float, float, floa
     return found
 
 
-def _legend(traces: Sequence[Mapping[str, Any]]) -> str:
+def _legend(traces: Sequence[Mapping[str, Any]], left: float) -> str:
     named: dict[str, str] = {}
     for one in traces:
         if one.get("name") and one.get("showlegend") is not False:
@@ -169,6 +174,6 @@ def _legend(traces: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for number, (name, colour) in enumerate(list(named.items())[:MANY]):
         place = TOP + 10 * number * (1 if len(named) > 25 else 1.5)
-        parts.append(f'<rect x="{RIGHT + 78}" y="{place - 6:.1f}" width="10" height="6" fill="{colour}"/>')
-        parts.append(_text(RIGHT + 92, place, name[:22], "start", 'font-size="8"'))
+        parts.append(f'<rect x="{left}" y="{place - 6:.1f}" width="10" height="6" fill="{colour}"/>')
+        parts.append(_text(left + 14, place, name[:22], "start", f'font-size="{8 if len(named) > 12 else 11}"'))
     return "\n".join(parts)
