@@ -219,17 +219,22 @@ def manifolds(sae: SAE, rows: Rows, settings: ManifoldSettings | None = None) ->
     directions = data_directions(sae)
     i, j, cosine = (part.cpu() for part in neighbour_graph(directions[living], settings.threshold, settings.neighbours))
     left, right = living[i], living[j]
-    seen = Coactivation(sae.n_latents)
-    for x in rows.x.split(BLOCK_ROWS):
-        codes = encoded(sae, x)
-        seen.update(Codes(codes.values.cpu(), codes.indices.cpu(), codes.n_latents))
-    pairs = _told(seen, left, right, cosine, settings.min_firings)
     clusters = [living[part] for part in members(components(len(living), i, j))]
+    seen, shown = Coactivation(sae.n_latents), clusters[: settings.clusters]
+    own: list[list[tuple[Tensor, Tensor]]] = [[] for _ in shown]
+    for start, x in zip(range(0, len(rows), BLOCK_ROWS), rows.x.split(BLOCK_ROWS), strict=True):
+        codes = encoded(sae, x)
+        codes = Codes(codes.values.cpu(), codes.indices.cpu(), codes.n_latents)
+        seen.update(codes)
+        for latents, parts in zip(shown, own, strict=True):
+            number, value = _of_cluster(codes, latents)
+            parts.append((number + start, value))
+    pairs = _told(seen, left, right, cosine, settings.min_firings)
     of = torch.full((sae.n_latents,), -1)
     for number, latents in enumerate(clusters):
         of[latents] = number
     kinds = [_kind(pairs.kind[of[left] == number]) for number in range(len(clusters))]
-    clouds = [_cloud(sae, rows, latents, settings) for latents in clusters[: settings.clusters]]
+    clouds = [_cloud(sae, latents, parts, settings) for latents, parts in zip(shown, own, strict=True)]
     return Manifolds(clusters, kinds, pairs, clouds, sae.n_latents, len(living), len(rows), settings)
 
 
@@ -256,21 +261,22 @@ def _kind(pairs: Tensor) -> str:
     return "mixed"
 
 
-def _cloud(sae: SAE, rows: Rows, latents: Tensor, settings: ManifoldSettings) -> Cloud:
-    """A cluster's own part of the reconstruction in the data's units."""
-    long = (sae.dictionary.directions().detach() * sae.target_scale.size).cpu()[latents]
-    place_of = torch.full((sae.n_latents,), -1)
+def _of_cluster(codes: Codes, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in which any of a cluster's latents is active [n], and their codes [n, latents]."""
+    place_of = torch.full((codes.n_latents,), -1)
     place_of[latents] = torch.arange(len(latents))
-    numbers, values = [], []
-    for start, x in zip(range(0, len(rows), BLOCK_ROWS), rows.x.split(BLOCK_ROWS), strict=True):
-        codes = encoded(sae, x)
-        place = place_of[codes.indices.cpu()].where(codes.active.cpu(), -1)
-        own = torch.zeros(len(x), len(latents) + 1, dtype=codes.values.dtype)
-        own.scatter_add_(1, place.where(place >= 0, len(latents)), codes.values.cpu())
-        some = (place >= 0).any(1).nonzero().squeeze(1)
-        numbers.append(some + start)
-        values.append(own[some, :-1])
-    number, value = torch.cat(numbers), torch.cat(values)
+    place = place_of[codes.indices].where(codes.active, -1)
+    some = (place >= 0).any(1).nonzero().squeeze(1)
+    place = place[some]
+    own = torch.zeros(len(some), len(latents) + 1, dtype=codes.values.dtype)
+    own.scatter_add_(1, place.where(place >= 0, len(latents)), codes.values[some])
+    return some, own[:, :-1]
+
+
+def _cloud(sae: SAE, latents: Tensor, parts: list[tuple[Tensor, Tensor]], settings: ManifoldSettings) -> Cloud:
+    """A cluster's own part of the reconstruction in the data's units, from what `_of_cluster` gave block by block."""
+    long = (sae.dictionary.directions().detach() * sae.target_scale.size).cpu()[latents]
+    number, value = (torch.cat(part) for part in zip(*parts, strict=True))
     chosen = torch.randperm(len(number), generator=generator_for(settings.seed, 11))[: settings.points].sort().values
     points = (value[chosen] @ long).double()
     strength = value[chosen] * long.norm(dim=1)
