@@ -80,7 +80,14 @@ def thresholds(out: Path) -> go.Figure:
 def meta(out: Path) -> go.Figure:
     found = read_meta(out / "meta")
     bars = {"meta-SAE": found["explained"]["held_out"]}
-    bars |= {name.replace("_", " "): control["explained"] for name, control in found["controls"].items()}
+    said = {
+        "random": "random",
+        "shuffled": "shuffled",
+        "pca": "PCA",
+        "kmeans": "k-means",
+        "residual_kmeans": "residual k-means",
+    }
+    bars |= {said[name]: control["explained"] for name, control in found["controls"].items()}
     figure = go.Figure(go.Bar(x=list(bars), y=list(bars.values()), marker_color="#0072B2"))
     return styled(figure, f"Directions of {found['sae']} latents, held out", "", "share of the variance explained")
 
@@ -88,4 +95,5 @@ def meta(out: Path) -> go.Figure:
 def stability(out: Path) -> go.Figure:
     found = read_json(out / "match" / "all.json")["matches"]
     lines = {name: (one["curve"]["cosine"], one["curve"]["share"]) for name, one in found.items() if "by" not in name}
+    lines = {name.replace("seed1", "1024, other seed"): line for name, line in lines.items()}
     return curves_figure(lines, "Latents with a partner", "cosine of the partner at least", "share of latents")

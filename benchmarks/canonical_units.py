@@ -5,8 +5,10 @@ a ladder of SAEs trained on one stream of activations, stitched, matched and loo
 into a folder, one step after another; what is there is not made again:
 
     harvest   acts/              activations of the bundled model
-    ladder    ladder/WIDTH/      SAEs of several widths on the same stream, and two more seeds of one width
+    ladder    ladder/, jump/     SAEs of several widths on the same stream, and another seed of one width; TopK and, at
+                                 three widths on fewer rows, JumpReLU
     stitch    stitch/            insertion test, cosine rule, the way from the narrowest to the widest; other orders
+    jump      jump-stitch/       the same of the JumpReLU family
     meta      meta/              meta-SAEs of the widest with controls at equal bits, and of other k, sizes and widths
     match     match/             seeds and neighbouring widths matched
     manifolds manifolds/         clusters of the widest SAE's directions
@@ -26,6 +28,7 @@ import torch
 from canonical_figures import draw
 
 from saelab import load
+from saelab.analysis.assembled import independent
 from saelab.analysis.assignment import assign
 from saelab.analysis.loss_along import loss_along
 from saelab.analysis.manifolds import ManifoldSettings, manifolds
@@ -44,40 +47,49 @@ from saelab.models.harvest import harvest
 from saelab.models.subject import Subject
 from saelab.sae import SAE
 from saelab.sae.activations.batch_topk import BatchTopK
+from saelab.sae.activations.jump_relu import JumpReLU
+from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
 from saelab.train.trainer import Trainer
 
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000)
-TOKENS, HELD_OUT = 800_000, 40_000
+TOKENS, HELD_OUT = 2_000_000, 40_000
 LADDER = {256: 1, 512: 0, 1024: 1, 2048: 0, 4096: 1, 8192: 0}
 """Seed of each width. Neighbours differ, because SAEs of one seed begin with the same directions."""
-SEEDS, SEED_WIDTH = (0, 1, 2), 1024
-K = 32
+SEEDS, SEED_WIDTH = (0, 1), 1024
+JUMPS = {256: 1, 512: 0, 1024: 1}
+"""The same of the JumpReLU family, which sees a quarter of the rows."""
+K, BATCH = 32, 2048
 WORLD_WIDTHS = [32, 64, 128, 256, 512]
 
 
-def ladder_sae(width: int, seed: int, rows: int) -> SAE:
-    """One rung: only width and seed differ."""
-    return SAE(256, width, BatchTopK(k=K, momentum=0.99), [AuxK(dead_after=rows // 8)], seed=seed)
+def ladder_sae(width: int, seed: int, rows: int, family: str = "ladder") -> SAE:
+    """One rung: only width and seed differ within a family."""
+    if family == "jump":
+        # Rows have a mean square of 1: thresholds end up near 1, and are too slow to come there from the default.
+        return SAE(256, width, JumpReLU("target_l0", weight=0.1, target=K, threshold=1.0, bandwidth=1.0), seed=seed)
+    return SAE(256, width, TopK(k=K), [AuxK(dead_after=rows // 8)], seed=seed)
 
 
-def rung(out: Path, width: int, seed: int | None = None) -> Path:
-    """The folder of one SAE of the ladder, of its own seed or of another."""
-    seed = LADDER[width] if seed is None else seed
-    return out / "ladder" / (f"{width}" if not seed else f"{width}-seed{seed}")
+def rung(out: Path, width: int, seed: int | None = None, family: str = "ladder") -> Path:
+    """The folder of one SAE of a family, of its own seed or of another."""
+    seed = (JUMPS if family == "jump" else LADDER)[width] if seed is None else seed
+    return out / family / (f"{width}" if not seed else f"{width}-seed{seed}")
 
 
 def train_ladder(out: Path, rows: int) -> None:
-    """Train every width on the same rows in the same order; then more seeds of one width."""
-    for width, seed in [*LADDER.items(), *((SEED_WIDTH, seed) for seed in SEEDS)]:
-        folder = rung(out, width, seed)
+    """Train every width on the same rows in the same order; then another seed of one width; then the other family."""
+    wanted = [("ladder", width, seed) for width, seed in [*LADDER.items(), *((SEED_WIDTH, seed) for seed in SEEDS)]]
+    for family, width, seed in [*wanted, *(("jump", width, seed) for width, seed in JUMPS.items())]:
+        folder = rung(out, width, seed, family)
         if (folder / "sae" / "config.json").exists():
             continue
         source = StoreSource(out / "acts")
         run = Run.create(folder, {"width": width, "seed": seed})
         write_json(run.source_file, source.store.manifest.origin)
-        rate = 4e-3 * min(1, (1024 / width) ** 0.5)
-        Trainer(ladder_sae(width, seed, rows), lr=rate, batch=1024, decay=0.5).fit(source, rows, run, save_every=10**9)
+        rate = 4e-3 * min(1, (4096 / width) ** 0.5)
+        trainer = Trainer(ladder_sae(width, seed, rows, family), lr=rate, batch=BATCH, decay=0.5)
+        trainer.fit(source, rows // 4 if family == "jump" else rows, run, save_every=10**9)
 
 
 def held_out(out: Path) -> Rows:
@@ -113,11 +125,17 @@ def stitch_ladder(out: Path) -> None:
     write_json(out / "stitch" / "orders.json", orders)
 
 
+def stitch_jumps(out: Path) -> None:
+    """The other family's ladder."""
+    saes = {str(width): load(rung(out, width, family="jump")) for width in JUMPS}
+    stitch(saes, held_out(out), StitchSettings(points=13)).write(out / "jump-stitch")
+
+
 def thresholds(out: Path) -> None:
     """One pair with swaps at other cosines than 0.7."""
     saes = {str(width): load(rung(out, width)) for width in (512, 1024)}
     rows = held_out(out)
-    few, found = Rows(rows.x[::2], rows.group[::2]), {}
+    few, found = Rows(rows.x[::4], rows.group[::4]), {}
     for threshold in (0.2, 0.3, 0.4, 0.5, 0.7):
         stitched = stitch(saes, few, StitchSettings(points=13, threshold=threshold, ce_points=0))
         (pair,), path = stitched.pairs, stitched.path()
@@ -130,18 +148,18 @@ def meta_all(out: Path) -> None:
     """The widest with controls and resemblance; then other k, sizes and widths."""
     widths = widths_of(out)
     widest = load(rung(out, widths[-1]))
-    settings = MetaSettings(steps=1000, lr=4e-3)
+    settings = MetaSettings(steps=600, lr=4e-3)
     meta = train_meta(widest, settings)
     add_controls(meta)
     meta.similar = similar_to(meta, {str(width): load(rung(out, width)) for width in widths})
     meta.write(out / "meta", str(widths[-1]), widest.n_latents)
     lines = []
     for width, k, ratio in [
-        *((2048, k, 21.0) for k in (1, 2, 4, 8)),
-        *((2048, 4, ratio) for ratio in (64.0, 8.0)),
-        *((width, 4, 21.0) for width in (1024, 4096)),
+        *((2048, k, 21.0) for k in (1, 4)),
+        (2048, 4, 8.0),
+        (4096, 4, 21.0),
     ]:
-        one = train_meta(load(rung(out, width)), MetaSettings(k=k, ratio=ratio, steps=800, lr=4e-3))
+        one = train_meta(load(rung(out, width)), MetaSettings(k=k, ratio=ratio, steps=500, lr=4e-3))
         about = one.summary(str(width), width)
         lines.append({key: about[key] for key in ("sae", "n_meta", "k", "explained", "l0", "bits", "dead")})
     write_json(out / "meta" / "sweep.json", {"lines": lines})
@@ -151,15 +169,17 @@ def match_all(out: Path) -> None:
     """Three seeds of one width, and every width with the next; what swapping directions costs."""
     seeds = [load(rung(out, SEED_WIDTH, seed)) for seed in SEEDS]
     found = {}
-    for number in (1, 2):
+    for number in SEEDS[1:]:
         one = match(seeds[0], seeds[number], ("seed0", f"seed{number}"))
         one.write(out / "match" / f"seed{number}")
         found[f"seed{number}"] = one.summary()
-    one = match(seeds[0], seeds[1], ("seed0", "seed1"), by="weights", rows=held_out(out).x[:8192])
+    few = held_out(out).x[:8192]
+    one = match(seeds[0], seeds[1], ("seed0", "seed1"), by="weights", rows=few)
     found["seed1 by weights"] = one.summary()
     one = match(seeds[0], seeds[1], ("seed0", "seed1"))
-    parts = {"own": seeds[0], "all swapped": swapped(seeds[0], seeds[1], one)}
-    parts["swapped from 0.7 on"] = swapped(seeds[0], seeds[1], one, 0.7)
+    parts: dict[str, SAE] = {"own": independent(seeds[0], few)}
+    for name, least in (("all swapped", -1.0), ("swapped from 0.7 on", 0.7)):
+        parts[name] = swapped(seeds[0], seeds[1], one, least, few)
     scores = measure(parts, TextEvaluation(SUBJECT, 4000), ["Reconstruction", "Downstream"], show=False)
     costs = {name: {key: scores[name].scores[key].value for key in ("fvu", "ce_delta")} for name in parts}
     widths = widths_of(out)
@@ -212,6 +232,7 @@ def world_questions(out: Path) -> None:
 
 STEPS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "stitch": ("stitch/orders.json", stitch_ladder),
+    "jump": ("jump-stitch/stitch.json", stitch_jumps),
     "thresholds": ("stitch/thresholds.json", thresholds),
     "meta": ("meta/sweep.json", meta_all),
     "match": ("match/all.json", match_all),
@@ -230,7 +251,7 @@ def numbers(out: Path) -> Iterator[tuple[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=400_000, help="rows that each SAE sees")
+    parser.add_argument("--rows", type=int, default=2_000_000, help="rows that each SAE sees")
     parser.add_argument("--steps", nargs="*", default=["harvest", "ladder", *STEPS, "report"])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
