@@ -227,8 +227,8 @@ def manifolds(sae: SAE, rows: Rows, settings: ManifoldSettings | None = None) ->
         codes = Codes(codes.values.cpu(), codes.indices.cpu(), codes.n_latents)
         seen.update(codes)
         for latents, parts in zip(shown, own, strict=True):
-            number, value = _of_cluster(codes, latents)
-            parts.append((number + start, value))
+            place, value = _of_cluster(codes, latents)
+            parts.append((place + start, value))
     pairs = _told(seen, left, right, cosine, settings.min_firings)
     of = torch.full((sae.n_latents,), -1)
     for number, latents in enumerate(clusters):
