@@ -155,7 +155,7 @@ def clouds_figure(points: Mapping[str, Sequence[Any]], clusters: Sequence[Mappin
         label = f"cluster {number}: {line['size']} latents, {line['kind']}"
         visible = [other == number for other in shown]
         buttons.append({"label": label, "method": "update", "args": [{"visible": visible}]})
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "top"}
+    menu = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.15, "yanchor": "top"}
     figure = styled(figure, title, "", "", updatemenus=[menu], showlegend=False)
     return figure.update_layout(height=620, margin={"l": 10, "r": 10, "t": 90, "b": 10})
 
