@@ -77,7 +77,8 @@ def test_rare_latents_are_undecided(planted):
     assert set(found.kinds) <= set(KINDS)
 
 
-def test_a_tiled_circle_has_one_dimension_and_lies_in_a_plane(planted):
+def test_a_tiled_circle_has_one_dimension_and_lies_in_a_plane(planted, monkeypatch):
+    monkeypatch.setattr("saelab.analysis.manifolds.BLOCK_ROWS", 500)
     sae, rows = planted
     cloud = manifolds(sae, rows, ManifoldSettings(threshold=0.75, points=600)).clouds[0]
     assert cloud.rows == 900
