@@ -67,6 +67,10 @@ MIGRATIONS: list[str] = [
 ]
 
 
+BUSY = 10.0
+"""Seconds to wait for another program that writes to the database."""
+
+
 class Database:
     """An explorer database.
 
@@ -104,7 +108,9 @@ class Database:
         if not hasattr(self._own, "connection"):
             mode = "rwc" if self.write else "ro"
             place = f"{self.path.resolve().as_uri()}?mode={mode}"
-            self._own.connection = sqlite3.connect(place, uri=True, timeout=30)
+            # Readers never open a transaction: one left open would keep every note from being written.
+            own = "DEFERRED" if self.write else None
+            self._own.connection = sqlite3.connect(place, uri=True, timeout=BUSY, isolation_level=own)
             self._own.connection.row_factory = sqlite3.Row
             self._own.connection.execute("PRAGMA mmap_size = 1073741824")
             self._own.file = self.path.stat().st_ino

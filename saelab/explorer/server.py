@@ -13,6 +13,7 @@ in web/ draw; nothing is drawn on the server, so no text is ever pasted into mar
 """
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,8 @@ def _acting(workspace: Workspace, action: Action) -> Callable[[Request], Any]:
             return JSONResponse(await run_in_threadpool(action, workspace, request, body))
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             return _answer({"error": "the body is not JSON"}, 400)
+        except sqlite3.OperationalError as error:  # another program writes to it, or the disk is full
+            return _answer({"error": f"the database cannot be written to: {error}"}, 503)
         except (ValueError, LookupError) as error:
             return _answer({"error": _said(error)}, _status(error))
 

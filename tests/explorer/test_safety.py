@@ -112,9 +112,32 @@ def test_other_methods_are_refused(site, method):
 def test_what_is_read_cannot_be_written(site, workspace):
     import sqlite3
 
+    database = workspace["run0"].database
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        workspace["run0"].database.connection.execute("DELETE FROM latents")
+        database.connection.execute("DELETE FROM latents")
     assert site.ask("/run/run0/latents.json", "POST", {})[0] == 405
+    # Nor does the attempt leave a transaction open, in which the next thing read would keep notes from being written.
+    assert database.note(0)["note"] == ""
+    assert not database.connection.in_transaction
+    assert site.ask("/run/run0/latent/0/note.json", "POST", {"note": "kept", "tags": []})[0] == 200
+    assert site.ask("/run/run0/latent/0/note.json", "POST", {"note": "", "tags": []})[0] == 200
+
+
+def test_a_note_that_cannot_be_written_is_said_so(site, workspace, monkeypatch):
+    import sqlite3
+
+    from saelab.explorer import database
+
+    monkeypatch.setattr(database, "BUSY", 0.05)
+    other = sqlite3.connect(workspace["run0"].database.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        status, _, answer = site.ask("/run/run0/latent/0/note.json", "POST", {"note": "kept", "tags": []})
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+    assert status == 503
+    assert "cannot be written to" in str(answer)
 
 
 def test_long_bodies_and_bodies_that_are_no_json_are_refused(site):
