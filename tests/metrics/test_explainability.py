@@ -249,3 +249,13 @@ def test_logits_are_asked_for_only_where_the_model_runs_on_explanations(text, mo
         settings = {"name": "N2G", "examples": 4, "context": 3, "most": most}
         measure({"sae": random_sae(n_latents=12, k=2)}, text, [settings], show=False)
         assert asked == expected
+
+
+def test_what_pads_is_the_last_token_of_a_text_that_can_be_chosen(text):
+    sae = random_sae(n_latents=12, k=2)
+    for given, token in ((" _", " _"), ("\n", "\n"), ("a\n", "\n")):
+        metric = N2G(pad=given)
+        metric.begin(Setting("sae", {"sae": sae}, text))
+        assert metric.padding == text.model.tokenizer.encode(token, add_special_tokens=False)[-1]
+    with pytest.raises(ValueError, match="N2G: pad must be text of at least one token"):
+        N2G(pad="").begin(Setting("sae", {"sae": sae}, text))

@@ -54,12 +54,14 @@ class N2G(Metric):
         context: tokens of such a text, counted back from where the latent fires; what a pattern costs grows with its
             square. Gao et al. 2024 read contexts of 64.
         seed: of what is drawn.
+        pad: a text whose last token says as little as possible: it stands in front of a pattern and in a token's
+            place. " _" is what Gao et al. 2024 take for GPT-2.
     """
 
     needs_model = True
 
-    def __init__(self, most: int | None = 256, examples: int = 8, context: int = 16, seed: int = 0):
-        self.most, self.examples, self.context, self.seed = most, examples, context, seed
+    def __init__(self, most: int | None = 256, examples: int = 8, context: int = 16, seed: int = 0, pad: str = " _"):
+        self.most, self.examples, self.context, self.seed, self.pad = most, examples, context, seed, pad
 
     def begin(self, setting: Setting) -> None:
         if self.most is not None and self.most < 1:
@@ -69,6 +71,10 @@ class N2G(Metric):
             raise ValueError(f"N2G: examples must be at least 2 and context at least 1, got {given}")
         assert isinstance(setting.evaluation, TextEvaluation)
         self.setting, self.model = setting, setting.evaluation.model
+        padding = self.model.tokenizer.encode(self.pad, add_special_tokens=False)
+        if not padding:
+            raise ValueError(f"N2G: pad must be text of at least one token, got {self.pad!r}")
+        self.padding = int(padding[-1])
         n_latents = setting.sae.n_latents
         self.explained = torch.randperm(n_latents, generator=generator_for(self.seed, 7))[: self.most].sort().values
         self.slot_of = torch.full((n_latents,), NONE)
@@ -151,7 +157,7 @@ class N2G(Metric):
             return activations(of, [tokens for _, tokens in asked])
 
         with progress("patterns", len(examples), "texts", show=self.setting.show) as bar:
-            found = find_patterns(examples, ask, self._pad(), bar.advance)
+            found = find_patterns(examples, ask, self.padding, bar.advance)
         self.of = [[] for _ in self.explained]
         for slot, pattern in zip(latents, found, strict=True):
             self.of[slot].append(pattern)
@@ -160,10 +166,6 @@ class N2G(Metric):
         if self.whole:
             self.bigram = self._bigram(vocabulary)
         return True
-
-    def _pad(self) -> int:
-        """The padding token: the one that " _" ends with, as in GPT-2's vocabulary " _" is one."""
-        return int(self.model.tokenizer.encode(" _", add_special_tokens=False)[-1])
 
     def _bigram(self, vocabulary: int) -> Bigram:
         shared, key = self.setting.shared, ("bigram", id(self.setting.evaluation))
