@@ -72,8 +72,13 @@ function show(data) {
 const read = (name) => JSON.parse(document.getElementById(name).textContent);
 const names = read("names");
 
+// Only the last address asked for is shown, in whatever order the answers come.
+let asked = 0;
+
 async function route() {
-  try { show(await get(location.hash.slice(1) || "/")); } catch (error) { show({ page: "error", title: "Not found", error: error.message }); }
+  const own = ++asked;
+  const data = await get(location.hash.slice(1) || "/").catch((error) => ({ page: "error", title: "Not found", error: error.message }));
+  if (own === asked) show(data);
 }
 
 listen();
