@@ -108,9 +108,10 @@ class Database:
         if not hasattr(self._own, "connection"):
             mode = "rwc" if self.write else "ro"
             place = f"{self.path.resolve().as_uri()}?mode={mode}"
-            # Readers never open a transaction: one left open would keep every note from being written.
-            own = "DEFERRED" if self.write else None
-            self._own.connection = sqlite3.connect(place, uri=True, timeout=BUSY, isolation_level=own)
+            self._own.connection = sqlite3.connect(place, uri=True, timeout=BUSY)
+            if not self.write:
+                # Readers open no transaction: one left open would keep every note from being written.
+                self._own.connection.isolation_level = None
             self._own.connection.row_factory = sqlite3.Row
             self._own.connection.execute("PRAGMA mmap_size = 1073741824")
             self._own.file = self.path.stat().st_ino
