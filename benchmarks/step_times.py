@@ -56,7 +56,8 @@ def figure(found: dict[int, dict]):
     drawn = Figure()
     for number, (name, seconds) in enumerate(times(found).items()):
         line = {"color": COLOURS[number % len(COLOURS)], "dash": "dot" if name.startswith("one ") else "solid"}
-        drawn.add_trace(Scatter(x=list(seconds), y=list(seconds.values()), name=name, mode="lines+markers", line=line))
+        short = name.replace("one ", "").replace(" reference", "").replace(" encoder", "")
+        drawn.add_trace(Scatter(x=list(seconds), y=list(seconds.values()), name=short, mode="lines+markers", line=line))
     title = "A training step: width {d_in}, k {k}, batch {batch:,}".format(**WIDTH_K_BATCH)
     drawn.update_xaxes(type="log", title="latents", tickvals=list(found), ticktext=[f"{n:,}" for n in found])
     drawn.update_yaxes(type="log", title="CPU seconds a step")
