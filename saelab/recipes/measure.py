@@ -68,6 +68,7 @@ def measure_runs(
             Run.open(name)
         groups.setdefault(store or subject or subject_of(Run.open(name)), []).append(name)
     found: dict[str, Measured] = {}
+    replaced: list[str] = []
     for data, names in groups.items():
         evaluation = _evaluation(data, tokens, split)
         _check_models(names, evaluation)
@@ -76,11 +77,11 @@ def measure_runs(
         measured = measure({name: load(name).to(place) for name in names}, evaluation, metrics, tasks=tasks)
         for name in names:
             measured[name].skipped |= {f"task {task}": why for task, why in left_out.items()}
-            if is_run(name) and not measured[name].broken:
-                keep(Run.open(name), measured[name], about(evaluation))
+            if is_run(name) and not measured[name].broken and keep(Run.open(name), measured[name], about(evaluation)):
+                replaced.append(f"scores of {name} on other data were replaced; its log.jsonl still has their values")
         found |= measured
     print_scores({name: found[name].as_json() for name in runs})
-    for note in _trained_on_it(runs, split, store):
+    for note in [*_trained_on_it(runs, split, store), *replaced]:
         print(note)
     reasons = list(dict.fromkeys(f"skipped {m}: {why}" for one in found.values() for m, why in one.skipped.items()))
     of_tasks = [reason for reason in reasons if reason.startswith("skipped task ")]
@@ -128,14 +129,14 @@ def about(evaluation: TextEvaluation | StoreEvaluation) -> dict[str, Any]:
     return evaluation.subject.origin(evaluation.model, evaluation.split)
 
 
-def keep(run: Run, measured: Measured, data: dict[str, Any]) -> None:
-    """Write what was measured into a run's folder.
+def keep(run: Run, measured: Measured, data: dict[str, Any]) -> bool:
+    """Write what was measured into a run's folder; whether scores on other data went.
 
     Earlier scores on the same data stay unless they were measured again; scores on other data go.
     """
     before = read_json(run.measured_file) if run.measured_file.exists() else {}
-    same = before.get("data") == data
-    earlier = {key: score for key, score in run.scores().items() if same and key not in measured.skipped}
+    same, held = before.get("data") == data, run.scores()
+    earlier = {key: score for key, score in held.items() if same and key not in measured.skipped}
     scores = earlier | measured.as_json()
     again = measured.seconds.keys() | measured.scores.keys()
     skipped = {name: why for name, why in before.get("skipped", {}).items() if same and name not in again}
@@ -145,13 +146,14 @@ def keep(run: Run, measured: Measured, data: dict[str, Any]) -> None:
     seconds = {f"seconds.{key}": round(value, 3) for key, value in measured.seconds.items()}
     note_down(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
     if not same:
-        for path in run.tables.glob("*.parquet"):
-            path.unlink()
+        for path in [*run.tables.glob("*.parquet"), run.latents_file]:
+            path.unlink(missing_ok=True)
     for name, table in measured.tables.items():
         write_columns(run.tables / f"{name}.parquet", table)
-    old = read_tensors(run.latents_file)[0] if same and run.latents_file.exists() else {}
+    old = read_tensors(run.latents_file)[0] if run.latents_file.exists() else {}
     if measured.latents or old:
         write_tensors(run.latents_file, old | measured.latents)
+    return bool(held) and not same
 
 
 def _check_models(names: list[str], evaluation: TextEvaluation | StoreEvaluation) -> None:

@@ -40,9 +40,18 @@ def test_metrics_measured_later_on_the_same_data_come_beside_the_earlier_ones(sa
 
 
 def test_scores_on_other_data_take_the_place_of_earlier_ones(saelab, run, store):
-    saelab("measure", run, "--store", store, "--metrics", "Reconstruction")
-    saelab("measure", run, "--metrics", "L0", "--tokens", 50)
+    """It is said once, not where there was nothing before or the data are the same; the log has what they were."""
+    says = f"scores of {run} on other data were replaced"
+    assert says not in saelab("measure", run, "--store", store, "--metrics", "Reconstruction").out
+    fvu = scores(run)["fvu"]["value"]
+    assert says not in saelab("measure", run, "--store", store, "--metrics", "Density").out
+    assert (run / "latents.safetensors").exists()
+    ended = saelab("measure", run, "--metrics", "L0", "--tokens", 50)
+    assert ended.out.count(says) == 1
     assert scores(run).keys() == {"l0"}
+    assert not (run / "latents.safetensors").exists()
+    assert fvu in [line.get("measured.fvu") for line in read_log(run / "log.jsonl")]
+    assert says not in saelab("measure", run, "--metrics", "L0", "--tokens", 50).out
 
 
 def test_scores_are_kept_as_a_table_and_in_the_log_too(saelab, run, store):
