@@ -2,7 +2,7 @@
 
 Ten million tokens is Gao et al. 2024's horizon (arXiv 2406.04093). It is read from the counter the SAE keeps while it
 trains, because a latent that is silent on a small evaluation set may just be rare. An SAE without training history
-(a converted one) has no such score; see `silent` in the density spectrum.
+(a converted one) has no such score, which is said; see `silent` in the density spectrum.
 """
 
 from saelab.metrics.base import Metric, Score, score_of_latents
@@ -17,6 +17,6 @@ class DeadLatents(Metric):
     def scores(self, sae: SAE) -> dict[str, Score]:
         horizon = min(HORIZON, int(sae.firing.rows) // 4)
         if not horizon:
-            return {}
+            raise ValueError("the SAE has no history of training; `silent` says how many are silent on these rows")
         dead = sae.firing.dead(horizon).float().cpu()
         return {"dead": score_of_latents(dead, "share of latents")}

@@ -80,9 +80,13 @@ class InformationScope(Metric):
         return {"information_scope": (self.weighted / self.weight.clamp_min(1e-30)).float()}
 
     def scores(self, sae: SAE) -> dict[str, Score]:
-        if not self.windows or self.weight is None or not (self.weight > 0).any():
-            needed = 2 * WINDOW + SHORT
-            raise ValueError(f"needs rows of at least {needed} tokens (--subject.seq_len) with active latents in them")
+        if not self.windows or self.weight is None:
+            needed, last = 2 * WINDOW + SHORT, WINDOW + SHORT
+            raise ValueError(
+                f"needs rows of at least {needed} tokens (--subject.seq_len), the last {last} of them kept"
+            )
+        if not (self.weight > 0).any():
+            raise ValueError(f"no latent fires in the last {WINDOW} tokens of any of {self.windows} rows")
         scope = self.latents()["information_scope"][self.weight > 0]
         per_window = self.totals.score(lambda distance, latents: distance / latents, "distance in windows")
         return {

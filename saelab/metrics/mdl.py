@@ -56,22 +56,25 @@ class MDL(Metric):
         self.sample.update(x=view.x, read=view.rows, group=view.group)
 
     def scores(self, sae: SAE) -> dict[str, Score]:
-        width = self.bits + math.log2(sae.n_latents)
-        fixed = self.totals.score(lambda active, rows: active / rows * width, "bits per token")
-        found = {"mdl_fixed": fixed}
         if not self.values.total:
-            return found
+            raise ValueError("no latent fires in these rows")
         bins, kept = self._bins(sae)
         frequency = self.values.counts().double() / self.totals.n
         entropy = self.values.entropy(bins)
         value = (coin(frequency) + frequency * entropy).sum().item()
         low, high = self._spread(sae, bins, value)
         count = self.totals.n
-        return found | {
+        return {
+            "mdl_fixed": self.fixed(sae),
             "mdl": Score(value, low, high, count, "bits per token"),
             "mdl_bins": Score(float(bins), None, None, count, "bins a value"),
             "mdl_error_kept": Score(float(kept), None, None, len(self.sample), "1 for yes"),
         }
+
+    def fixed(self, sae: SAE) -> Score:
+        """The fixed form."""
+        width = self.bits + math.log2(sae.n_latents)
+        return self.totals.score(lambda active, rows: active / rows * width, "bits per token")
 
     def _codes(self, sae: SAE) -> Codes:
         return codes_of(sae, self.sample.column("read"))

@@ -27,7 +27,7 @@ class NearestCosine(Metric):
     def scores(self, sae: SAE) -> dict[str, Score]:
         directions = sae.dictionary.directions().float()
         if len(directions) < 2:
-            return {}
+            raise ValueError("a single latent has no neighbour")
         self.cosines = nearest_cosines(directions, directions, skip_self=True)
         generator = torch.Generator().manual_seed(0)
         random = torch.randn(directions.shape, generator=generator).to(directions.device)

@@ -87,8 +87,9 @@ def test_dead_is_silent_for_ten_million_rows_or_a_quarter_of_the_run(rows, horiz
 
 
 def test_an_sae_without_a_training_history_has_no_dead_score():
-    assert DeadLatents().scores(trained(0, [0, 0])) == {}
-    assert DeadLatents().scores(trained(3, [3, 0])) == {}
+    for rows in (0, 3):
+        with pytest.raises(ValueError, match="no history of training"):
+            DeadLatents().scores(trained(rows, [rows, 0]))
 
 
 def test_dead_latents_are_the_same_whatever_was_measured_on():
@@ -157,5 +158,6 @@ def test_a_random_dictionary_scores_like_chance_and_a_doubled_one_does_not():
 
 def test_one_latent_has_no_neighbour():
     metric = NearestCosine()
-    assert metric.scores(SAE(3, 1, TopK(k=1))) == {}
+    with pytest.raises(ValueError, match="a single latent has no neighbour"):
+        metric.scores(SAE(3, 1, TopK(k=1)))
     assert metric.latents() == {}

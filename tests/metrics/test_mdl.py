@@ -28,8 +28,7 @@ def test_the_fixed_form_of_the_paper_s_example():
     metric.totals.add(torch.arange(10), active=active, rows=torch.ones(10))
     sae = random_sae(2, 4, 1)
     sae.n_latents = 25_000
-    metric.values.bins = torch.zeros(1, 2, 64, dtype=torch.int64)
-    assert metric.scores(sae)["mdl_fixed"].value == pytest.approx(1404.6, abs=0.05)
+    assert metric.fixed(sae).value == pytest.approx(1404.6, abs=0.05)
 
 
 def test_histograms_do_not_depend_on_the_order_and_join_exactly():
@@ -127,8 +126,9 @@ def test_an_error_of_zero_cannot_be_kept():
     assert (found["mdl_error_kept"], found["mdl_bins"]) == (0, 32)
 
 
-def test_what_cannot_be_told_is_left_out_or_said():
+def test_what_cannot_be_told_is_said():
     found = mdl(constant(torch.zeros(16)), gaussian(20, 16))
-    assert values(found.scores) == {"mdl_fixed": 0.0}
+    assert found.scores == {}
+    assert found.skipped == {"MDL": "no latent fires in these rows"}
     for setting in ({"bits": 0}, {"tolerance": 0.0}, {"rows": 0}):
         assert next(iter(setting)) in mdl(random_sae(), gaussian(20, 16), **setting).skipped["MDL"]

@@ -81,6 +81,21 @@ def test_tables_are_plain_columns_of_one_length(sae, text, name):
         assert len({len(column) for column in table.values()}) == 1, key
 
 
+@pytest.mark.parametrize("silent", ["all", "one"])
+@pytest.mark.parametrize("name", METRICS)
+def test_where_no_latent_fires_or_one_never_does_there_is_a_value_or_a_reason(text, name, silent):
+    sae = random_sae(n_latents=40)
+    with torch.no_grad():
+        sae.dictionary.b_enc[slice(None) if silent == "all" else 3] = -1e6
+    found = measured(sae, text, name)
+    assert found.scores or found.skipped
+    assert all(why.strip() and "\n" not in why for why in found.skipped.values())
+    assert not any("divides by zero" in why for why in found.skipped.values())
+    assert all(math.isfinite(score.value) for score in found.scores.values())
+    assert all(torch.isfinite(value).all() for value in found.latents.values())
+    json.dumps(found.tables, allow_nan=False)
+
+
 def test_no_two_metrics_give_a_score_of_the_same_name(sae, text):
     names = [set(measured(sae, text, name).scores) for name in METRICS]
     assert sum(map(len, names)) == len(set().union(*names))

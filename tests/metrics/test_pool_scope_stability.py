@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from recipes.world import SITE
-from sweeps import Rows, fed_codes, random_sae
+from sweeps import Rows, constant, fed_codes, random_sae
 
 from saelab.core.codes import Codes
 from saelab.metrics import TextEvaluation, measure
@@ -115,6 +115,13 @@ def test_rows_too_short_for_two_readings_are_said(tiny_llama, text_folder):
     found = measure({"sae": random_sae()}, evaluation, ["InformationScope"], show=False)["sae"]
     assert found.skipped["InformationScope"].startswith("needs rows of at least 48 tokens")
     assert not InformationScope().latents()
+
+
+def test_latents_that_never_fire_have_no_scope(long_rows):
+    evaluation = TextEvaluation(long_rows, tokens=400, split="all")
+    found = measure({"sae": constant(torch.zeros(16))}, evaluation, ["InformationScope"], show=False)["sae"]
+    assert not found.scores
+    assert found.skipped["InformationScope"].startswith("no latent fires in the last 16 tokens of any of ")
 
 
 # ---- stability ----

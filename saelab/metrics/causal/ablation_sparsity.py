@@ -54,7 +54,7 @@ class AblationSparsity(Metric):
                 raise ValueError(f"AblationSparsity: {name} must be at least 1, got {getattr(self, name)}")
         if self.context <= self.tokens:
             raise ValueError(f"AblationSparsity: context must be above tokens, {self.tokens}; got {self.context}")
-        self.generator, self.done, self.without_effect = generator_for(self.seed, 13), 0, 0
+        self.generator, self.drawn, self.done, self.without_effect = generator_for(self.seed, 13), 0, 0, 0
         self.totals = {kind: Totals() for kind in KINDS}
         self.seen: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
 
@@ -68,6 +68,7 @@ class AblationSparsity(Metric):
             candidates = self._candidates(text, row)
             if not len(candidates):
                 continue
+            self.drawn += 1
             place = int(candidates[self._draw(len(candidates), 1)])
             number = int(row_of[row, place])
             active = view.codes.active[number].nonzero().flatten()
@@ -130,9 +131,11 @@ class AblationSparsity(Metric):
         if not self.totals["latent"].n:
             if self.done:
                 raise ValueError("no latent that was ablated changed a logit")
+            if self.drawn:
+                raise ValueError(f"no latent fires at any of the {self.drawn} tokens that were drawn")
             raise ValueError(
-                f"no active latent has {self.tokens} tokens from it on within {self.context} tokens of a row: give "
-                "longer rows (--subject.seq_len) or fewer AblationSparsity.tokens"
+                f"no token has {self.tokens} tokens from it on within the first {self.context} of a row: give longer "
+                "rows (--subject.seq_len) or fewer AblationSparsity.tokens"
             )
 
         def mean(kind: str) -> Score:

@@ -31,6 +31,13 @@ def test_a_latent_of_its_own_absorbs_nothing():
     assert scores["absorption_full"].value == 0
 
 
+def test_where_no_latent_fires_nothing_is_absorbed():
+    x, label, _ = words()
+    scores = told(TaskAbsorption(), made({"letter: s": label}, x), sae_of(PARENT[None].repeat(12, 1), bias=-1e6))
+    assert scores["absorption"].value == 0
+    assert scores["absorption_full"].value == 0
+
+
 def test_half_of_the_words_absorbed_is_half():
     """The parent's latent stays off where a known word is; the word's own writes both."""
     x, label, word = words()
