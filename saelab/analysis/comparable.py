@@ -3,20 +3,25 @@
 Every SAE carries its input scaling (`saelab.sae.scale`). Two SAEs trained on one site's rows have nearly the same mean
 and scale, up to the sample these come from, and folding takes them to the data's units exactly. Where they are far
 apart the rows cannot have been the same; where one scaling is the identity (a folded or a foreign SAE) the dictionary
-alone cannot tell, and rows have to (`check_reads`).
+alone cannot tell, and rows have to (`check_reads`). Rows also tell of an SAE that was hardly trained (`doubt`): the
+latents of one that reconstructs nothing can be compared like any others, and what comes out means nothing.
 """
 
-# Shape letters: D input width.
+# Shape letters: D input width, N rows.
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from saelab.analysis.rows import Rows
 from saelab.sae.sae import SAE
 
 FURTHEST_SCALE, FURTHEST_MEAN = 1.5, 0.5
 """By which factor scales may differ, and by how much of a scale the entries of means (root mean square)."""
+HARDLY = 0.9
+"""FVU from which an SAE is said to reconstruct next to nothing; our choice."""
+BLOCK_ROWS = 4096
 SAME = {
     "fingerprint": "models (their weights differ)",
     "site": "sites",
@@ -80,13 +85,43 @@ def is_identity(sae: SAE) -> bool:
     return not sae.scale.mean.any() and bool((sae.scale.scale == 1).all())
 
 
+def check_width(name: str, sae: SAE, rows: Rows) -> None:
+    """ValueError if rows are not as wide as those that an SAE reads."""
+    if rows.x.shape[1] != sae.d_in:
+        raise ValueError(f"{name} reads rows {sae.d_in} wide, the data's are {rows.x.shape[1]}")
+
+
+@torch.no_grad()
+def error_and_l0(sae: SAE, rows: Rows) -> tuple[float, float]:
+    """Mean over rows and entries of the squared error of an SAE on rows in the data's units, and its mean L0."""
+    error, l0 = 0.0, 0
+    for x, _ in rows.blocks(BLOCK_ROWS):
+        x = x.to(sae.scale.mean)
+        codes = sae.encode(x)
+        error += (x - sae.decode(codes, x)).double().square().sum().item()
+        l0 += int(codes.l0().sum())
+    return error / rows.x.numel(), l0 / len(rows)
+
+
 def check_reads(fvu: Mapping[str, float]) -> None:
     """ValueError if an SAE reconstructs the rows worse than their mean does: they are not the rows it was made for."""
     best = min(fvu, key=lambda name: fvu[name])
     for name, value in fvu.items():
         if not value < 1:
             beside = f"; {best} has {fvu[best]:.3g}" if fvu[best] < 1 else ""
-            raise ValueError(
-                f"{name} reconstructs these rows worse than their mean does (FVU {value:.3g}{beside}): it is broken, "
-                "was hardly trained, or was made for another site or normalisation"
-            )
+            raise ValueError(f"{name} {_worse(f'{value:.3g}{beside}')}")
+
+
+def _worse(fvu: str) -> str:
+    return (
+        f"reconstructs these rows worse than their mean does (FVU {fvu}): it is broken, was hardly trained, or was "
+        "made for another site or normalisation"
+    )
+
+
+def doubt(name: str, fvu: float) -> str:
+    """One line if an SAE reconstructs the rows hardly better than their mean does, or worse; empty if it does."""
+    if fvu < HARDLY:
+        return ""
+    hardly = f"reconstructs these rows hardly better than their mean does (FVU {fvu:.3g}): it knows little of them"
+    return f"{name} {hardly if fvu < 1 else _worse(f'{fvu:.3g}')}; do not rely on what is said of its latents"

@@ -22,7 +22,8 @@ Files of a result (`read_match`):
                      mean_cosine, median_cosine (of pairs), share_matched (pairs with a cosine of at least the
                      threshold), random_cosine (mean nearest cosine of random directions of the same numbers),
                      counts: {a: {shared, split, merged, tangled, unique, dead}, b: {...}}, curve: {cosine, share: of
-                     A's living latents whose partner has at least that cosine}, and `swap` where it was measured
+                     A's living latents whose partner has at least that cosine}, and `swap` where it was measured;
+                     fits: {SAE: {fvu, l0, rows}} where there were rows to see how well the SAEs reconstruct
     a.parquet        latent, partner (-1: none), cosine (with it), nearest, nearest_cosine (whoever else has it too),
                      kind, group
     b.parquet        the same from the other side
@@ -94,6 +95,7 @@ class Match:
     """How far the mean similarity of pairs can be from the best; 0 where it is exact."""
     random_cosine: float
     swap: dict[str, Any] = field(default_factory=dict)
+    fits: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def pairs(self) -> tuple[Tensor, Tensor]:
@@ -123,7 +125,7 @@ class Match:
             "random_cosine": self.random_cosine,
             "counts": {"a": self.a.counts(), "b": self.b.counts()},
             "curve": {"cosine": CURVE, "share": self.curve()},
-        } | ({"swap": self.swap} if self.swap else {})
+        } | {name: part for name, part in (("swap", self.swap), ("fits", self.fits)) if part}
 
     def write(self, folder: str | Path) -> None:
         """Write the files that the module's docstring lists."""

@@ -13,7 +13,8 @@ Files of a result (`read_meta`):
     meta.json          sae, n_latents, n_alive, n_meta, k, settings; explained {held_out, trained}, l0 {held_out,
                        trained}, bits (of a held-out direction), dead (share of meta-latents that write no direction),
                        controls: {random, shuffled, pca, kmeans, residual_kmeans: {explained, bits}}, and
-                       similar: [{name, n_latents, mean, random, curve}] (see `similar_to`)
+                       similar: [{name, n_latents, mean, random, curve}] (see `similar_to`), fits: {SAE: {fvu, l0,
+                       rows}} where there were rows to see how well these SAEs reconstruct
     codes.parquet      latent, meta, value: the decompositions, d = bias + sum value * (direction of meta)
     latents.parquet    latent (alive ones), held_out, explained (1 - squared error of the unit direction), l0
     metas.parquet      meta, count (directions it writes), mean (value where it does)
@@ -96,6 +97,7 @@ class Meta:
     settings: MetaSettings
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
     similar: list[dict[str, Any]] = field(default_factory=list)
+    fits: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def codes(self) -> Codes:
         """Codes of all directions [n, K]."""
@@ -141,7 +143,7 @@ class Meta:
             "dead": (self.codes().counts() == 0).double().mean().item(),
             "controls": self.controls,
             "similar": self.similar,
-        }
+        } | ({"fits": self.fits} if self.fits else {})
 
     @torch.no_grad()
     def write(self, folder: str | Path, name: str, n_latents: int) -> None:

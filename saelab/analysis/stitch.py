@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from saelab.analysis.assembled import assembled, independent
-from saelab.analysis.comparable import check_comparable, check_reads
+from saelab.analysis.comparable import check_comparable, check_reads, check_width, error_and_l0
 from saelab.analysis.insertion import CLASSES, Insertion, cosine_rule, insertion_test
 from saelab.analysis.rows import Rows
 from saelab.analysis.swaps import PHASES, Point, Steps, along, plan
@@ -198,8 +198,7 @@ def stitch(
         raise ValueError(f"stitching is between SAEs: it needs at least 2, got {len(saes)}")
     check_comparable(saes)
     names, sample = list(saes), rows.x[:THRESHOLD_ROWS]
-    if rows.x.shape[1] != saes[names[0]].d_in:
-        raise ValueError(f"{names[0]} reads rows {saes[names[0]].d_in} wide, the data's are {rows.x.shape[1]}")
+    check_width(names[0], saes[names[0]], rows)
     alone = {name: independent(sae, sample, name) for name, sae in saes.items()}
     variance, own = rows.variance, [_own(sae, rows) for sae in alone.values()]
     check_reads({name: point.mse / variance for name, point in zip(names, own, strict=True)})
@@ -241,14 +240,8 @@ def _spread_of(path: list[Point], count: int) -> list[int]:
 
 
 def _own(sae: SAE, rows: Rows) -> Point:
-    error, l0 = 0.0, 0
-    for x, _ in rows.blocks(4096):
-        x = x.to(sae.scale.mean)
-        codes = sae.encode(x)
-        error += (x - sae.decode(codes)).double().square().sum().item()
-        l0 += int(codes.l0().sum())
-    mse = error / rows.x.numel()
-    return Point(0, "trained", sae.n_latents, mse, mse, mse, l0 / len(rows))
+    mse, l0 = error_and_l0(sae, rows)
+    return Point(0, "trained", sae.n_latents, mse, mse, mse, l0)
 
 
 def _share(chosen: Tensor) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from saelab.analysis.comparable import check_comparable, check_origins
+from saelab.analysis.comparable import check_comparable, check_origins, check_width, doubt, error_and_l0
 from saelab.analysis.rows import Rows
 from saelab.core.files import is_vacant, write_json, write_text
 from saelab.core.mesh import device_named
@@ -116,5 +116,24 @@ def decoder_of(evaluation: TextEvaluation | StoreEvaluation) -> Callable[[list[i
 
 
 def sample_of(rows: Rows) -> torch.Tensor:
-    """Rows that TopK's threshold is set on."""
+    """Rows that TopK's threshold is set on, and that it is said on how well SAEs reconstruct."""
     return rows.x[:8192]
+
+
+def say_fits(saes: Mapping[str, SAE], rows: Rows) -> dict[str, dict[str, float]]:
+    """Print how well each SAE reconstructs a sample of the rows, and what is to be doubted; the same for a file."""
+    sample, found = Rows.independent(sample_of(rows)), {}
+    for name, sae in saes.items():
+        check_width(name, sae, sample)
+        mse, l0 = error_and_l0(sae, sample)
+        found[name] = {"fvu": mse / sample.variance, "l0": l0, "rows": len(sample)}
+        print(f"{name}: FVU {found[name]['fvu']:.4g}, L0 {l0:.4g} on {len(sample):,} rows")
+    say_doubts({name: fit["fvu"] for name, fit in found.items()})
+    return found
+
+
+def say_doubts(fvu: Mapping[str, float]) -> None:
+    """Warn, a line each, of SAEs that hardly reconstruct the rows."""
+    for name, value in fvu.items():
+        if said := doubt(name, value):
+            print(f"warning: {said}")

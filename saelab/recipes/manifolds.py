@@ -8,15 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from saelab.analysis.comparable import check_reads
+from saelab.analysis.comparable import check_reads, check_width, error_and_l0
 from saelab.analysis.manifolds import KINDS, PAIRS, Manifolds, ManifoldSettings, manifolds, read_manifolds
 from saelab.analysis.match import data_directions, living_latents
-from saelab.analysis.rows import Rows
 from saelab.metrics.geometry import nearest
-from saelab.recipes.compared import Data, decoder_of, new_folder, opened, rows_of
+from saelab.recipes.compared import Data, decoder_of, new_folder, opened, rows_of, say_doubts
 from saelab.sae.sae import SAE
-
-BLOCK_ROWS = 4096
 
 
 def manifolds_of(
@@ -36,23 +33,20 @@ def manifolds_of(
     sae = opened([run], data.device)[run]
     evaluation = data.evaluation(run)
     rows = rows_of(evaluation, run)
-    if rows.x.shape[1] != sae.d_in:
-        raise ValueError(f"{run} reads rows {sae.d_in} wide, the data's are {rows.x.shape[1]}")
-    check_reads({run: _fvu(sae, rows)})
+    check_width(run, sae, rows)
+    mse, l0 = error_and_l0(sae, rows)
+    fvu = {run: mse / rows.variance}
+    check_reads(fvu)
     found = manifolds(sae, rows, settings)
     found.write(folder, run, rows, decoder_of(evaluation))
     written = read_manifolds(folder)
     if figures:
         _draw(written, folder, Path(run).name)
+    print(f"{run}: FVU {fvu[run]:.4g}, L0 {l0:.4g} on {len(rows):,} rows")
+    say_doubts(fvu)
     _print(found, written, sae, show)
     files = "manifolds.json, latents.parquet, pairs.parquet, points.parquet"
     print(f"{out}: {files}{', manifolds.html' if figures else ''}")
-
-
-def _fvu(sae: SAE, rows: Rows) -> float:
-    blocks = (x.to(sae.scale.mean) for x in rows.x.split(BLOCK_ROWS))
-    error = sum((x - sae(x)).detach().double().square().sum().item() for x in blocks)
-    return float(error / rows.x.numel() / rows.variance)
 
 
 def _draw(written: dict[str, Any], folder: Path, name: str) -> None:

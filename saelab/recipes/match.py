@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from saelab.analysis.comparable import SAME
 from saelab.analysis.match import CURVE, KINDS, Match, match, stability
 from saelab.analysis.tables import write_result
 from saelab.analysis.unions import swapped, union
 from saelab.metrics import measure
-from saelab.recipes.compared import Data, keep_sae, new_folder, opened, rows_of, sample_of
+from saelab.recipes.compared import Data, keep_sae, new_folder, opened, origin, rows_of, sample_of, say_fits
 from saelab.sae.sae import SAE
 
 
@@ -40,19 +41,24 @@ def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -
         runs: folders of runs or saved SAEs, two or more; the first is matched with each of the others.
         out: folder for what is found, new or empty; with several others, a folder in it for each.
         settings: how.
-        data: rows that thresholds are set on and swaps measured on, where those are asked for.
+        data: rows that thresholds are set on and swaps measured on, where those are asked for; with --store also to say
+            how well the SAEs reconstruct.
     """
     if len(runs) < 2:
         raise ValueError(f"matching is between SAEs: give at least 2 runs, got {len(runs)}")
     folder, saes = new_folder(out), opened(runs, data.device, settings.across)
     first, *others = runs
     needs_rows = settings.by == "weights" or settings.swap or settings.keep_union
-    rows = sample_of(rows_of(data.evaluation(first, 8192), first)) if needs_rows else None
+    seen = bool(data.store) and not saes[first].d_out
+    read = rows_of(data.evaluation(first, 8192), first) if needs_rows or seen else None
+    rows = sample_of(read) if read else None
+    fits = say_fits({name: sae for name, sae in saes.items() if _same_site(first, name)}, read) if read else {}
     found = []
     for number, name in enumerate(others):
         one = match(saes[first], saes[name], (first, name), settings.by, settings.threshold, rows)
         if settings.swap:
             one.swap = _swap(saes[first], saes[name], one, settings, data, rows)
+        one.fits = {key: fits[key] for key in (first, name) if key in fits}
         own = folder if len(others) == 1 else folder / f"{number + 1}"
         one.write(own)
         if settings.keep_union:
@@ -63,6 +69,12 @@ def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -
     if len(found) > 1:
         _write_stability(folder, found)
     print(f"{out}: {'match.json, a.parquet, b.parquet' if len(found) == 1 else 'stability.json and a folder for each'}")
+
+
+def _same_site(first: str, name: str) -> bool:
+    """Whether two SAEs read the same rows, as far as both say where theirs are from."""
+    a, b = origin(first), origin(name)
+    return not (a and b) or all(a.get(key) == b.get(key) for key in SAME)
 
 
 def _swap(

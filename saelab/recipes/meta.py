@@ -1,13 +1,15 @@
 """`saelab meta`: what the directions of an SAE are made of."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from saelab.analysis.meta import Meta, MetaSettings, add_controls, similar_to, train_meta
+from saelab.analysis.rows import Rows
 from saelab.analysis.tables import read_table, write_table
 from saelab.analysis.top_tokens import meta_tokens, top_tokens
-from saelab.recipes.compared import Data, decoder_of, new_folder, opened, rows_of
+from saelab.recipes.compared import Data, decoder_of, new_folder, opened, rows_of, say_fits
 from saelab.sae.sae import SAE
 
 
@@ -33,20 +35,24 @@ def meta_of(
     """
     folder = new_folder(out)
     saes = opened([run, *(against or [])], data.device)
+    evaluation = data.evaluation(run) if data.tokens else None
+    rows = rows_of(evaluation, run) if evaluation else None
+    fits = say_fits(saes, rows) if rows else {}
     meta = train_meta(saes[run], settings)
+    meta.fits = fits
     if controls:
         add_controls(meta)
     meta.similar = similar_to(meta, {name: saes[name] for name in against or []})
     meta.write(folder, run, saes[run].n_latents)
-    names = _write_tokens(folder, run, saes[run], meta, data) if data.tokens else {}
+    names = _write_tokens(folder, saes[run], meta, rows, decoder_of(evaluation)) if rows and evaluation else {}
     _print(meta, run, saes[run], names, show)
     print(f"{out}: meta.json, codes.parquet, latents.parquet, metas.parquet, sae/")
 
 
-def _write_tokens(folder: Path, run: str, sae: SAE, meta: Meta, data: Data) -> dict[str, list[list[str]]]:
+def _write_tokens(
+    folder: Path, sae: SAE, meta: Meta, rows: Rows, text: Callable[[list[int]], str] | None
+) -> dict[str, list[list[str]]]:
     """Write `latent_tokens.parquet` and `meta_tokens.parquet` (number, rank, token, text); gives the texts."""
-    evaluation = data.evaluation(run)
-    rows, text = rows_of(evaluation, run), decoder_of(evaluation)
     if "token" not in rows.columns or text is None:
         print("skipped top tokens: these rows do not say which tokens they belong to")
         return {}

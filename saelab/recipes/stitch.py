@@ -12,7 +12,7 @@ from saelab.analysis.insertion import CLASSES
 from saelab.analysis.loss_along import loss_along
 from saelab.analysis.stitch import Stitched, StitchSettings, stitch
 from saelab.metrics import TextEvaluation
-from saelab.recipes.compared import Data, keep_sae, new_folder, opened, rows_of
+from saelab.recipes.compared import Data, keep_sae, new_folder, opened, rows_of, say_doubts
 
 
 def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data, figures: bool = True) -> None:
@@ -45,6 +45,7 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
     if figures:
         _draw(found, folder)
     _print(found)
+    say_doubts({name: own.mse / found.variance for name, own in zip(found.names, found.own, strict=True)})
     if settings.ce_points and not loss:
         print(f"skipped ce_delta: {evaluation.why_no_model}")
     print(

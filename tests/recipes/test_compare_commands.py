@@ -96,6 +96,44 @@ def test_match_of_two_and_of_several(saelab, ladder, tmp_path):
     assert read_match(tmp_path / "weights")["by"] == "weights"
 
 
+def test_an_sae_that_reconstructs_nothing_is_warned_of_where_rows_are_at_hand(saelab, ladder, store, tmp_path):
+    """One line for each of FVU near 1 and above, and nothing where no rows were asked for."""
+    good = ladder / "large"
+    for name, size in (("faint", 0.06), ("wrong", -3.0)):
+        one = load(ladder / "other")
+        one.dictionary.W_dec.data.mul_(size)
+        one.save(tmp_path / name)
+    faint, wrong = tmp_path / "faint", tmp_path / "wrong"
+    near, beyond = f"warning: {faint} reconstructs these rows hardly", f"warning: {wrong} reconstructs these rows worse"
+    words = ["--store", store, "--tokens", 200]
+    ended = saelab("match", good, faint, wrong, "--out", tmp_path / "match", *words)
+    assert ended.status == 0, ended.err
+    assert near in ended.out
+    assert beyond in ended.out
+    assert ended.out.count("warning: ") == 2
+    assert ended.out.count(": FVU ") == 3
+    fits = read_match(tmp_path / "match" / "1")["fits"]
+    assert list(fits) == [str(good), str(faint)]
+    assert fits[str(faint)]["fvu"] > 0.9 > fits[str(good)]["fvu"]
+    small = ["--steps", 2, "--ratio", 8, "--k", 2, "--controls", "false"]
+    ended = saelab("meta", wrong, "--against", good, "--out", tmp_path / "meta", *words, *small)
+    assert ended.status == 0, ended.err
+    assert beyond in ended.out
+    assert list(read_meta(tmp_path / "meta")["fits"]) == [str(wrong), str(good)]
+    more = ["--figures", "false", "--ce_points", 0]
+    ended = saelab("stitch", good, faint, "--out", tmp_path / "stitch", *words, *more)
+    assert ended.status == 0, ended.err
+    assert near in ended.out
+    ended = saelab("manifolds", faint, "--out", tmp_path / "manifolds", *words, "--figures", "false")
+    assert ended.status == 0, ended.err
+    assert near in ended.out
+    for words in (["match", good, wrong], ["meta", wrong, "--tokens", 0, *small]):
+        ended = saelab(*words, "--out", tmp_path / f"{words[0]}-bare")
+        assert ended.status == 0, ended.err
+        assert "FVU" not in ended.out
+        assert "warning" not in ended.out
+
+
 def test_what_does_not_go_together_is_one_line_that_names_both(saelab, ladder, store, tmp_path):
     out = ["--out", tmp_path / "never"]
     a, b = ladder / "small", ladder / "large"
