@@ -1,0 +1,178 @@
+"""SAELens: `cfg.json` and `sae_weights.safetensors`, of version 6 and older.
+
+    pre = (x - b_dec) W_enc + b_enc      unless apply_b_dec_to_input is off        W_enc [D, L], W_dec [L, D]
+    standard  relu(pre)       topk  relu(k largest)       abstopk  k largest by absolute value, signed
+    jumprelu  relu(pre) 1[pre > threshold]      gated  1[x W_enc + b_gate > 0] relu(x W_enc e^r_mag + b_mag)
+
+With rescale_acts_by_decoder_norm pre-activations are multiplied by the directions' norms and codes divided by them,
+which the weights can hold. BatchTopK and Matryoshka SAEs are kept as jumprelu with one threshold; checkpoints of their
+training keep it as `topk_threshold`. `activation_scaler.json`, which lies beside a checkpoint, has the factor that
+`expected_average_only_in` stands for. Normalisation row by row and whitening are refused, and so are the temporal and
+the matching-pursuit SAE. Written are cfg.json and the weights, in the form of version 6.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelab.core.files import write_json, write_tensors
+from saelab.interchange.families.sae_lens_source import metadata_of, source_of
+from saelab.interchange.family import Description, Family
+from saelab.interchange.files import Files, Settings, Tensors
+from saelab.interchange.plain import Plain, laid_out, parts_from
+
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+DENSE = {"W_enc": "W_enc.T", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+GATED = DENSE | {"b_enc": "b_gate", "r_mag": "r_mag", "b_mag": "b_mag"}
+JUMPRELU = DENSE | {"threshold": "threshold"}
+SKIP = {"W_skip": "W_skip"}
+FORMS = {
+    "standard": ("relu", DENSE),
+    "topk": ("topk", DENSE),
+    "abstopk": ("abstopk", DENSE),
+    "jumprelu": ("jumprelu", JUMPRELU),
+    "batchtopk": ("batchtopk", DENSE),
+    "matryoshka_batchtopk": ("batchtopk", DENSE),
+    "gated": ("gated", GATED),
+    "transcoder": ("relu", DENSE),
+    "skip_transcoder": ("relu", DENSE | SKIP),
+    "jumprelu_transcoder": ("jumprelu", JUMPRELU),
+    "jumprelu_skip_transcoder": ("jumprelu", JUMPRELU | SKIP),
+}
+"""Their architectures: how ours reads the same, and what the tensors are called."""
+OLD_NAMES = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
+
+
+class SAELens(Family):
+    """Files of SAELens."""
+
+    title = "sae_lens"
+
+    def claims(self, files: Files) -> bool:
+        return files.has(CONFIG, WEIGHTS)
+
+    def read(self, files: Files) -> tuple[Plain, Description]:
+        config = _modern(files.settings(CONFIG))
+        name = config.get("architecture", str, "standard")
+        if name not in FORMS:
+            raise config.refuse(f"the architecture {name}", f"those that are read: {', '.join(FORMS)}")
+        if config.get("activation_fn", str, "relu") not in ("relu", "topk"):
+            raise config.refuse(f"activation_fn {config.table['activation_fn']}", "relu and topk are read")
+        kind, layout = FORMS[name]
+        tensors, is_transcoder = files.tensors(WEIGHTS), "transcoder" in name
+        _tell_sizes(tensors, config, is_transcoder)
+        if kind == "jumprelu" and "threshold" not in tensors and "log_threshold" in tensors:
+            layout = layout | {"threshold": "log_threshold"}  # of early versions
+        plain = Plain(parts_from(tensors, layout, is_transcoder), kind, is_transcoder=is_transcoder)
+        if "log_threshold" in layout.values():
+            plain.parts["threshold"] = plain.parts["threshold"].exp()
+        _selection(plain, config, tensors)
+        _finetuned(plain, config, tensors)
+        _scaling(plain, config, files)
+        if not is_transcoder and not config.get("apply_b_dec_to_input", bool, True):
+            plain.shift(1)
+            plain.notes.append("folded b_dec into the encoder's bias, because it is not subtracted there")
+        source, said, notes = source_of(config)
+        return plain, Description(self.title, name, source, said, notes)
+
+    def write(self, plain: Plain, folder: Path, source: dict[str, Any]) -> list[str]:
+        name = {"relu": "standard", "batchtopk": "jumprelu"}.get(plain.kind, plain.kind)
+        if plain.is_transcoder:
+            if name not in ("standard", "jumprelu"):
+                raise self.no_form(f"a transcoder that reads with {plain.kind}")
+            name = ("jumprelu_" if name == "jumprelu" else "") + "skip_" * ("W_skip" in plain.parts) + "transcoder"
+        metadata, notes = metadata_of(source)
+        if plain.kind == "batchtopk":
+            metadata |= {"training_architecture": "batchtopk", "training_architecture_details": {"k": plain.k}}
+        n_latents, d_in, d_out = plain.sizes
+        config = {
+            "architecture": name,
+            "d_in": d_in,
+            "d_sae": n_latents,
+            "dtype": str(plain.parts["W_enc"].dtype).removeprefix("torch."),
+            "device": "cpu",
+            "apply_b_dec_to_input": not plain.is_transcoder,
+            "normalize_activations": "none",
+            "reshape_activations": "hook_z" if str(metadata.get("hook_name")).endswith("hook_z") else "none",
+            "metadata": metadata,
+        }
+        if plain.kind in ("topk", "abstopk"):
+            config |= {"k": plain.k, "rescale_acts_by_decoder_norm": False}
+        if plain.is_transcoder:
+            config["d_out"] = d_out
+        write_tensors(folder / WEIGHTS, laid_out(plain, FORMS[name][1]))
+        write_json(folder / CONFIG, config)
+        return notes
+
+
+def _modern(config: Settings) -> Settings:
+    """Older settings by their names of today."""
+    table = {OLD_NAMES.get(key, key): value for key, value in config.table.items()}
+    if table.get("activation_fn") == "topk" and table.get("architecture", "standard") == "standard":
+        table["architecture"] = "topk"
+        table.setdefault("k", (table.get("activation_fn_kwargs") or {}).get("k"))
+    if isinstance(table.get("normalize_activations"), bool):
+        table["normalize_activations"] = "expected_average_only_in" if table["normalize_activations"] else "none"
+    return Settings(config.path, table)
+
+
+def _tell_sizes(tensors: Tensors, config: Settings, is_transcoder: bool) -> None:
+    keys = {"L": "d_sae", "D": "d_in"} | ({"O": "d_out"} if is_transcoder else {})
+    found = {axis: config.get(key, int) for axis, key in keys.items()}
+    tensors.sizes |= {axis: size for axis, size in found.items() if size is not None}
+
+
+def _selection(plain: Plain, config: Settings, tensors: Tensors) -> None:
+    """How many are kept, or above what."""
+    if plain.kind in ("topk", "abstopk"):
+        plain.k = config.need("k", int)
+    trained = config.part("metadata")
+    if plain.kind == "batchtopk":
+        plain.k = config.need("k", float)
+        threshold = tensors.take("topk_threshold", "")
+        plain.parts["threshold"] = threshold.to(plain.parts["b_enc"]).expand_as(plain.parts["b_enc"]).clone()
+    elif "batchtopk" in (trained.get("training_architecture", str) or "") and plain.kind == "jumprelu":
+        plain.k = trained.part("training_architecture_details").get("k", float)
+        plain.kind = "batchtopk" if plain.k else plain.kind
+    if config.get("rescale_acts_by_decoder_norm", bool, False):
+        plain.unit_directions()
+        plain.notes.append("folded the directions' norms into the encoder, as rescale_acts_by_decoder_norm asks for")
+
+
+def _finetuned(plain: Plain, config: Settings, tensors: Tensors) -> None:
+    """Old files may have a factor that codes are multiplied by before they are decoded."""
+    if "scaling_factor" not in tensors:
+        return
+    factor = tensors.take("scaling_factor", "L")
+    if torch.allclose(factor, torch.ones_like(factor)):
+        return
+    if not config.get("finetuning_scaling_factor", bool, False):
+        raise config.refuse("a scaling_factor while finetuning_scaling_factor is off", "say which of both is meant")
+    plain.parts["W_dec"] = plain.parts["W_dec"] * factor[:, None]
+    plain.notes.append("folded scaling_factor into the decoder")
+
+
+def _scaling(plain: Plain, config: Settings, files: Files) -> None:
+    """How rows are normalised."""
+    how = config.get("normalize_activations", str, "none")
+    if how == "none":
+        return
+    if how != "expected_average_only_in" or plain.is_transcoder:
+        why = "it scales every row by itself" if how in ("layer_norm", "constant_norm_rescale") else "it is not folded"
+        raise config.refuse(
+            f"normalize_activations '{how}'", f"{why}: fold it with SAELens if it can be, and save again"
+        )
+    if not (files.folder / SCALER).is_file():
+        instead = f"its factor is not in the file: put {SCALER} beside it, or call fold_activation_norm_scaling_factor"
+        raise config.refuse("normalize_activations 'expected_average_only_in'", f"{instead} in SAELens and save again")
+    scaler = files.settings(SCALER)
+    factor = scaler.need("scaling_factor", float)
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"{scaler.path}: scaling_factor should be above 0, the file says {factor}")
+    plain.scale = 1 / factor
+    plain.notes.append(f"rows are scaled by the {factor:.6g} of {SCALER}")

@@ -1,0 +1,191 @@
+"""An SAE as plain tensors: what all libraries' forms have in common, and the way from it to ours and back.
+
+    pre = (x - b_dec) W_enc.T + b_enc        x_hat = f W_dec + b_dec        (a transcoder: x W_enc.T + b_enc,
+                                                                             x_hat = f W_dec + b_dec + x W_skip.T)
+
+Forms that do not subtract the decoder's bias before encoding become this one with b_enc + W_enc b_dec for b_enc, added
+up in float64. Directions keep the norm they have: codes are those that the other library gives.
+"""
+
+# Shape letters, also those of AXES: L latents, D width read, O width written.
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saelab.interchange.files import Tensors
+from saelab.sae.activations.abs_topk import AbsTopK
+from saelab.sae.activations.batch_topk import BatchTopK
+from saelab.sae.activations.gated import Gated
+from saelab.sae.activations.jump_relu import JumpReLU
+from saelab.sae.activations.relu import ReLU
+from saelab.sae.activations.topk import TopK
+from saelab.sae.base import Activation
+from saelab.sae.dictionaries.dense import Dense
+from saelab.sae.dictionaries.expander import Expander
+from saelab.sae.sae import SAE, fit
+
+AXES = {
+    "W_enc": "LD", "b_enc": "L", "W_dec": "LO", "b_dec": "O", "W_skip": "OD", "threshold": "L", "r_mag": "L",
+    "b_mag": "L",
+}  # fmt: skip
+BLOCK = 8192
+
+Layout = Mapping[str, str]
+"""Our name of a part to a library's name of the tensor, with ".T" behind it where it is kept transposed."""
+
+
+@dataclass
+class Plain:
+    """Weights and how codes come from them.
+
+    Attributes:
+        parts: tensors by our names, shaped as AXES says; those of WEIGHTS always, the others where they apply.
+        kind: relu, topk, abstopk, gated (with r_mag and b_mag), jumprelu or batchtopk (with a threshold).
+        k: latents kept a row, or a row on average where there is a threshold.
+        is_transcoder: whether other rows are written than are read.
+        scale: what rows are divided by before they are encoded and multiplied with after they are decoded.
+        notes: what was done to the weights.
+    """
+
+    parts: dict[str, Tensor]
+    kind: str
+    k: float | None = None
+    is_transcoder: bool = False
+    scale: float = 1.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """L, D and O."""
+        return *self.parts["W_enc"].shape, self.parts["W_dec"].shape[1]
+
+    @torch.no_grad()
+    def shift(self, sign: int) -> None:
+        """From a form that encodes x as it is to ours, which subtracts b_dec (sign 1), or back (-1)."""
+        parts = self.parts
+        moved = sign * _product(parts["W_enc"], parts["b_dec"])
+        parts["b_enc"] = (parts["b_enc"].double() + moved).to(parts["b_enc"])
+        if "b_mag" in parts:
+            parts["b_mag"] = (parts["b_mag"].double() + parts["r_mag"].double().exp() * moved).to(parts["b_mag"])
+
+    @torch.no_grad()
+    def unit_directions(self) -> None:
+        """From a form that multiplies pre-activations by the directions' norms, and divides codes by them, to ours."""
+        norms = self.parts["W_dec"].double().norm(dim=1)
+        for name, factor in (("W_enc", norms[:, None]), ("b_enc", norms), ("W_dec", 1 / norms[:, None])):
+            self.parts[name] = (self.parts[name] * factor).to(self.parts[name])
+
+
+def _product(weight: Tensor, vector: Tensor) -> Tensor:
+    return torch.cat([rows.double() @ vector.double() for rows in weight.split(BLOCK)])
+
+
+def parts_from(tensors: Tensors, layout: Layout, is_transcoder: bool = False) -> dict[str, Tensor]:
+    """The parts that a layout names, from a file; ValueError unless all are there and fit each other."""
+    parts = {}
+    for name, theirs in layout.items():
+        axes = AXES[name] if is_transcoder else AXES[name].replace("O", "D")
+        flipped = theirs.endswith(".T")
+        tensor = tensors.take(theirs.removesuffix(".T"), axes[::-1] if flipped else axes)
+        parts[name] = tensor.T.contiguous() if flipped else tensor
+    return parts
+
+
+def laid_out(plain: Plain, layout: Layout) -> dict[str, Tensor]:
+    """Tensors as a library names them."""
+    found = {}
+    for name, theirs in layout.items():
+        part = plain.parts[name]
+        found[theirs.removesuffix(".T")] = (part.T if theirs.endswith(".T") else part).contiguous()
+    return found
+
+
+def built(plain: Plain, path: Path) -> SAE:
+    """Our SAE; ValueError that names the file for settings that do not fit its sizes."""
+    n_latents, d_in, d_out = plain.sizes
+    activation, state = _activation(plain)
+    dictionary = Dense(skip_connection="W_skip" in plain.parts)
+    try:
+        sae = SAE(d_in, n_latents, activation, dictionary=dictionary, d_out=d_out if plain.is_transcoder else None)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    sae.to(plain.parts["W_enc"].dtype)
+    tensors = {f"activation.{name}": value for name, value in state.items()}
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip"):
+        if name in plain.parts:
+            tensors[f"dictionary.{name}"] = plain.parts[name]
+    fit(sae, sae.state_dict() | tensors, path)
+    sae.scale.set(sae.scale.mean.clone(), plain.scale)
+    return sae
+
+
+def _activation(plain: Plain) -> tuple[Activation, dict[str, Tensor]]:
+    """The activation and its tensors."""
+    parts, k = plain.parts, plain.k
+    if plain.kind == "jumprelu":
+        return JumpReLU(), {"log_threshold": parts["threshold"].relu().log()}
+    if plain.kind == "batchtopk" and k is not None:
+        return BatchTopK(k), {"threshold": parts["threshold"], "updates": torch.ones((), dtype=torch.int64)}
+    if plain.kind == "gated":
+        return Gated(), {"r_mag": parts["r_mag"], "b_mag": parts["b_mag"]}
+    if plain.kind == "relu":
+        return ReLU(), {}
+    assert k is not None
+    return {"topk": TopK, "abstopk": AbsTopK}[plain.kind](int(k)), {}
+
+
+@torch.no_grad()
+def apart(sae: SAE) -> Plain:
+    """An SAE of ours as plain tensors, its scaling folded into them; ValueError for one that has other parts."""
+    if not isinstance(sae, SAE) or type(sae.dictionary) not in (Dense, Expander):
+        found = type(sae.dictionary).__name__ if isinstance(sae, SAE) else type(sae).__name__
+        raise ValueError(
+            f"{found} has no form elsewhere that saelab writes; SAEs with the dictionary Dense or Expander have"
+        )
+    if sae.mesh.shards > 1:
+        raise ValueError("this process holds a part of the SAE's latents: load the saved SAE in one process")
+    notes, dtype = [], sae.scale.mean.dtype
+    scales = (sae.scale, sae.target_scale)
+    if any(one.mean.any() or (one.scale != 1).any() for one in scales):
+        notes.append("folded the scaling of rows: codes are in the units of the data")
+    sae = copy.deepcopy(sae).double().fold()
+    dictionary = sae.dictionary
+    assert isinstance(dictionary, Dense)
+    written = dictionary.directions().detach()
+    is_tied = isinstance(dictionary, Expander) or dictionary.tied
+    parts = {
+        "W_enc": written.clone() if is_tied else dictionary.W_enc.detach(),
+        "b_enc": dictionary.b_enc.detach(),
+        "W_dec": written,
+        "b_dec": dictionary.b_dec.detach(),
+    }
+    if dictionary.skip_connection:
+        parts["W_skip"] = dictionary.W_skip.detach()
+    kind, k, more = _reading(sae.activation)
+    parts = {name: part.to(dtype) for name, part in (parts | more).items()}
+    return Plain(parts, kind, k, sae.d_out is not None, notes=notes)
+
+
+def _reading(activation: Activation) -> tuple[str, float | None, dict[str, Tensor]]:
+    """How an activation of ours reads rows: the kind, k, and further parts."""
+    if type(activation) is ReLU:
+        return "relu", None, {}
+    if type(activation) is TopK or type(activation) is AbsTopK:
+        return type(activation).__name__.lower(), activation.k, {}
+    if type(activation) is BatchTopK:
+        if not activation.updates:  # without a threshold it reads as TopK does
+            return "topk", max(1, round(activation.k)), {}
+        return "batchtopk", activation.k, {"threshold": activation.threshold.relu()}
+    if type(activation) is JumpReLU:
+        return "jumprelu", None, {"threshold": activation.thresholds.detach()}
+    if type(activation) is Gated:
+        return "gated", None, {"r_mag": activation.r_mag.detach(), "b_mag": activation.b_mag.detach()}
+    name = type(activation).__name__
+    raise ValueError(
+        f"{name} has no form elsewhere that saelab writes; ReLU, TopK, AbsTopK, BatchTopK, JumpReLU and Gated have"
+    )

@@ -1,0 +1,238 @@
+"""Ours to every family and back, what cannot be written, and files that are damaged or hostile."""
+
+import pickle
+
+import pytest
+import torch
+from interchange.foreign import D, L, O, check, random, rows, save, weights
+
+from saelab import SAE
+from saelab.core.codes import Codes
+from saelab.interchange import read, write
+from saelab.interchange.family import families
+from saelab.sae.activations.abs_topk import AbsTopK
+from saelab.sae.activations.batch_topk import BatchTopK
+from saelab.sae.activations.block_topk import BlockTopK
+from saelab.sae.activations.gated import Gated
+from saelab.sae.activations.jump_relu import JumpReLU
+from saelab.sae.activations.relu import ReLU
+from saelab.sae.activations.topk import TopK
+from saelab.sae.dictionaries.crosscoder import Crosscoder
+from saelab.sae.dictionaries.dense import Dense
+from saelab.sae.dictionaries.expander import Expander
+
+SOURCE = {"model": "gpt2", "site": "transformer.h.8", "target": None, "seq_len": 128}
+
+
+def batch_topk(thresholds: torch.Tensor | float | None) -> BatchTopK:
+    activation = BatchTopK(4.5)
+    real = activation.setup
+
+    def setup(sizes):
+        real(sizes)
+        if thresholds is not None:
+            activation.threshold.copy_(torch.as_tensor(thresholds))
+            activation.updates.fill_(7)
+
+    activation.setup = setup
+    return activation
+
+
+KINDS = {
+    "relu": ReLU,
+    "topk": lambda: TopK(3),
+    "abstopk": lambda: AbsTopK(3),
+    "jumprelu": JumpReLU,
+    "batchtopk": lambda: batch_topk(0.6),
+    "batchtopk, a threshold a latent": lambda: batch_topk(random(L, seed=5).abs()),
+    "batchtopk, no threshold": lambda: batch_topk(None),
+    "gated": Gated,
+}
+FORMS = {
+    "sae_lens": set(KINDS),
+    "dictionary_learning": set(KINDS) - {"abstopk"},
+    "sparsify": {"topk", "batchtopk, no threshold"},
+}
+ALL = [(family, kind) for family, forms in FORMS.items() for kind in forms]
+
+
+@torch.no_grad()
+def ours(activation, dictionary=None, d_out=None, scaled=False) -> SAE:
+    """An SAE with weights that are nowhere special."""
+    sae = SAE(D, L, activation, dictionary=dictionary, d_out=d_out)
+    for number, parameter in enumerate(sae.parameters()):
+        # Tied directions keep their norm and their zeros: an Expander's graph is fixed.
+        if parameter.ndim == 1 or type(sae.dictionary) is Dense:
+            parameter.copy_(random(*parameter.shape, seed=20 + number) * 0.4)
+    if scaled:
+        sae.scale.set(random(D, seed=40), 2.5)
+        if d_out:
+            sae.target_scale.set(random(d_out, seed=41), 0.5)
+    return sae
+
+
+@torch.no_grad()
+def same(one: SAE, other: SAE, factor: float = 1.0) -> None:
+    """Both read rows alike; the codes of the other are larger by a factor."""
+    x = rows()
+    a, b = one.encode(x).dense() * factor, other.encode(x).dense()
+    assert a.count_nonzero() > 20
+    torch.testing.assert_close(b, a, rtol=2e-6, atol=2e-6 * a.abs().max().item())
+    torch.testing.assert_close(other(x), one(x), rtol=2e-6, atol=5e-6)
+    assert torch.equal(a != 0, b != 0)
+
+
+@pytest.mark.parametrize(("family", "kind"), sorted(ALL))
+@pytest.mark.parametrize("scaled", [False, True])
+def test_ours_to_a_family_and_back(tmp_path, family, kind, scaled):
+    sae = ours(KINDS[kind](), scaled=scaled)
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    notes = write(sae, tmp_path / "out", family, SOURCE)
+    assert all(torch.equal(value, before[name]) for name, value in sae.state_dict().items())
+    assert any("folded the scaling" in note for note in notes) == scaled
+    again, description = read(tmp_path / "out")
+    assert description.family == family
+    assert description.source == ({} if family == "sparsify" else SOURCE)
+    same(sae, again, 2.5 if scaled else 1.0)
+    is_exact = family != "dictionary_learning" or ("jumprelu" not in kind and "latent" not in kind)
+    if not scaled and is_exact:  # no weight was added up
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            assert torch.equal(getattr(again.dictionary, name), getattr(sae.dictionary, name))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(
+    ("family", "kind", "width"),
+    [("sae_lens", "relu", O), ("sae_lens", "jumprelu", O), ("sae_lens", "batchtopk", O), ("sparsify", "topk", D)],
+)
+def test_transcoders_and_back(tmp_path, family, kind, width, skip):
+    sae = ours(KINDS[kind](), Dense(skip_connection=skip), width, scaled=True)
+    place = SOURCE | {"site": "transformer.h.8.mlp:in", "target": "transformer.h.8.mlp"}
+    write(sae, tmp_path / "out", family, place)
+    again, _ = read(tmp_path / "out")
+    assert again.d_out == width
+    same(sae, again, 0.5)
+
+
+@pytest.mark.parametrize("dictionary", [Dense(tied=True), Expander(degree=3), Dense(False, False)])
+def test_dictionaries_that_become_dense(tmp_path, dictionary):
+    sae = ours(TopK(3), dictionary, scaled=True)
+    write(sae, tmp_path / "out", "sae_lens")
+    same(sae, read(tmp_path / "out")[0], 2.5)
+
+
+def test_float64_stays(tmp_path):
+    sae = ours(ReLU()).double()
+    write(sae, tmp_path / "out", "dictionary_learning")
+    assert read(tmp_path / "out")[0].dictionary.W_enc.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("sae", "family", "words"),
+    [
+        (lambda: ours(TopK(3)), "saelens", "unknown family 'saelens'; did you mean 'sae_lens'?"),
+        (lambda: SAE(D, L, TopK(3), dictionary=Crosscoder()), "sae_lens", "Crosscoder has no form elsewhere"),
+        (lambda: SAE(D, L, BlockTopK(k=2)), "sae_lens", "BlockTopK has no form elsewhere"),
+        (lambda: ours(TopK(3), d_out=D), "sae_lens", "sae_lens has no form for a transcoder that reads with topk"),
+        (lambda: ours(ReLU(), d_out=D), "dictionary_learning", "dictionary_learning has no form for transcoders"),
+        (lambda: ours(AbsTopK(3)), "dictionary_learning", "dictionary_learning has no form for AbsTopK"),
+        (lambda: ours(ReLU()), "sparsify", "sparsify has no form for an SAE that reads with relu"),
+        (lambda: ours(TopK(3), d_out=O), "sparsify", f"from rows {D} wide to rows {O} wide"),
+    ],
+)
+def test_what_cannot_be_written_is_said_and_nothing_is_left(tmp_path, sae, family, words):
+    with pytest.raises(ValueError, match=words.replace("?", r"\?")) as error:
+        write(sae(), tmp_path / "out", family)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists already; choose another folder"):
+        write(ours(TopK(3)), tmp_path, "sae_lens")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_every_family_has_a_title_of_its_own():
+    assert set(families()) >= {"sae_lens", "dictionary_learning", "sparsify"}
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "notes.txt", "model.safetensors"])
+def test_what_is_of_no_family_is_said(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("notes")
+    save(tmp_path, "model.safetensors", {"lm_head.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=name) as error:
+        read(tmp_path / name)
+    assert ("there is no file" if name == "nothing" else "no family that saelab reads") in str(error.value)
+
+
+SAE_LENS = ("sae_weights.safetensors", {"d_in": D, "d_sae": L, "architecture": "standard"})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("family", ["sae_lens", "dictionary_learning", "sparsify"])
+def test_a_truncated_file_is_one_clear_line(tmp_path, family, share):
+    write(ours(TopK(3)), tmp_path / "out", family)
+    (weights_file,) = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".json"]
+    data = weights_file.read_bytes()
+    weights_file.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match=weights_file.name) as error:
+        read(tmp_path / "out")
+    assert "is damaged" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("this was run",))
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_pickle_that_would_run_something_is_not_run(tmp_path, capsys, how):
+    path = tmp_path / "ae.pt"
+    if how == "torch":
+        torch.save({"bias": Hostile()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"bias": Hostile()}))
+    with pytest.raises(ValueError, match=r"ae.pt is damaged or holds more than tensors") as error:
+        read(tmp_path)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [3, [torch.zeros(2)], {"bias": 1}, {3: torch.zeros(2)}])
+def test_a_pickle_of_something_else(tmp_path, content):
+    torch.save(content, tmp_path / "ae.pt")
+    with pytest.raises(ValueError, match=r"ae.pt") as error:
+        read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    tensors = weights()
+    tensors["W_enc"] = tensors["W_enc"].T.contiguous()
+    tensors["b_enc"][3] = value
+    save(tmp_path, SAE_LENS[0], tensors, cfg=SAE_LENS[1])
+    with pytest.raises(ValueError, match=r"sae_weights.safetensors: b_enc holds NaN or infinity"):
+        read(tmp_path)
+
+
+def test_reading_does_not_depend_on_what_else_is_read(tmp_path):
+    write(ours(batch_topk(0.6)), tmp_path / "out", "dictionary_learning")
+    sae, _ = read(tmp_path / "out")
+    x = rows()
+    whole = sae.encode(x).dense()
+    assert isinstance(sae.encode(x[:1]), Codes)
+    torch.testing.assert_close(torch.cat([sae.encode(row[None]).dense() for row in x]), whole)
+
+
+def test_reading_one_file_of_a_folder(tmp_path):
+    tensors = weights()
+    tensors["W_enc"] = tensors["W_enc"].T.contiguous()
+    save(tmp_path, SAE_LENS[0], tensors, cfg=SAE_LENS[1])
+    x, w = rows().double(), {name: value.double() for name, value in weights().items()}
+    codes = ((x - w["b_dec"]) @ w["W_enc"].T + w["b_enc"]).relu()
+    check(tmp_path / SAE_LENS[0], "sae_lens", codes, codes @ w["W_dec"] + w["b_dec"])
