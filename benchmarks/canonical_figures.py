@@ -1,6 +1,7 @@
 """The figures of `canonical_units.py`, as small files: plotly draws, a headless Chromium, if there is one, prints."""
 
 import base64
+import re
 import shutil
 import subprocess
 import tempfile
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from saelab.analysis.figures import curves_figure, path_figure, scatter_figure, styled
+from saelab.analysis.figures import bars_figure, curves_figure, path_figure, scatter_figure
 from saelab.analysis.meta import read_meta
 from saelab.analysis.stitch import read_stitch
 from saelab.core.files import read_json
@@ -73,27 +74,33 @@ def path_of(folder: Path, title: str) -> go.Figure:
 
 def thresholds(out: Path) -> go.Figure:
     found = read_json(out / "stitch" / "thresholds.json")
-    lines = {f"swaps from {cosine} on": (line["n_latents"], line["fvu"]) for cosine, line in found.items()}
-    return curves_figure(lines, "512 to 1,024 latents", "latents", "FVU")
+    lines = {f"from {cosine} on": (line["n_latents"], line["fvu"]) for cosine, line in found.items()}
+    title = "512 to 1,024 latents, by the cosine of swaps"
+    return curves_figure(lines, title, "number of latents", "FVU").update_xaxes(tickformat=",")
 
 
 def meta(out: Path) -> go.Figure:
     found = read_meta(out / "meta")
-    bars = {"meta-SAE": found["explained"]["held_out"]}
+    bars = {f"meta-SAE<br>{found['bits']:.0f} bits": found["explained"]["held_out"]}
     said = {
-        "random": "random",
-        "shuffled": "shuffled",
+        "random": "of random<br>directions",
+        "shuffled": "of shuffled<br>coordinates",
         "pca": "PCA",
         "kmeans": "k-means",
-        "residual_kmeans": "residual k-means",
+        "residual_kmeans": "residual<br>k-means",
     }
-    bars |= {said[name]: control["explained"] for name, control in found["controls"].items()}
-    figure = go.Figure(go.Bar(x=list(bars), y=list(bars.values()), marker_color="#0072B2"))
-    return styled(figure, f"Directions of {found['sae']} latents, held out", "", "share of the variance explained")
+    for name, control in found["controls"].items():
+        bars[f"{said[name]}<br>{control['bits']:.0f} bits"] = control["explained"]
+    title = f"Directions of {found['n_latents']:,} latents, held out"
+    return bars_figure(bars, title, "share of the variance explained").update_xaxes(tickangle=0)
 
 
 def stability(out: Path) -> go.Figure:
     found = read_json(out / "match" / "all.json")["matches"]
     lines = {name: (one["curve"]["cosine"], one["curve"]["share"]) for name, one in found.items() if "by" not in name}
-    lines = {name.replace("seed1", "1024, other seed"): line for name, line in lines.items()}
+    lines = {_with_commas(name.replace("seed1", "1024, other seed")): line for name, line in lines.items()}
     return curves_figure(lines, "Latents with a partner", "cosine of the partner at least", "share of latents")
+
+
+def _with_commas(text: str) -> str:
+    return re.sub(r"\d{4,}", lambda found: f"{int(found[0]):,}", text)

@@ -21,14 +21,18 @@ PAIR_COLOURS = {
     "between": "#009E73",
     "undecided": "#999999",
 }
+LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MOST_POINTS = 5000
+MOST_NAMED = 8
+"""Latents of a cluster that its colours are told by."""
 
 
 def styled(figure: go.Figure, title: str, x: str, y: str, **more: Any) -> go.Figure:
     """The look that all figures share."""
     return figure.update_layout(
         title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", width=720, height=440,
-        margin={"l": 70, "r": 20, "t": 50, "b": 60}, legend={"orientation": "h", "y": -0.22}, **more,
+        margin={"l": 80, "r": 20, "t": 50, "b": 60}, colorway=LINES,
+        legend={"orientation": "h", "y": -0.22, "itemsizing": "constant"}, **more,
     )  # fmt: skip
 
 
@@ -51,26 +55,37 @@ def scatter_figure(
     sizes = sorted(abs(value) for value in changes if value)
     unit = sizes[len(sizes) // 4] if sizes else 1.0
     for name in CLASSES[2::-1]:  # the rarest on top
-        own = [number for number, word in enumerate(kind) if word == name]
-        own = own[:: max(1, len(own) // MOST_POINTS)]
+        all_own = [number for number, word in enumerate(kind) if word == name]
+        own = all_own[:: -(-len(all_own) // MOST_POINTS) or 1]
         figure.add_scattergl(
             x=[float(cosine[i]) for i in own], y=[math.asinh(changes[i] / unit) for i in own], mode="markers",
-            name=name, marker={"size": 5, "color": COLOURS[name], "opacity": 0.6},
+            name=f"{name} ({len(all_own):,})", marker={"size": 5, "color": COLOURS[name], "opacity": 0.6},
             customdata=[[i, changes[i]] for i in own],
             hovertemplate="latent %{customdata[0]}: cosine %{x:.3f}, %{customdata[1]:.3g}",
         )  # fmt: skip
     ticks = _signed_powers(min(changes, default=0.0), max(changes, default=0.0), unit)
     figure.update_yaxes(tickvals=[math.asinh(tick / unit) for tick in ticks], ticktext=[f"{tick:g}" for tick in ticks])
-    figure.add_vline(x=threshold, line_dash="dot", line_color="#555555")
+    said = {"text": f"cosine {threshold:g}", "font_color": "#555555", "xanchor": "right", "textangle": -90}
+    figure.add_vline(x=threshold, line_dash="dot", line_color="#555555", annotation=said)
     figure.add_hline(y=0, line_color="#555555", line_width=1)
-    return styled(figure, title, "largest cosine with the small SAE", "change of the mean squared error")
+    y = "change of the mean squared error<br>(of an entry, data's units squared)"
+    return styled(figure, title, "largest cosine with the small SAE", y)
 
 
 def _signed_powers(low: float, high: float, unit: float) -> list[float]:
-    """Powers of ten from about `unit` on, of either sign and zero, that reach from `low` to `high`."""
-    first = math.ceil(math.log10(unit))
-    sides = [range(first, math.floor(math.log10(end)) + 1) if end > 0 else range(0) for end in (-low, high)]
-    return [*(-(10.0**power) for power in reversed(sides[0])), 0.0, *(10.0**power for power in sides[1])]
+    """Powers of ten from about `unit` on, of either sign and zero, that reach from `low` to `high`.
+
+    A side with none of them that reaches far enough to be read has the largest of 1, 2 and 5 times a power.
+    """
+    sides = []
+    for end in (-low, high):
+        powers = range(math.ceil(math.log10(unit)), math.floor(math.log10(end)) + 1) if end > 0 else range(0)
+        side = [10.0**power for power in powers]
+        if not side and end > unit / 2:
+            power = math.floor(math.log10(end))
+            side = [max(float(f"{digit}e{power}") for digit in (1, 2, 5) if float(f"{digit}e{power}") <= end)]
+        sides.append(side)
+    return [*(-tick for tick in reversed(sides[0])), 0.0, *sides[1]]
 
 
 def path_figure(
@@ -104,7 +119,7 @@ def path_figure(
         most = max([*sizes, *map(int, path["n_latents"])])
         ends = [math.log10(sizes[0] * 0.85), math.log10(most * 1.15)]
         figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{size:,}" for size in sizes], range=ends)
-    return styled(figure, title, {"n_latents": "latents", "l0": "L0"}[against], "FVU")
+    return styled(figure, title, {"n_latents": "number of latents", "l0": "L0"}[against], "FVU")
 
 
 def kinds_figure(pairs: Mapping[str, Sequence[Any]], threshold: float, title: str) -> go.Figure:
@@ -126,7 +141,9 @@ def kinds_figure(pairs: Mapping[str, Sequence[Any]], threshold: float, title: st
                 text=[f"latents {int(pairs['left'][i])} and {int(pairs['right'][i])}" for i in chosen],
                 hovertemplate="%{text}: cosine %{x:.3f}, overlap %{y:.3f}",
             )  # fmt: skip
-    figure.update_xaxes(range=[threshold - 0.02, 1.02])
+    most = max(map(float, pairs["cosine"]), default=1.0)
+    room = max(0.02, 0.1 * (most - threshold))
+    figure.update_xaxes(range=[threshold - room, min(1.02, most + room)])
     figure.update_yaxes(range=[-0.04, 1.04])
     return styled(figure, title, "cosine of the directions", "share of the rarer one's rows with both", showlegend=True)
 
@@ -146,18 +163,25 @@ def clouds_figure(points: Mapping[str, Sequence[Any]], clusters: Sequence[Mappin
         own = [i for i, other in enumerate(numbers) if other == number]
         latents = [int(points["latent"][i]) for i in own]
         rank = {latent: order for order, latent in enumerate(sorted(set(latents)))}
+        named = list(rank)[:: -(-len(rank) // MOST_NAMED)]
+        bar = {"title": "strongest<br>latent", "tickvals": [rank[latent] for latent in named], "ticktext": named}
         figure.add_scatter3d(
             **{axis: [float(points[axis][i]) for i in own] for axis in "xyz"}, mode="markers", visible=not place,
-            marker={"size": 3, "color": [rank[latent] for latent in latents], "colorscale": "Turbo"},
+            marker={
+                "size": 3, "color": [rank[latent] for latent in latents], "colorscale": "Turbo", "cmin": 0,
+                "cmax": max(1, len(rank) - 1), "colorbar": bar | {"len": 0.7, "thickness": 14},
+            },
             text=[_hover(points, i) for i in own], hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
         line = clusters[number]
         label = f"cluster {number}: {line['size']} latents, {line['kind']}"
         visible = [other == number for other in shown]
         buttons.append({"label": label, "method": "update", "args": [{"visible": visible}]})
-    menu = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.15, "yanchor": "top"}
+    menu = {"buttons": buttons, "x": 0.02, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
     figure = styled(figure, title, "", "", updatemenus=[menu], showlegend=False)
-    return figure.update_layout(height=620, margin={"l": 10, "r": 10, "t": 90, "b": 10})
+    axes = {f"{axis}axis_title": f"component {number + 1}" for number, axis in enumerate("xyz")}
+    figure.update_scenes(camera_eye={"x": 1.5, "y": 1.5, "z": 1.1}, **axes)
+    return figure.update_layout(height=640, title_y=0.97, margin={"l": 30, "r": 10, "t": 110, "b": 30})
 
 
 def _hover(points: Mapping[str, Sequence[Any]], place: int) -> str:
@@ -182,7 +206,8 @@ def curves_figure(
 
 def bars_figure(bars: dict[str, float], title: str, y: str) -> go.Figure:
     """One bar for each name."""
-    figure = go.Figure(go.Bar(x=list(bars), y=list(bars.values()), marker_color="#0072B2"))
+    said = [f"{value:.3g}" for value in bars.values()]
+    figure = go.Figure(go.Bar(x=list(bars), y=list(bars.values()), text=said, textposition="outside", cliponaxis=False))
     return styled(figure, title, "", y)
 
 
