@@ -43,17 +43,11 @@ class Downstream(Metric):
     def update(self, view: View) -> None:
         text = view.text
         assert text is not None
-        predicts = text.keep[:, :-1] & (text.tokens.document[:, 1:] >= 0)
-        clean = log_probabilities(text.logits, predicts)
-        target = text.tokens.ids[:, 1:][predicts].to(clean.device)
-        values = {"tokens": torch.ones(len(clean)), "clean": F.nll_loss(clean, target, reduction="none")}
-        replacements = {"sae": view.x_hat, "mean": text.mean.expand_as(view.x), "zero": torch.zeros_like(view.x)}
-        for name, rows in replacements.items():
-            logits = text.model.run_with(text.tokens.ids, replaced(text, rows))
-            changed = log_probabilities(logits, predicts)
-            values[name] = F.nll_loss(changed, target, reduction="none")
-            values[f"kl_{name}"] = F.kl_div(changed, clean, log_target=True, reduction="none").sum(1)
-        self.totals.add(text.group[:, :-1][predicts], **values)
+        if Downstream not in text.shared:
+            text.shared[Downstream] = Predictions(text, view.x)
+        predictions: Predictions = text.shared[Downstream]
+        values = predictions.values | predictions.with_rows("sae", view.x_hat)
+        self.totals.add(text.group[:, :-1][predictions.counts], **values)
 
     def scores(self, sae: SAE) -> dict[str, Score]:
         score = self.totals.score
@@ -80,6 +74,33 @@ class Downstream(Metric):
         delta = (self.totals.total("sae") - self.totals.total("clean")) / self.totals.total("tokens")
         beyond = self.curve.is_beyond(float(delta))
         return {"compute_equivalent": replace(score, unit="share of compute, at most") if beyond else score}
+
+
+class Predictions:
+    """A chunk's predictions: what does not depend on an SAE is worked out once, for all that are measured.
+
+    Args:
+        text: the chunk.
+        x: its rows that are to be reconstructed, [B, D].
+    """
+
+    def __init__(self, text: TextChunk, x: Tensor):
+        # Not the chunk itself, which holds this.
+        self.text = replace(text, shared={})
+        self.counts = text.keep[:, :-1] & (text.tokens.document[:, 1:] >= 0)
+        self.clean = log_probabilities(text.logits, self.counts)
+        self.target = text.tokens.ids[:, 1:][self.counts].to(self.clean.device)
+        clean = F.nll_loss(self.clean, self.target, reduction="none")
+        self.values = {"tokens": torch.ones(len(clean)), "clean": clean}
+        self.values |= self.with_rows("mean", text.mean.expand_as(x))
+        self.values |= self.with_rows("zero", torch.zeros_like(x))
+
+    def with_rows(self, name: str, rows: Tensor) -> dict[str, Tensor]:
+        """Cross entropy and KL of each prediction [n] with rows [B, D] in place of the chunk's."""
+        logits = self.text.model.run_with(self.text.tokens.ids, replaced(self.text, rows))
+        changed = log_probabilities(logits, self.counts)
+        kl = F.kl_div(changed, self.clean, log_target=True, reduction="none").sum(1)
+        return {name: F.nll_loss(changed, self.target, reduction="none"), f"kl_{name}": kl}
 
 
 def log_probabilities(logits: Tensor, predicts: Tensor) -> Tensor:

@@ -53,8 +53,12 @@ class InformationScope(Metric):
             self.weight = torch.zeros_like(self.weighted)
         # Whole rows only, within which no other document begins in the part that the short reading cuts.
         whole = text.keep[:, -WINDOW - SHORT :].all(1).nonzero().flatten()
-        far = text.model.activations(text.tokens.ids[whole])[:, -WINDOW:]
-        near = text.model.activations(_shortened(text, whole))[:, -WINDOW:]
+        if InformationScope not in text.shared:
+            text.shared[InformationScope] = [
+                text.model.activations(ids)[:, -WINDOW:].clone()
+                for ids in (text.tokens.ids[whole], _shortened(text, whole))
+            ]
+        far, near = text.shared[InformationScope]
         for row, one, other in zip(whole.tolist(), far, near, strict=True):
             self._window(view.sae, one, other, int(text.group[row, -1]))
 

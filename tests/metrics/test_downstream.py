@@ -138,6 +138,19 @@ def test_positions_without_rows_keep_their_activations(evaluation, block, monkey
     assert seen == 3 * int((block.position < 0).sum())
 
 
+def test_several_saes_share_what_does_not_depend_on_them(evaluation, monkeypatch):
+    """One pass for each SAE and two for the ablations, and the same scores to the bit as alone."""
+    saes = {"a": random_sae(), "b": random_sae(seed=1), "c": mirror(16)}
+    alone = {
+        name: measure({name: sae}, evaluation, ["Downstream"], show=False)[name].scores for name, sae in saes.items()
+    }
+    calls, real = [], evaluation.model.run_with
+    monkeypatch.setattr(evaluation.model, "run_with", lambda ids, rows: calls.append(ids) or real(ids, rows))
+    together = measure(saes, evaluation, ["Downstream"], show=False)
+    assert {name: found.scores for name, found in together.items()} == alone
+    assert len(calls) == (2 + len(saes)) * len(list(evaluation.chunks(True)))
+
+
 def test_predictions_of_padding_do_not_count(evaluation, block):
     scores = measure({"sae": mirror(16)}, evaluation, ["Downstream"], show=False)["sae"].scores
     counts = (block.position >= 0)[:, :-1] & (block.document[:, 1:] >= 0)

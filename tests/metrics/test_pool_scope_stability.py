@@ -117,6 +117,20 @@ def test_rows_too_short_for_two_readings_are_said(tiny_llama, text_folder):
     assert not InformationScope().latents()
 
 
+def test_both_readings_are_made_once_for_several_saes(long_rows, monkeypatch):
+    evaluation = TextEvaluation(long_rows, tokens=400, split="all")
+    saes = {"a": random_sae(), "b": random_sae(seed=1)}
+    alone = {
+        name: measure({name: sae}, evaluation, ["InformationScope"], show=False)[name].scores
+        for name, sae in saes.items()
+    }
+    calls, real = [], evaluation.model.activations
+    monkeypatch.setattr(evaluation.model, "activations", lambda ids: calls.append(ids) or real(ids))
+    together = measure(saes, evaluation, ["InformationScope"], show=False)
+    assert {name: found.scores for name, found in together.items()} == alone
+    assert len(calls) == 2 * len(list(evaluation.chunks(True)))
+
+
 def test_latents_that_never_fire_have_no_scope(long_rows):
     evaluation = TextEvaluation(long_rows, tokens=400, split="all")
     found = measure({"sae": constant(torch.zeros(16))}, evaluation, ["InformationScope"], show=False)["sae"]

@@ -88,8 +88,12 @@ class SCR(Metric):
         wanted, bias = pair.labels[way], pair.labels[1 - way]
         x, train = mean_rows(self.rows, pair.examples), ~pair.examples.task.test
         agree, even = train & (wanted == bias), train & pair.even
-        biased = together(x[agree], wanted[agree])
-        oracle, of_bias = together(x[even], wanted[even]), together(x[even], bias[even])
+        fitted, key = self.setting.shared, (SCR, pair.examples.task.name, way)
+        if key not in fitted:
+            fitted[key] = [
+                together(x[part], label[part]) for part, label in ((agree, wanted), (even, wanted), (even, bias))
+            ]
+        biased, oracle, of_bias = fitted[key]
         entries = codes.of(pair.examples)
         effects = entries.difference(bias, even, codes.n_latents) * along(self.directions, of_bias)
         place, adds, logits = ranks(effects.abs()), along(self.directions, biased), biased.logits(x).float()

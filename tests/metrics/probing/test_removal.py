@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from planted_rows import made, sae_of, told, values
+from planted_rows import Data, made, sae_of, told, values
 
+from saelab.metrics.base import Setting
+from saelab.metrics.probing import scr
 from saelab.metrics.probing.codes import TaskCodes, written_directions
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.removal import along, ranks, right_without
+from saelab.metrics.probing.rows import TaskRows
 from saelab.metrics.probing.scr import SCR, joined
 from saelab.metrics.probing.tpp import TPP
 
@@ -88,6 +91,23 @@ def test_taking_the_bias_out_mends_the_probe():
     scores = told(SCR(), made(labels, x), sae_of(both_ways))
     assert scores["scr_10"].value > 0.9
     assert scores["scr_10"].low <= scores["scr_10"].value <= scores["scr_10"].high
+
+
+def test_probes_are_fitted_once_for_several_saes_and_for_each_pair_its_own(monkeypatch):
+    """A family of three tasks has two pairs, of two ways each, with three probes."""
+    x, labels = biased()
+    labels["bias 1: third"] = x[:, 2] > 0
+    rows, calls = made(labels, x), []
+    both = [sae_of(torch.eye(D)), sae_of(torch.eye(D)[:4] - 0.1)]
+    alone = [told(SCR(), rows, sae) for sae in both]
+    monkeypatch.setattr(scr, "together", lambda x, label: calls.append(len(x)) or together(x, label))
+    saes, tasks = dict(zip("ab", both, strict=True)), [one.task for one in rows.examples]
+    shared = {TaskRows: rows}
+    for name, expected in zip(saes, alone, strict=True):
+        metric = SCR()
+        metric.begin(Setting(name, saes, Data(), tasks, shared))
+        assert metric.scores(saes[name]) == expected
+    assert len(calls) == 2 * 2 * 3
 
 
 def test_a_dictionary_that_knows_nothing_of_it_mends_nothing():
