@@ -5,10 +5,14 @@ a ladder of SAEs trained on one stream of activations, stitched, matched and loo
 into a folder, one step after another; what is there is not made again:
 
     harvest   acts/              activations of the bundled model
-    ladder    ladder/, jump/     SAEs of several widths on the same stream, and another seed of one width; TopK and, at
-                                 three widths on fewer rows, JumpReLU
+    ladder    ladder/ and others SAEs of several widths on the same stream, and other seeds; see FAMILIES: TopK
+                                 (`ladder`), BatchTopK (`batch`), both on a fifth of the rows (`ladder-short`,
+                                 `batch-short`) and, at three widths on a quarter, JumpReLU (`jump`)
     stitch    stitch/            insertion test, cosine rule, the way from the narrowest to the widest; other orders
-    jump      jump-stitch/       the same of the JumpReLU family
+    batch, batch-short, ladder-short, jump
+              batch-stitch/, ... the same of the other families: whether TopK read by one threshold or the length of
+                                 training makes the difference
+    seeds     seeds.json         the insertion test of the narrow widths over several seeds, of TopK and BatchTopK
     meta      meta/              meta-SAEs of the widest with controls at equal bits, and of other k, sizes and widths
     match     match/             seeds and neighbouring widths matched
     manifolds manifolds/         clusters of the widest SAE's directions
@@ -20,12 +24,25 @@ into a folder, one step after another; what is there is not made again:
 
 import argparse
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from canonical_figures import draw
+from canonical_ladder import (
+    FAMILIES,
+    LADDER,
+    REPEATED,
+    REPEATS,
+    SEED_WIDTH,
+    SEEDS,
+    SUBJECT,
+    is_trained,
+    rung,
+    train_ladder,
+    widths_of,
+)
 
 from saelab import load
 from saelab.analysis.assembled import independent
@@ -38,58 +55,17 @@ from saelab.analysis.rows import Rows
 from saelab.analysis.stitch import StitchSettings, stitch
 from saelab.analysis.unions import swapped
 from saelab.core.files import read_json, write_json
-from saelab.core.run import Run
-from saelab.data.store import StoreSource
 from saelab.data.synthetic.sparse import SparseWorld
 from saelab.metrics import TextEvaluation, measure
 from saelab.metrics.truth import compare
 from saelab.models.harvest import harvest
-from saelab.models.subject import Subject
 from saelab.sae import SAE
 from saelab.sae.activations.batch_topk import BatchTopK
-from saelab.sae.activations.jump_relu import JumpReLU
-from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
 from saelab.train.trainer import Trainer
 
-SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000)
 TOKENS, HELD_OUT = 2_000_000, 40_000
-LADDER = {256: 1, 512: 0, 1024: 1, 2048: 0, 4096: 1, 8192: 0}
-"""Seed of each width. Neighbours differ, because SAEs of one seed begin with the same directions."""
-SEEDS, SEED_WIDTH = (0, 1), 1024
-JUMPS = {256: 1, 512: 0, 1024: 1}
-"""The same of the JumpReLU family, which sees a quarter of the rows."""
-K, BATCH = 32, 2048
 WORLD_WIDTHS = [32, 64, 128, 256, 512]
-
-
-def ladder_sae(width: int, seed: int, rows: int, family: str = "ladder") -> SAE:
-    """One rung: only width and seed differ within a family."""
-    if family == "jump":
-        # Rows have a mean square of 1: thresholds end up near 1, and are too slow to come there from the default.
-        return SAE(256, width, JumpReLU("target_l0", weight=0.1, target=K, threshold=1.0, bandwidth=1.0), seed=seed)
-    return SAE(256, width, TopK(k=K), [AuxK(dead_after=rows // 8)], seed=seed)
-
-
-def rung(out: Path, width: int, seed: int | None = None, family: str = "ladder") -> Path:
-    """The folder of one SAE of a family, of its own seed or of another."""
-    seed = (JUMPS if family == "jump" else LADDER)[width] if seed is None else seed
-    return out / family / (f"{width}" if not seed else f"{width}-seed{seed}")
-
-
-def train_ladder(out: Path, rows: int) -> None:
-    """Train every width on the same rows in the same order; then another seed of one width; then the other family."""
-    wanted = [("ladder", width, seed) for width, seed in [*LADDER.items(), *((SEED_WIDTH, seed) for seed in SEEDS)]]
-    for family, width, seed in [*wanted, *(("jump", width, seed) for width, seed in JUMPS.items())]:
-        folder = rung(out, width, seed, family)
-        if (folder / "sae" / "config.json").exists():
-            continue
-        source = StoreSource(out / "acts")
-        run = Run.create(folder, {"width": width, "seed": seed})
-        write_json(run.source_file, source.store.manifest.origin)
-        rate = 4e-3 * min(1, (4096 / width) ** 0.5)
-        trainer = Trainer(ladder_sae(width, seed, rows, family), lr=rate, batch=BATCH, decay=0.5)
-        trainer.fit(source, rows // 4 if family == "jump" else rows, run, save_every=10**9)
 
 
 def held_out(out: Path) -> Rows:
@@ -99,11 +75,6 @@ def held_out(out: Path) -> Rows:
         rows = Rows.of(TextEvaluation(SUBJECT, HELD_OUT))
         torch.save({"x": rows.x, "group": rows.group, "columns": rows.columns}, path)
     return Rows(**torch.load(path, weights_only=True))
-
-
-def widths_of(out: Path) -> list[int]:
-    """The rungs that are there."""
-    return [width for width in LADDER if (rung(out, width) / "sae" / "config.json").exists()]
 
 
 def stitch_ladder(out: Path) -> None:
@@ -125,10 +96,53 @@ def stitch_ladder(out: Path) -> None:
     write_json(out / "stitch" / "orders.json", orders)
 
 
-def stitch_jumps(out: Path) -> None:
-    """The other family's ladder."""
-    saes = {str(width): load(rung(out, width, family="jump")) for width in JUMPS}
-    stitch(saes, held_out(out), StitchSettings(points=13)).write(out / "jump-stitch")
+def stitch_family(family: str) -> Callable[[Path], None]:
+    """What stitches another family's ladder."""
+
+    def stitched(out: Path) -> None:
+        saes = {str(width): load(rung(out, width, family=family)) for width in widths_of(out, family)}
+        stitch(saes, held_out(out), StitchSettings(points=13)).write(out / f"{family}-stitch")
+
+    return stitched
+
+
+def over_seeds(out: Path) -> None:
+    """Stitch the narrow widths of each repeat; `seeds.json` holds a line for each pair, and for each SAE its errors."""
+    found: dict[str, Any] = {}
+    for family, widths in REPEATED.items():
+        found[family] = {"saes": [], "pairs": []}
+        for number in range(REPEATS + 1):
+            seeds = {width: LADDER[width] + 2 * number for width in widths}
+            folders = {str(width): rung(out, width, seed, family) for width, seed in seeds.items()}
+            if not all(is_trained(folder) for folder in folders.values()):
+                continue
+            saes = {name: load(folder) for name, folder in folders.items()}
+            told = stitch(saes, held_out(out), StitchSettings(points=2, ce_points=0))
+            about = told.summary()
+            for line, pair in zip(about["pairs"], told.pairs, strict=True):
+                matched = match(saes[line["small"]], saes[line["large"]], pair.names)
+                line |= {"repeat": number, "seeds": [seeds[int(name)] for name in pair.names]}
+                line |= {"matched_cosine": matched.summary()["mean_cosine"]}
+                line |= {"share_matched": matched.summary()["share_matched"]}
+            found[family]["saes"] += [sae | {"repeat": number} for sae in about["saes"]]
+            found[family]["pairs"] += about["pairs"]
+        found[family]["same_width"] = between_seeds(out, family, widths)
+    write_json(out / "seeds.json", found)
+
+
+def between_seeds(out: Path, family: str, widths: list[int]) -> list[dict[str, Any]]:
+    """Every two seeds of a width matched one to one."""
+    lines = []
+    for width in widths:
+        seeds = [LADDER[width] + 2 * number for number in range(REPEATS + 1)]
+        there = {
+            seed: load(rung(out, width, seed, family)) for seed in seeds if is_trained(rung(out, width, seed, family))
+        }
+        for one, other in combinations(there, 2):
+            found = match(there[one], there[other], (str(one), str(other))).summary()
+            about = {key: found[key] for key in ("mean_cosine", "share_matched", "random_cosine")}
+            lines.append({"width": width, "seeds": [one, other]} | about)
+    return lines
 
 
 def thresholds(out: Path) -> None:
@@ -232,7 +246,8 @@ def world_questions(out: Path) -> None:
 
 STEPS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "stitch": ("stitch/orders.json", stitch_ladder),
-    "jump": ("jump-stitch/stitch.json", stitch_jumps),
+    **{family: (f"{family}-stitch/stitch.json", stitch_family(family)) for family in FAMILIES if family != "ladder"},
+    "seeds": ("seeds.json", over_seeds),
     "thresholds": ("stitch/thresholds.json", thresholds),
     "meta": ("meta/sweep.json", meta_all),
     "match": ("match/all.json", match_all),
@@ -243,8 +258,8 @@ STEPS: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 def numbers(out: Path) -> Iterator[tuple[str, Any]]:
     """Everything that was written, by file."""
-    for path in sorted(out.glob("*/*.json")) + sorted(out.glob("world/stitch/*.json")):
-        if path.parent.name not in ("acts", "ladder", "figures"):
+    for path in sorted(out.glob("*.json")) + sorted(out.glob("*/*.json")) + sorted(out.glob("world/stitch/*.json")):
+        if path.name != "numbers.json" and path.parent.name not in ("acts", "figures"):
             yield str(path.relative_to(out)), read_json(path)
 
 
