@@ -2,13 +2,19 @@
 
 import socket
 import sys
+import threading
 import webbrowser
+from contextlib import suppress
 
 import uvicorn
 
+from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.safety import LOOPBACK
 from saelab.explorer.server import application
 from saelab.explorer.workspace import Workspace
+
+WARM_AFTER = 2.0
+"""Seconds from listening to loading a model, so that the first page need not wait for it."""
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -51,4 +57,19 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 8770, brows
     print(f"explore {', '.join(workspace.members)} at {address} (Ctrl-C ends)", flush=True)
     if browser:
         webbrowser.open(address)
-    server_for(workspace, host).run(sockets=[place])
+    warming = threading.Timer(WARM_AFTER, warm, [workspace])
+    warming.daemon = True
+    warming.start()
+    try:
+        server_for(workspace, host).run(sockets=[place])
+    finally:
+        warming.cancel()
+        warming.join()  # a thread that is cut off inside torch would end the program with an abort
+
+
+def warm(workspace: Workspace) -> None:
+    """Load the model of the first SAE that has one before a page asks for it: seconds, most of them for imports."""
+    for member in workspace.members.values():
+        with suppress(ValueError, LookupError, OSError):  # the page that needs the model says what is wrong with it
+            lens_of(workspace, member)
+            return

@@ -216,3 +216,15 @@ def test_a_run_that_is_still_going_shows_its_curves_and_goes_on(tmp_path):
         log.close()
         assert [one["fired"] for one in going.json("/run/going/log.json?after=20")["records"]] == [[1, 7]]
         assert "there is no" in going.json("/run/going/latents.json", status=400)["error"]
+
+
+def test_a_model_is_loaded_before_a_page_asks_for_it(tmp_path, runs):
+    from saelab.core.run import Run
+    from saelab.explorer.serve import warm
+    from saelab.explorer.workspace import Workspace
+
+    nothing = Run.create(tmp_path / "nothing", {"sae": {"n_latents": 8, "activation": {"class_path": "TopK"}}})
+    found = Workspace([nothing.folder, runs[0]])
+    assert not found._models
+    warm(found)
+    assert list(found.__dict__["lenses"]) == ["run0"]

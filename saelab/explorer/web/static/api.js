@@ -36,7 +36,7 @@ export function go(path) {
 
 // The part of the address that says what a page shows.
 export function parameters() {
-  const text = store ? location.hash.slice(1).split("?")[1] ?? "" : location.search;
+  const text = store ? (location.hash.slice(1).split("?")[1] ?? "") : location.search;
   return new URLSearchParams(text);
 }
 

@@ -16,7 +16,9 @@ function filled(element, attributes, children) {
     else if (key === "style") for (const [name, part] of Object.entries(value)) element.style.setProperty(name, part);
     else element.setAttribute(key, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 

@@ -19,12 +19,21 @@ export function percent(share) {
 
 export function count(value) {
   if (value === null || value === undefined) return "–";
-  return value >= 1e7 ? `${(value / 1e6).toFixed(0)}M` : value >= 1e6 ? `${(value / 1e6).toFixed(1)}M` : value.toLocaleString("en");
+  return value >= 1e7
+    ? `${(value / 1e6).toFixed(0)}M`
+    : value >= 1e6
+      ? `${(value / 1e6).toFixed(1)}M`
+      : value.toLocaleString("en");
 }
 
 // A token in a chip: blanks that would not be seen are shown by signs.
 export function shown(token) {
-  return token.replace(/\n/g, "↵").replace(/\t/g, "→").replace(/^ +| +$/g, (blanks) => "·".repeat(blanks.length)) || "∅";
+  return (
+    token
+      .replace(/\n/g, "↵")
+      .replace(/\t/g, "→")
+      .replace(/^ +| +$/g, (blanks) => "·".repeat(blanks.length)) || "∅"
+  );
 }
 
 export function words(joined) {

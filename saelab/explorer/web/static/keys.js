@@ -32,7 +32,10 @@ export function help() {
   const open = document.querySelector(".sheet");
   if (open) return open.remove();
   const lines = [...bound].map(([name, { what }]) => [h("dt", {}, h("kbd", {}, name)), h("dd", {}, what)]);
-  const sheet = h("div", { class: "sheet", onclick: (event) => event.target === sheet && sheet.remove() },
-    h("div", { role: "dialog", "aria-label": "Keys" }, h("h1", {}, "Keys on this page"), h("dl", {}, lines)));
+  const sheet = h(
+    "div",
+    { class: "sheet", onclick: (event) => event.target === sheet && sheet.remove() },
+    h("div", { role: "dialog", "aria-label": "Keys" }, h("h1", {}, "Keys on this page"), h("dl", {}, lines)),
+  );
   document.body.append(sheet);
 }

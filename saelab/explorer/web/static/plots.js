@@ -28,15 +28,30 @@ function colour(name) {
 
 export async function plot(element, traces, layout = {}, act = null) {
   const drawn = await plotly();
-  const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line"), automargin: true };
+  const axis = {
+    gridcolor: colour("--line"),
+    zerolinecolor: colour("--line"),
+    linecolor: colour("--line"),
+    automargin: true,
+  };
   const full = {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--dim"), family: "system-ui, sans-serif", size: 11.5 },
-    margin: { l: 52, r: 14, t: 10, b: 42 }, showlegend: false, hoverlabel: { font: { family: "ui-monospace, monospace", size: 11.5 } }, ...layout,
-    xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: colour("--dim"), family: "system-ui, sans-serif", size: 11.5 },
+    margin: { l: 52, r: 14, t: 10, b: 42 },
+    showlegend: false,
+    hoverlabel: { font: { family: "ui-monospace, monospace", size: 11.5 } },
+    ...layout,
+    xaxis: { ...axis, ...layout.xaxis },
+    yaxis: { ...axis, ...layout.yaxis },
   };
   if (layout.scene) {
     const side = { ...axis, backgroundcolor: colour("--sunk"), showbackground: true, color: colour("--dim") };
-    full.scene = { xaxis: { ...side, ...layout.scene.xaxis }, yaxis: { ...side, ...layout.scene.yaxis }, zaxis: { ...side, ...layout.scene.zaxis } };
+    full.scene = {
+      xaxis: { ...side, ...layout.scene.xaxis },
+      yaxis: { ...side, ...layout.scene.yaxis },
+      zaxis: { ...side, ...layout.scene.zaxis },
+    };
   }
   await drawn.react(element, traces, full, { displaylogo: false, responsive: true, displayModeBar: false });
   element.removeAllListeners?.("plotly_click");
