@@ -41,7 +41,7 @@ def allocate(
         discrete: share of features that are plain directions, served by one latent, evenly over the ranks.
         at_zero: the convention at n = 0: shift, (1 + n)^-beta, or two, L(0) = 2.
         out: a JSON file for the result.
-        figures: also write an HTML file beside it.
+        figures: also draw who gets how many latents, and how the features found grow, beside it.
     """
     kinds = {"shift": Shift, "two": Two}
     if at_zero not in kinds:
@@ -69,9 +69,12 @@ def allocate(
     if out:
         write_json(Path(out), result)
     if figures:
-        from saelab.scaling.figures import allocation_figure, write_figure
+        from saelab.scaling.figures import allocation_figure, growth_figure, write_figure
 
-        write_figure(Path(out or "allocation.json").with_suffix(".html"), allocation_figure(result))
+        path, name = Path(out or "allocation.json"), f"alpha = {alpha:g}, beta = {beta:g}"
+        write_figure(path, allocation_figure({name: result}))
+        if len(rows) > 1:
+            write_figure(path.with_stem(f"{path.stem}-growth"), growth_figure({name: result}))
 
 
 def _allocation_file(
@@ -123,7 +126,7 @@ def diagnose(
         rows: rows to look at.
         store: take rows from this store; by default from what the widest run was trained on (its held-out part).
         out: a JSON file for the result.
-        figures: also write an HTML file beside it.
+        figures: also draw a panel and its parts, as HTML and SVG, beside it.
     """
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")

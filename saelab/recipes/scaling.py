@@ -57,7 +57,7 @@ def fit_laws(
         hold_out: how many of the largest widths to predict by a fit that has not seen them; 0 for none.
         tolerance: fall of the FVU over a doubling of rows below which a cell has converged; by default its own.
         converged_only: leave out cells that have not converged, instead of refusing to fit.
-        figures: also write figures, each an HTML file of its own.
+        figures: also draw every law and the loss curves, as HTML and SVG.
     """
     for name in laws or ():
         if name not in LAWS:

@@ -117,7 +117,7 @@ def test_svg_puts_points_where_the_axes_say():
     layout = {"xaxis": {"type": "log", "range": [0, 2]}, "yaxis": {"range": [0, 2]}, "title": {"text": "x < y"}}
     root = ElementTree.fromstring(svg({"data": [trace], "layout": layout}))
     circles = [(float(one.get("cx")), float(one.get("cy"))) for one in root.iter(f"{SPACE}circle")]
-    assert circles == [(70, 420), (560, 230)]
+    assert circles[:2] == [(70, 420), (560, 230)]  # the last is the legend's
     texts = [one.text for one in root.iter(f"{SPACE}text")]
     assert "x < y" in texts
     assert "a & b" in texts
@@ -125,6 +125,49 @@ def test_svg_puts_points_where_the_axes_say():
     assert "here" in texts
     bars = [one.get("d") for one in root.iter(f"{SPACE}path")]
     assert "M70.0 420.0L70.0 325.0" in bars
+
+
+def paths(drawn):
+    return [path.get("d") for path in ElementTree.fromstring(drawn).iter(f"{SPACE}path")]
+
+
+def test_svg_breaks_lines_where_points_are_missing():
+    trace = {"x": [0, 1, 2, 3, 4], "y": [0, 1, math.nan, 1, 0], "line": {"width": 3, "dash": "dot"}, "opacity": 0.5}
+    drawn = svg({"data": [trace], "layout": {"xaxis": {}, "yaxis": {}}})
+    (line,) = (path for path in paths(drawn) if path.count("L") > 1)
+    assert line.count("M") == 2
+    assert 'stroke-width="3" stroke-dasharray="2 3" stroke-opacity="0.5"' in drawn
+
+
+def test_svg_puts_panels_beside_each_other():
+    traces = [{"x": [0, 1], "y": [0, 1], "mode": "markers", "xaxis": f"x{n}", "yaxis": f"y{n}"} for n in ("", "2")]
+    layout = {"width": 570, "height": 400, "xaxis": {"domain": [0, 0.4]}, "xaxis2": {"domain": [0.6, 1]}}
+    layout |= {"yaxis": {}, "yaxis2": {"title": {"text": "up"}}, "annotations": [{"x": 0.2, "y": 1, "text": "first"}]}
+    root = ElementTree.fromstring(svg({"data": traces, "layout": layout}))
+    at = [float(dot.get("cx")) for dot in root.iter(f"{SPACE}circle")]
+    assert 70 <= at[0] < at[1] <= 70 + 0.4 * 300
+    assert 70 + 0.6 * 300 <= at[2] < at[3] <= 370
+    words = {text.text: float(text.get("x")) for text in root.iter(f"{SPACE}text")}
+    assert words["first"] == 70 + 0.2 * 300
+    assert words["up"] == 70 + 0.6 * 300 - 52
+
+
+def test_svg_keeps_circles_round_where_asked():
+    trace = {"x": [-1, 1, 0, 0], "y": [0, 0, -1, 1], "mode": "markers"}
+    layout = {"xaxis": {"visible": False}, "yaxis": {"scaleanchor": "x"}}
+    drawn = svg({"data": [trace], "layout": layout})
+    dots = [(float(d.get("cx")), float(d.get("cy"))) for d in ElementTree.fromstring(drawn).iter(f"{SPACE}circle")]
+    assert dots[1][0] - dots[0][0] == pytest.approx(dots[2][1] - dots[3][1], abs=0.2)
+    assert paths(drawn) == []
+
+
+def test_svg_shows_in_the_legend_what_a_trace_looks_like():
+    line, band = {"x": [0, 1], "y": [0, 1], "name": "a"}, {"fill": "toself", "line": {"width": 0}, "opacity": 0.5}
+    traces = [line | {"line": {"dash": "dash"}}, line | band | {"name": "b"}, line | {"mode": "markers", "name": "c"}]
+    drawn = svg({"data": traces, "layout": {"xaxis": {}, "yaxis": {}}})
+    assert 'h18" stroke="black" stroke-width="2" stroke-dasharray="6 4"' in drawn
+    assert drawn.count('fill-opacity="0.2"') == 2  # the shape and its swatch
+    assert drawn.count("<circle") == 3  # two points and their swatch
 
 
 def test_axes_leave_out_what_they_cannot_show():
@@ -135,6 +178,9 @@ def test_axes_leave_out_what_they_cannot_show():
     assert 0 < axis.at(1.0) < axis.at(10.0) < 100
     assert [text for _, text in Axis([0.0, 1.0], {}, (0, 100)).ticks()] == ["0", "0.5", "1"]
     assert [text for _, text in Axis([2.0, 2.0], {}, (0, 100)).ticks()]
+    ticks = [text for _, text in Axis([9e10, 6e11], {"type": "log"}, (0, 100)).ticks()]
+    assert ticks == ["10¹¹", "2·10¹¹", "3·10¹¹", "4·10¹¹", "5·10¹¹", "6·10¹¹"]
+    assert [text for _, text in Axis([1e-6, 1e4], {"type": "log"}, (0, 100)).ticks()][::5] == ["10⁻⁶", "0.1", "10,000"]
 
 
 def test_tables_come_back_as_they_were(tmp_path: Path):
