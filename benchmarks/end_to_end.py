@@ -5,10 +5,11 @@ features they find and how many latents each gets, and compares with the allocat
 one such manifold (`benchmarks/manifold_curves.py` writes it to CURVES). Two worlds: circles with alpha = 0.5, and
 spheres S^5 with alpha = 1.5. DIR/end_to_end.json holds one line for each SAE; those there are not trained again.
 
-Each SAE is trained twice: from random directions, and from the allocator's answer (tiles of each feature, spread over
-its subspace). The losses of the two, beside the allocator's, tell a wrong prediction from training that did not get
-there. The objective is the one of the curves, ||x - x_hat||^2 + l1 sum_j f_j, over rows of which most hold one feature
-or none. (The toolkit's own L1 divides by a row's norm, which an empty row does not have.) The full grid would be
+Each SAE is trained twice (--starts): from random directions, and from the allocator's answer (tiles of each feature,
+spread over its subspace). The losses of the two, beside the allocator's, tell a wrong prediction from training that did
+not get there. A seed has a world of its own, with its own planes and rows. The objective is the one of the curves,
+||x - x_hat||^2 + l1 sum_j f_j, over rows of which most hold one feature or none. (The toolkit's own L1 divides by a
+row's norm, which an empty row does not have.) The full grid would be
 --widths 64 256 1024 4096 16384 --d_in 1024 --features 400 --l0 1 --rows 50000000 --seeds 3.
 """
 
@@ -35,10 +36,10 @@ WORLDS = {"circles": ("circle", 0.5, 2), "spheres": ("sphere5", 1.5, 6)}
 HELD_OUT = 16_384
 
 
-def world_of(name: str, options: argparse.Namespace) -> ManifoldWorld:
+def world_of(name: str, seed: int, options: argparse.Namespace) -> ManifoldWorld:
     shape, alpha, dims = WORLDS[name]
     n = min(options.features, options.d_in // dims)
-    return ManifoldWorld(options.d_in, n, options.l0, alpha=alpha, shapes=[shape], radial=0.0, seed=1)
+    return ManifoldWorld(options.d_in, n, options.l0, alpha=alpha, shapes=[shape], radial=0.0, seed=1 + seed)
 
 
 class PlainL1(ReLU):
@@ -49,9 +50,9 @@ class PlainL1(ReLU):
         return {"sparsity": self.l1 * (step.codes.values.abs() * norms).sum(1).mean()}
 
 
-def planted(world: ManifoldWorld, allocation: Allocation, n: int) -> Tensor:
+def planted(world: ManifoldWorld, allocation: Allocation, n: int, seed: int) -> Tensor:
     """Directions [n, D]: tiles of each feature in its subspace, as many as it was allocated; the others at random."""
-    generator, parts = torch.Generator().manual_seed(0), []
+    generator, parts = torch.Generator().manual_seed(seed), []
     for feature, count in zip(allocation.feature.tolist(), allocation.count.tolist(), strict=True):
         basis = world.bases(torch.tensor([feature]))[0]
         tiles = F.normalize(torch.randn(count, len(basis), generator=generator), dim=1)
@@ -80,7 +81,7 @@ def measured(
     n, unit = allocation.latents, (options.l0 / world.d_in) ** 0.5  # scaled rows have mean square 1 an entry
     sae = SAE(world.d_in, n, PlainL1(options.l1 / options.l0 * unit), seed=seed)
     if start == "planted":
-        directions = planted(world, allocation, n)
+        directions = planted(world, allocation, n, seed)
         sae.dictionary.W_enc.data.copy_(directions)
         sae.dictionary.W_dec.data.copy_(directions)
     Trainer(sae, lr=options.lr, batch=512, decay=0.4).fit(world, options.rows, show=False)
@@ -103,19 +104,20 @@ def main() -> None:
     parser.add_argument("--l1", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--rows", type=int, default=4_000_000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--starts", nargs="+", default=["random", "planted"], choices=["random", "planted"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = options.out / "end_to_end.json"
     result: dict[str, Any] = read_json(path) if path.exists() else {"format": 1, "kind": "end-to-end", "lines": []}
     done = {(line["world"], line["n"], line["seed"], line["start"]) for line in result["lines"]}
     for name in options.worlds:
-        world, shape = world_of(name, options), WORLDS[name][0]
-        curve = as_curve(read_json(options.curves / f"{shape}-relu-r0.json"))
-        allocator = Allocator(world.probability.numpy(), curve)
-        for n, seed, start in product(options.widths, range(options.seeds), ("random", "planted")):
+        curve = as_curve(read_json(options.curves / f"{WORLDS[name][0]}-relu-r0.json"))
+        for seed, start, n in product(range(options.seeds), options.starts, options.widths):
             if (name, n, seed, start) in done:
                 continue
+            world = world_of(name, seed, options)
+            allocator = Allocator(world.probability.numpy(), curve)
             expected = allocator.allocate(n)
             line = {"world": name} | measured(world, expected, seed, start, options)
             line |= {"predicted": expected.found, "predicted_latents": expected.of(world.n_features).tolist()}
@@ -124,7 +126,8 @@ def main() -> None:
             write_json(path, result)
             counts = (line["latents_per_feature"][:6], line["predicted_latents"][:6])
             words = f"loss {line['loss']:.4f}, predicted {line['predicted_loss']:.4f}, purity {line['purity']:.2f}"
-            print(name, n, start, "found", line["found"], "predicted", line["predicted"], words, *counts, flush=True)
+            head = f"{name} {n} {start} {seed}: found {line['found']}, predicted {line['predicted']}"
+            print(head, words, *counts, flush=True)
 
 
 if __name__ == "__main__":
