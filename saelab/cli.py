@@ -214,6 +214,16 @@ def _figures(words: list[str]) -> None:
     draw_runs(**vars(parse(parser, words)))
 
 
+def _convert(words: list[str]) -> None:
+    from saelab.recipes.convert import convert
+
+    parser = _parser("convert")
+    parser.add_argument("path", type=str, help="folder or file that another library wrote, or a run of saelab")
+    parser.add_argument("out", type=str, help="folder for what it becomes; must not exist")
+    parser.add_function_arguments(convert, skip={"path", "out"})
+    convert(**vars(parse(parser, words)))
+
+
 def _explore(words: list[str]) -> None:
     from saelab.recipes.explore import explore
 
@@ -256,6 +266,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "match": ("which latent of one SAE is which of another: seeds, layers, widths", _match),
     "manifolds": ("clusters of directions: tiles of a manifold, absorbed parents, duplicates", _manifolds),
     "figures": ("draw what was measured of runs, as HTML and SVG", _figures),
+    "convert": ("SAEs of other libraries into runs, and ours into their files", _convert),
     "explore": ("look at what SAEs learned, in a browser", _explore),
     "show": ("print a run's config and scores", _show),
     "bench": ("how fast a training step is here, beside other libraries", _bench),

@@ -32,6 +32,7 @@ COMMANDS = [
     "meta",
     "match",
     "manifolds",
+    "convert",
     "explore",
     "bench",
 ]

@@ -111,7 +111,7 @@ def write(sae: SAE, folder: str | Path, family: str, source: dict[str, Any] | No
     """
     folder, known = Path(folder), families()
     if family not in known:
-        raise ValueError(f"unknown family '{family}'{near_miss(family, known)}")
+        raise ValueError(f"unknown family '{family}'{near_miss(family, written())}")
     if not is_vacant(folder):
         raise ValueError(f"{folder} exists already; choose another folder")
     plain = apart(sae)

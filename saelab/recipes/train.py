@@ -212,7 +212,10 @@ def _short(value: Any) -> Any:
 def subject_of(run: Run) -> Subject:
     """The model, site and text a run was trained on."""
     if not run.source_file.exists():
-        raise ValueError(f"{run.folder} does not say which model and text it was trained on: give --subject.model, ...")
+        raise ValueError(
+            f"{run.folder} does not say which model and text it was trained on: give --subject.model, --subject.site "
+            "and --subject.text"
+        )
     origin = read_json(run.source_file)
     return Subject(**{key: origin[key] for key in asdict(Subject()) if key in origin})
 

@@ -310,6 +310,8 @@ def load(folder: str | Path) -> SAE:
         folder /= "sae"  # a run folder
     elif (folder / "config.yaml").exists():
         raise ValueError(f"the run {folder} is not finished; `saelab train --resume {folder}` goes on with it")
+    if not is_saved(folder) and (folder.is_file() or _holds_weights(folder)):
+        raise ValueError(f"{folder} was not written by saelab; `saelab convert {folder} NEW` makes a run of it")
     config = read_json(folder / CONFIG)
     check_format(folder / CONFIG, config.get("format"), FORMAT)
     if config.get("kind") == "ensemble":
@@ -324,6 +326,18 @@ def load(folder: str | Path) -> SAE:
     sae.to(tensors.get("scale.mean", torch.empty(0)).dtype)  # the precision it was saved in
     fit(sae, tensors, folder / WEIGHTS)
     return sae
+
+
+def is_saved(folder: str | Path) -> bool:
+    """Whether a folder is one that saelab saved an SAE into, or a run that has one."""
+    folder = Path(folder)
+    folder = folder if (folder / CONFIG).is_file() else folder / "sae"
+    return (folder / CONFIG).is_file() and "format" in read_json(folder / CONFIG)
+
+
+def _holds_weights(folder: Path) -> bool:
+    suffixes = {path.suffix for path in folder.iterdir()} if folder.is_dir() else set()
+    return not (folder / WEIGHTS).exists() and bool(suffixes & {".safetensors", ".pt", ".pth", ".npz"})
 
 
 def fit(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

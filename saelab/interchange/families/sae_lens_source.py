@@ -23,10 +23,10 @@ def source_of(config: Settings) -> tuple[dict[str, Any], dict[str, Any], list[st
     site, target = (site_of(model, name) if name and is_lens else name for name in (hook, out))
     if about.get("hook_head_index", int) is not None:
         return {}, said, [f"it reads one head of {hook}, which is not a site of its own"]
-    if is_lens and (why := _changed(about)):
-        return {}, said, [f"{hook} may not be what {site} gives: {why}"] if site else []
     if not site or (out and not target) or bool(out) != (config.get("d_out", int) is not None):
-        return {}, said, [f"no site is {out or hook} of {model} for sure"]
+        return {}, said, [f"no site is {out if site and out else hook} of {model} for sure"]
+    if is_lens and (why := _changed(about)):
+        return {}, said, [f"{hook} may not be what {site} gives: {why}"]
     return source(model, site, target, seq_len), said, []
 
 

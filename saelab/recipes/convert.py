@@ -1,0 +1,97 @@
+"""`saelab convert`: SAEs of other libraries into runs of ours, and ours into files that they load."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saelab.core.files import is_vacant, write_json, write_text
+from saelab.core.run import Run
+from saelab.interchange import Description, read, write
+from saelab.recipes.train import is_run, origin_of
+from saelab.sae.sae import SAE, is_saved, load
+
+README = """# A converted SAE
+
+It was read from files of {family} by `saelab convert`; `config.yaml` says from which and what they said of themselves.
+`saelab measure {name}` measures it, `saelab.load("{name}")` opens it.
+"""
+
+
+def convert(path: str, out: str, to: str | None = None) -> None:
+    """Convert an SAE; which library wrote it is found out.
+
+    Args:
+        path: folder or file that another library wrote, or a run or saved SAE of saelab.
+        out: folder for what it becomes; must not exist.
+        to: write it for this library: sae_lens, dictionary_learning or sparsify; by default it becomes a run of saelab,
+            to be measured, explored and compared like any other.
+    """
+    is_own = is_saved(path)
+    if is_own and not to:
+        raise ValueError(f"{path} is saelab's own already: say which library to convert it to, e.g. --to sae_lens")
+    if Path(out).exists() and not (Path(out).is_dir() and is_vacant(Path(out))):
+        raise ValueError(f"{out} exists already; choose another folder")
+    sae, found = (load(path), _own(path)) if is_own else read(path)
+    notes = list(found.notes)
+    with _appearing(Path(out)) as folder:
+        if to:
+            notes += write(sae, folder, to, found.source)
+        else:
+            _write_run(folder, sae, found, str(path), Path(out).name)
+    print(f"{out}: {_sentence(sae, found)}")
+    for note in notes:
+        print(f"note: {note}")
+    if not to:
+        print(_next(out, found))
+
+
+def _own(path: str) -> Description:
+    """What a folder of ours says of itself."""
+    origin = origin_of(Run(path)) if is_run(path) else {}
+    source = {key: origin.get(key) for key in ("model", "site", "target", "seq_len")}
+    return Description("saelab", load(path).activation.config()["name"], source if origin.get("model") else {})
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder to write into that appears under its name when all is written, or not at all."""
+    folder = out.parent / f".{out.name}.part"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        if out.exists():
+            shutil.rmtree(out)  # vacant, see above
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_run(folder: Path, sae: SAE, found: Description, path: str, name: str) -> None:
+    about = {"from": path, "family": found.family, "architecture": found.architecture, "said": found.said}
+    run = Run.create(folder, {"convert": about})
+    write_text(folder / "README.md", README.format(family=found.family, name=name))
+    if found.source:
+        write_json(run.source_file, found.source)
+    sae.save(run.sae)
+
+
+def _sentence(sae: SAE, found: Description) -> str:
+    widths = f"{sae.d_in:,} -> {sae.n_latents:,} latents -> {sae.d_out or sae.d_in:,}"
+    return f"{found.family} {found.architecture}, {widths}, read as {type(sae.activation).__name__}"
+
+
+def _next(out: str, found: Description) -> str:
+    """How it can be measured."""
+    asked: dict[str, Any] = found.source or {"model": "MODEL", "site": "SITE"}
+    target = asked.get("target") or ("TARGET" if "transcoder" in found.architecture else None)
+    words = f"--subject.model {asked['model']} --subject.site {asked['site']}"
+    words += f" --subject.target {target}" if target else ""
+    text = "hf:NAME, or a file or folder of text"
+    if found.source:
+        place = f"{asked['model']}, {asked['site']}, on this machine's Python library"
+        return f"`saelab measure {out}` measures it at {place}; for other text add {words} --subject.text ({text})"
+    said = ", ".join(f"{key} {value}" for key, value in found.said.items()) or "nothing"
+    return f"the file says {said}: measure it with `saelab measure {out} {words} --subject.text TEXT` (TEXT: {text})"

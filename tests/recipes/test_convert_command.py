@@ -1,0 +1,124 @@
+"""`saelab convert`: there and back, measured without being told where, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from recipes.world import files
+from safetensors.torch import save_file
+
+from saelab import SAE, load
+from saelab.core.files import write_whole
+from saelab.sae.activations.topk import TopK
+
+pytest_plugins = ["models.conftest", "recipes.small_world"]
+
+
+def foreign(folder: Path, d_in: int = 4, **metadata: object) -> Path:
+    """A ReLU SAE of SAELens."""
+    folder.mkdir()
+    tensors = {"W_enc": torch.ones(d_in, 8), "b_enc": torch.zeros(8), "W_dec": torch.ones(8, d_in)}
+    save_file(tensors | {"b_dec": torch.zeros(d_in)}, folder / "sae_weights.safetensors")
+    config = {"architecture": "standard", "d_in": d_in, "d_sae": 8, "metadata": metadata}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_run_to_sae_lens_and_back_is_measured_where_it_was_trained(saelab, trained, subject_words, tmp_path):
+    ended = saelab("convert", trained, tmp_path / "theirs", "--to", "sae_lens")
+    assert ended.status == 0, ended.err
+    d_in = load(trained).d_in
+    assert f"{tmp_path / 'theirs'}: saelab TopK, {d_in} -> 32 latents -> {d_in}, read as TopK" in ended.out
+    assert "note: folded the scaling of rows" in ended.out
+    assert sorted(files(tmp_path / "theirs")) == ["cfg.json", "sae_weights.safetensors"]
+    assert (
+        json.loads((tmp_path / "theirs" / "cfg.json").read_text())["metadata"]["hook_name"]
+        == "blocks.1.hook_resid_post"
+    )
+    ended = saelab("convert", tmp_path / "theirs", tmp_path / "ours")
+    assert ended.status == 0, ended.err
+    assert "sae_lens topk" in ended.out
+    assert f"`saelab measure {tmp_path / 'ours'}` measures it at {subject_words[1]}, model.layers.1" in ended.out
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == [
+        "README.md",
+        "config.yaml",
+        "sae",
+        "source.json",
+    ]
+    x = torch.randn(30, d_in, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(load(tmp_path / "ours")(x), load(trained)(x), rtol=1e-5, atol=1e-5)
+    ended = saelab("measure", tmp_path / "ours", "--tokens", 60, "--metrics", "L0")
+    assert ended.status == 0, ended.err
+    assert json.loads((tmp_path / "ours" / "scores.json").read_text())["l0"]["value"] == pytest.approx(4, abs=0.5)
+    assert saelab("show", tmp_path / "ours").status == 0
+
+
+def test_without_a_certain_site_measure_says_what_to_give(saelab, tmp_path):
+    path = foreign(tmp_path / "theirs", model_name="somebodys/model", hook_name="blocks.8.hook_resid_post")
+    ended = saelab("convert", path, tmp_path / "ours")
+    assert ended.status == 0, ended.err
+    assert "note: no site is blocks.8.hook_resid_post of somebodys/model for sure" in ended.out
+    assert "the file says model_name somebodys/model" in ended.out
+    assert not (tmp_path / "ours" / "source.json").exists()
+    ended = saelab("measure", tmp_path / "ours")
+    assert ended.status == 2
+    assert "give --subject.model, --subject.site and --subject.text" in ended.complaint
+
+
+def test_one_library_to_another(saelab, tmp_path):
+    ended = saelab("convert", foreign(tmp_path / "theirs"), tmp_path / "others", "--to", "dictionary_learning")
+    assert ended.status == 0, ended.err
+    ended = saelab("convert", tmp_path / "others" / "ae.pt", tmp_path / "ours")
+    assert "dictionary_learning AutoEncoder, 4 -> 8 latents -> 4" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["{foreign}", "{own}"], "own exists already; choose another folder"),
+        (["{own}", "{new}"], "is saelab's own already: say which library"),
+        (["{own}", "{new}", "--to", "saelens"], "unknown family 'saelens'; did you mean 'sae_lens'?"),
+        (["{nothing}", "{new}"], "there is no file or folder"),
+        (["{foreign}"], "are required: out"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(saelab, tmp_path, words, says):
+    SAE(4, 8, TopK(2)).save(tmp_path / "own")
+    foreign(tmp_path / "foreign")
+    before = files(tmp_path)
+    ended = saelab(
+        "convert", *[word.format(**{n: tmp_path / n for n in ("own", "foreign", "new", "nothing")}) for word in words]
+    )
+    assert ended.status == 2
+    assert says in ended.complaint
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("to", [[], ["--to", "sae_lens"]])
+def test_a_conversion_that_fails_midway_leaves_nothing(saelab, tmp_path, monkeypatch, to):
+    path = foreign(tmp_path / "theirs")
+    before, written = files(tmp_path), []
+
+    def full(target, write):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(target)
+        write_whole(target, write)
+
+    monkeypatch.setattr("saelab.core.files.write_whole", full)
+    assert saelab("convert", path, tmp_path / "ours", *to).status == 1
+    assert len(written) == 1
+    assert files(tmp_path) == before
+    assert [one.name for one in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_load_of_a_foreign_folder_names_the_command(tmp_path):
+    path = foreign(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="`saelab convert .*theirs NEW` makes a run of it"):
+        load(path)
+    (path / "config.json").write_text('{"trainer": {}}')
+    with pytest.raises(ValueError, match="`saelab convert .*theirs NEW` makes a run of it"):
+        load(path)
+    with pytest.raises(ValueError, match="there is no file"):
+        load(tmp_path / "nothing")
