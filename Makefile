@@ -39,7 +39,7 @@ test: lint  ## lint, type-check and run the tests (options for pytest: ARGS="-k 
 # A process for each library: they patch what they share. pytest's 5 says that ARGS chose none of its tests.
 parity: $(PARITY_READY)  ## compare with the other SAE libraries, side by side (options for pytest: ARGS="-k topk")
 	@for peer in $(PEERS); do \
-		$(PARITY)/bin/python -m pytest parity/test_$$peer.py $(ARGS) || test $$? = 5 || failed="$$failed $$peer"; \
+		$(PARITY)/bin/python -m pytest parity/test_$$peer*.py $(ARGS) || test $$? = 5 || failed="$$failed $$peer"; \
 	done; test -z "$$failed" || { echo "saelab: differs from:$$failed" >&2; exit 1; }
 
 lint: $(READY)  ## ruff and mypy, changing nothing
