@@ -146,6 +146,14 @@ def stability(cosine: Tensor) -> list[float]:
     return ((len(ordered) - below).double() / max(1, len(ordered))).tolist()
 
 
+def check_way(by: str, threshold: float) -> None:
+    """ValueError for settings that `match` does not take."""
+    if by not in WAYS:
+        raise ValueError(f"unknown way to match '{by}'{near_miss(by, WAYS)}")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
+
+
 @torch.no_grad()
 def match(
     a: SAE,
@@ -170,10 +178,7 @@ def match(
     Raises:
         ValueError: for SAEs of different widths, settings out of their range, or fewer than one living latent each.
     """
-    if by not in WAYS:
-        raise ValueError(f"unknown way to match '{by}'{near_miss(by, WAYS)}")
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
+    check_way(by, threshold)
     directions = [data_directions(sae) for sae in (a, b)]
     if directions[0].shape[1] != directions[1].shape[1]:
         raise ValueError(

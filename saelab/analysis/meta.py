@@ -80,6 +80,8 @@ class MetaSettings:
             raise ValueError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}")
         if self.k <= 0:
             raise ValueError(f"k must be above 0, got {self.k}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
 
 
 @dataclass
@@ -199,7 +201,10 @@ def _trained(rows: Tensor, n: int, settings: MetaSettings, show: bool) -> SAE:
     """A meta-SAE after training on rows, as large as n directions make it, with its scaling folded in."""
     n_meta = max(1, round(n / settings.ratio))
     if settings.k > n_meta:
-        raise ValueError(f"k must be at most the number of meta-latents, {n_meta} for {n} directions; got {settings.k}")
+        raise ValueError(
+            f"k must be at most the number of meta-latents, {n_meta} for {n} directions at a ratio of "
+            f"{settings.ratio:g}; got {settings.k:g}"
+        )
     batch = min(settings.batch, len(rows))
     losses = [AuxK(k_aux=max(1, n_meta // 2), dead_after=DEAD_STEPS * batch)]
     sae = SAE(rows.shape[1], n_meta, BatchTopK(k=settings.k, momentum=0.99), losses, seed=settings.seed).to(rows.device)

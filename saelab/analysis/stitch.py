@@ -32,7 +32,7 @@ from saelab.analysis.assembled import assembled, independent
 from saelab.analysis.comparable import check_comparable, check_reads, check_width, error_and_l0
 from saelab.analysis.insertion import CLASSES, Insertion, cosine_rule, insertion_test
 from saelab.analysis.rows import Rows
-from saelab.analysis.swaps import PHASES, Point, Steps, along, plan
+from saelab.analysis.swaps import PHASES, Point, Steps, along, check_plan, plan
 from saelab.analysis.tables import Columns, read_result, read_table, write_result, write_table
 from saelab.core.progress import progress
 from saelab.metrics.geometry import nearest
@@ -65,6 +65,9 @@ class StitchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_plan(self.order, self.threshold)
+        if self.min_firings < 1:
+            raise ValueError(f"min_firings must be at least 1, got {self.min_firings}")
         if self.points < 2:
             raise ValueError(f"points must be at least 2, got {self.points}")
         if self.ce_points < 0 or self.ce_tokens < 1:

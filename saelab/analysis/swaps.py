@@ -67,6 +67,14 @@ class Steps:
         return int((self.phase <= PHASES.index(phase)).sum())
 
 
+def check_plan(order: str, threshold: float) -> None:
+    """ValueError for settings that `plan` does not take."""
+    if order not in ORDERS:
+        raise ValueError(f"unknown order '{order}'{near_miss(order, ORDERS)}")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
+
+
 @torch.no_grad()
 def plan(
     small: SAE,
@@ -88,10 +96,7 @@ def plan(
         rows: that "delta" is worked out on.
         seed: of the order "random".
     """
-    if order not in ORDERS:
-        raise ValueError(f"unknown order '{order}'{near_miss(order, ORDERS)}")
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
+    check_plan(order, threshold)
     ours, theirs = small.dictionary.directions(), large.dictionary.directions()
     i, j, cosine = (part.cpu() for part in pairs_above(ours, theirs, threshold))
     labels = components(len(ours) + len(theirs), i, j + len(ours))

@@ -44,6 +44,8 @@ class Data:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.tokens < 0:
+            raise ValueError(f"tokens must be at least 0, got {self.tokens}")
         if self.subject and self.store:
             raise ValueError("give --subject or --store, not both")
         if self.store and self.split != "held-out":
@@ -65,6 +67,8 @@ def opened(names: list[str], device: str, across: bool = False) -> dict[str, SAE
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name} is given twice")
+        if not Path(name).exists():
+            raise ValueError(f"there is no folder {name}: give the folders of runs or of saved SAEs")
     saes = {name: load(name).to(device_named(device)) for name in names}
     for name, sae in saes.items():
         if not all(torch.isfinite(part).all() for part in sae.dictionary.parameters()):
@@ -92,7 +96,16 @@ def new_folder(out: str) -> Path:
     """A folder for results; ValueError unless it is new or empty."""
     if not is_vacant(Path(out)):
         raise ValueError(f"{out} is not an empty folder; choose another --out")
+    for above in Path(out).parents:
+        if above.is_file():
+            raise ValueError(f"{above} is a file, and {out} would be a folder in it; choose another --out")
     return Path(out)
+
+
+def check_show(show: int) -> None:
+    """ValueError for a negative number of lines."""
+    if show < 0:
+        raise ValueError(f"show must be at least 0, got {show}")
 
 
 def keep_sae(sae: SAE, folder: Path, command: str, settings: Mapping[str, Any], of: str) -> None:

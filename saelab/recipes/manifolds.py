@@ -12,7 +12,7 @@ from saelab.analysis.comparable import check_reads, check_width, error_and_l0
 from saelab.analysis.manifolds import KINDS, PAIRS, Manifolds, ManifoldSettings, manifolds, read_manifolds
 from saelab.analysis.match import data_directions, living_latents
 from saelab.metrics.geometry import nearest
-from saelab.recipes.compared import Data, decoder_of, new_folder, opened, rows_of, say_doubts
+from saelab.recipes.compared import Data, check_show, decoder_of, new_folder, opened, rows_of, say_doubts
 from saelab.sae.sae import SAE
 
 
@@ -29,6 +29,7 @@ def manifolds_of(
         figures: whether to draw manifolds.html there.
         show: clusters to print.
     """
+    check_show(show)
     folder = new_folder(out)
     sae = opened([run], data.device)[run]
     evaluation = data.evaluation(run)

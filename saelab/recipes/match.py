@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from saelab.analysis.comparable import SAME
-from saelab.analysis.match import CURVE, KINDS, Match, match, stability
+from saelab.analysis.match import CURVE, KINDS, Match, check_way, match, stability
 from saelab.analysis.tables import write_result
 from saelab.analysis.unions import swapped, union
 from saelab.metrics import measure
@@ -33,6 +33,11 @@ class MatchSettings:
     swap: int = 0
     keep_union: bool = False
 
+    def __post_init__(self) -> None:
+        check_way(self.by, self.threshold)
+        if self.swap < 0:
+            raise ValueError(f"swap must be at least 0 tokens, got {self.swap}")
+
 
 def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -> None:
     """Match the latents of an SAE with those of one or more others.
@@ -50,9 +55,10 @@ def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -
     first, *others = runs
     needs_rows = settings.by == "weights" or settings.swap or settings.keep_union
     seen = bool(data.store) and not saes[first].d_out
-    read = rows_of(data.evaluation(first, 8192), first) if needs_rows or seen else None
+    read = rows_of(data.evaluation(first, min(8192, data.tokens)), first) if needs_rows or seen else None
     rows = sample_of(read) if read else None
-    fits = say_fits({name: sae for name, sae in saes.items() if _same_site(first, name)}, read) if read else {}
+    alike = {name: sae for name, sae in saes.items() if not settings.across or _same_site(first, name)}
+    fits = say_fits(alike, read) if read else {}
     found = []
     for number, name in enumerate(others):
         one = match(saes[first], saes[name], (first, name), settings.by, settings.threshold, rows)
@@ -72,9 +78,9 @@ def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -
 
 
 def _same_site(first: str, name: str) -> bool:
-    """Whether two SAEs read the same rows, as far as both say where theirs are from."""
+    """Whether both SAEs say that they read the same rows."""
     a, b = origin(first), origin(name)
-    return not (a and b) or all(a.get(key) == b.get(key) for key in SAME)
+    return first == name or (bool(a) and bool(b) and all(a.get(key) == b.get(key) for key in SAME))
 
 
 def _swap(

@@ -188,7 +188,8 @@ def test_dead_latents_are_left_out():
         ({"hold_out": 1.0}, "hold_out must be above 0 and below 1, got 1.0"),
         ({"steps": 0}, "steps and batch must be at least 1, got 0"),
         ({"k": 0}, "k must be above 0, got 0"),
-        ({"k": 4, "ratio": 20}, "k must be at most the number of meta-latents, 2 for 40 directions; got 4"),
+        ({"lr": 0.0}, "lr must be above 0, got 0.0"),
+        ({"k": 4, "ratio": 20}, "k must be at most .* 2 for 40 directions at a ratio of 20; got 4"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

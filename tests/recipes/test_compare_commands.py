@@ -134,6 +134,50 @@ def test_an_sae_that_reconstructs_nothing_is_warned_of_where_rows_are_at_hand(sa
         assert "warning" not in ended.out
 
 
+def test_wrong_settings_and_folders_are_named_before_anything_is_read(saelab, ladder, tmp_path):
+    """One line each, in no time, and nothing is left behind; what would be read is a store that is not there."""
+    a, b, out = ladder / "small", ladder / "large", ["--out", tmp_path / "never"]
+    nothing = ["--store", tmp_path / "no-store"]
+    for command, words, said in [
+        ("stitch", ["--threshold", -0.5], "threshold must be above 0 and at most 1, got -0.5"),
+        ("stitch", ["--min_firings", 0], "min_firings must be at least 1, got 0"),
+        ("stitch", ["--tokens", -5], "tokens must be at least 0, got -5"),
+        ("match", ["--threshold", 0], "threshold must be above 0 and at most 1, got 0.0"),
+        ("match", ["--by", "zz"], "unknown way to match 'zz'; there are: directions, weights"),
+        ("match", ["--swap", -1], "swap must be at least 0 tokens, got -1"),
+        ("match", ["--tokens", -1], "tokens must be at least 0, got -1"),
+        ("meta", ["--lr", -1], "lr must be above 0, got -1"),
+        ("meta", ["--k", 0], "k must be above 0, got 0"),
+        ("meta", ["--show", -1], "show must be at least 0, got -1"),
+        ("manifolds", ["--show", -1], "show must be at least 0, got -1"),
+        ("manifolds", ["--threshold", 0], "threshold must be above 0 and at most 1, got 0.0"),
+    ]:
+        runs = [a, b] if command in ("stitch", "match") else [a]
+        assert said in saelab(command, *runs, *out, *nothing, *words).complaint
+    assert f"there is no folder {tmp_path / 'no'}: give" in saelab("stitch", a, tmp_path / "no", *out).complaint
+    said = saelab("meta", a, *out, "--tokens", 0, "--k", 40, "--ratio", 8).complaint
+    assert "k must be at most the number of meta-latents, 4 for 32 directions at a ratio of 8; got 40" in said
+    assert not (tmp_path / "never").exists()
+    (tmp_path / "file").write_text("mine")
+    inside = tmp_path / "file" / "deep" / "er"
+    said = saelab("match", a, b, "--out", inside).complaint
+    assert f"{tmp_path / 'file'} is a file, and {inside} would be a folder in it; choose another --out" in said
+
+
+def test_match_across_sites_says_nothing_of_saes_whose_rows_it_has_not(saelab, ladder, store, tmp_path):
+    bare = tmp_path / "bare"
+    load(ladder / "other").save(bare)
+    words = ["--store", store, "--tokens", 150, "--across", "true", "--out", tmp_path / "out"]
+    ended = saelab("match", ladder / "large", bare, ladder / "small", *words)
+    assert ended.status == 0, ended.err
+    assert f"{bare}: FVU" not in ended.out
+    assert list(read_match(tmp_path / "out" / "1")["fits"]) == [str(ladder / "large")]
+    fits = read_match(tmp_path / "out" / "2")["fits"]
+    assert {name: fit["rows"] for name, fit in fits.items()} == {
+        str(ladder / "large"): 150, str(ladder / "small"): 150
+    }  # fmt: skip
+
+
 def test_what_does_not_go_together_is_one_line_that_names_both(saelab, ladder, store, tmp_path):
     out = ["--out", tmp_path / "never"]
     a, b = ladder / "small", ladder / "large"
