@@ -87,7 +87,7 @@ def _entries(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"there is no file {path}")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:

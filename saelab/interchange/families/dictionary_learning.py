@@ -54,7 +54,10 @@ class DictionaryLearning(Family):
     def claims(self, files: Files) -> bool:
         if files.has(WEIGHTS):
             return True
-        return files.path.is_file() and files.path.suffix == ".pt" and _config_of(files).is_file()
+        if files.path.is_dir() or files.path.suffix != ".pt":
+            return False
+        config = _config_of(files)
+        return config.is_file() and "trainer" in Settings.of(config).table
 
     def read(self, files: Files) -> tuple[Plain, Description]:
         weights = files.path if files.path.is_file() else files.folder / WEIGHTS

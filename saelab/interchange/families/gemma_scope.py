@@ -1,0 +1,88 @@
+"""Gemma Scope 1 (`params.npz`) and 2 (`params.safetensors`, mostly with `config.json`).
+
+    f = relu(pre) 1[pre > threshold]     pre = x W_enc + b_enc     x_hat = f W_dec + b_dec (+ x affine_skip_connection)
+
+W_enc [D, L] and W_dec [L, D] are in capitals in the first and mostly not in the second. Which model and layer they are
+for is in the names of the folders above, as they are on the hub, or in the config. The SAEs of embeddings are for
+embeddings before the model multiplies them by sqrt(D). Cross-layer transcoders, which write to several layers, are
+refused.
+"""
+
+import re
+from typing import Any
+
+from saelab.interchange.family import Description, Family
+from saelab.interchange.files import Files, Settings, Tensors
+from saelab.interchange.plain import Plain, parts_from
+from saelab.interchange.sites import architecture, site_of, source
+
+ONE, TWO, CONFIG = "params.npz", "params.safetensors", "config.json"
+LAYOUT = {"W_enc": "W_enc.T", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec", "threshold": "threshold"}
+SKIP = "affine_skip_connection"
+REPOSITORY = r"gemma-scope-(\d+b)-(pt|it)-(res|att|mlp|transcoders)\b.*/layer_(\d+)/"
+HOOKS = {"res": "hook_resid_post", "att": "attn.hook_z", "mlp": "hook_mlp_out"}
+
+
+class GemmaScope(Family):
+    """Files of Gemma Scope."""
+
+    title = "gemma_scope"
+
+    def claims(self, files: Files) -> bool:
+        if files.has(ONE) or files.has(TWO):
+            return True
+        return any(
+            files.lone_has(*names, suffixes=(".npz",)) for names in (("W_enc", "threshold"), ("w_enc", "threshold"))
+        )
+
+    def read(self, files: Files) -> tuple[Plain, Description]:
+        path = files.lone or files.folder / (ONE if files.has(ONE) else TWO)
+        tensors, where = files.tensors(path.name), f"{files.folder.resolve().as_posix()}/"
+        config = files.settings(CONFIG) if (files.folder / CONFIG).is_file() else Settings(path, {})
+        how = config.get("architecture", str, "jump_relu")
+        if how != "jump_relu":
+            raise config.refuse(f"the architecture {how}", "jump_relu is read")
+        is_transcoder = "transcoder" in where or bool(config.get("hf_hook_point_out", str)) or SKIP in tensors
+        layout = {name: _spelled(tensors, theirs) for name, theirs in LAYOUT.items()}
+        layout |= {"W_skip": f"{SKIP}.T"} if SKIP in tensors else {}
+        if getattr(tensors.entries.get(layout["W_dec"]), "ndim", 2) == 3:
+            raise config.refuse("a cross-layer transcoder", "SAEs and transcoders of one layer are read")
+        plain = Plain(parts_from(tensors, layout, is_transcoder), "jumprelu", is_transcoder=is_transcoder)
+        if not is_transcoder:
+            plain.shift(1)
+            plain.notes.append("folded b_dec into the encoder's bias, because it is not subtracted there")
+        found, said = _source_of(where, config)
+        notes = ["it reads embeddings before they are multiplied by sqrt(D)"] if "/embedding/" in where else []
+        kind = "JumpReLU " + ("skip " * ("W_skip" in layout)) + ("transcoder" if is_transcoder else "SAE")
+        return plain, Description(self.title, kind, found, said, notes)
+
+
+def _spelled(tensors: Tensors, name: str) -> str:
+    """The name in capitals or not, as it is in the file."""
+    return name if name.removesuffix(".T") in tensors else name.replace("W_", "w_")
+
+
+def _source_of(where: str, config: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The source where it is certain, and what was said."""
+    said = {
+        key: config.table[key] for key in ("model_name", "hf_hook_point_in", "hf_hook_point_out") if key in config.table
+    }
+    if said:
+        model = "google/" + config.need("model_name", str).removeprefix("google/").replace("-v3", "-3")
+        model = model.removesuffix("-pt") if "270m" in model else model
+        read, written = (_place(config.get(f"hf_hook_point_{side}", str)) for side in ("in", "out"))
+        return source(model, read, written) if architecture(model) else {}, said
+    found = re.search(REPOSITORY, where)
+    if not found:
+        return {}, {}
+    size, tuned, place, layer = found.groups()
+    model = f"google/gemma-2-{size}" + "-it" * (tuned == "it")
+    hook = HOOKS.get(place)  # what transcoders read lies before the weights of a norm, where no module ends
+    return source(model, site_of(model, f"blocks.{layer}.{hook}") if hook else None), {"model": model, "layer": layer}
+
+
+def _place(hook: str | None) -> str | None:
+    """A site for their names, such as model.layers.3.output."""
+    if hook and hook.endswith(".input"):
+        return f"{hook.removesuffix('.input')}:in"
+    return hook.removesuffix(".output") if hook else None

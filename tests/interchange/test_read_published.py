@@ -1,0 +1,185 @@
+"""Published collections of SAEs: their formulas in float64, written out here, against ours."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from interchange.foreign import D, L, O, check, exact, random, rows, save, weights
+
+from saelab.interchange import read
+
+W = weights()
+THRESHOLD = random(L, seed=5).abs() * 0.5
+JUMP = W | {"threshold": THRESHOLD}
+
+
+def pre(centred: bool, x: torch.Tensor | None = None) -> torch.Tensor:
+    w, x = exact(W), rows().double() if x is None else x
+    return (x - w["b_dec"] * centred) @ w["W_enc"].T + w["b_enc"]
+
+
+def decoded(codes: torch.Tensor) -> torch.Tensor:
+    return codes @ exact(W)["W_dec"] + exact(W)["b_dec"]
+
+
+def npz(folder, tensors, name="params.npz"):
+    folder.mkdir(parents=True)
+    np.savez(folder / name, **{key: value.numpy() for key, value in tensors.items()})
+    return folder
+
+
+def flipped(tensors, lower=False):
+    tensors = tensors | {"W_enc": tensors["W_enc"].T}
+    return {key.replace("W_", "w_") if lower else key: value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_gemma_scope_1(tmp_path, lower):
+    codes = pre(False) * (pre(False) > THRESHOLD.double())
+    path = npz(tmp_path / "gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71", flipped(JUMP, lower))
+    _, description = check(path, "gemma_scope", codes, decoded(codes))
+    assert description.source == {"model": "google/gemma-2-2b", "site": "model.layers.20", "target": None}
+    check(path / "params.npz", "gemma_scope", codes, decoded(codes))
+
+
+@pytest.mark.parametrize(
+    ("folder", "site"),
+    [
+        ("gemma-scope-9b-it-att/layer_3/x", "model.layers.3.self_attn.o_proj:in"),
+        ("models--google--gemma-scope-2b-pt-mlp/snapshots/0a/layer_3/x", "model.layers.3.post_feedforward_layernorm"),
+        ("gemma-scope-2b-pt-transcoders/layer_3/x", None),
+        ("gemma-scope-2b-pt-res/embedding/x", None),
+        ("layer_3/width_16k", None),
+    ],
+)
+def test_the_site_of_gemma_scope_1_is_in_the_folders_names(tmp_path, folder, site):
+    sae, description = read(npz(tmp_path / folder, flipped(JUMP)))
+    assert description.source.get("site") == site
+    assert (sae.d_out is not None) == ("transcoders" in folder)
+    assert any("before they are multiplied" in note for note in description.notes) == ("embedding" in folder)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+def test_gemma_scope_2(tmp_path, skip, told):
+    tensors = weights(O) | {"threshold": THRESHOLD} if skip else JUMP
+    tensors = flipped(tensors, lower=True) | ({"affine_skip_connection": random(D, O, seed=9)} if skip else {})
+    config = {"architecture": "jump_relu", "model_name": "gemma-v3-1b-pt", "hf_hook_point_in": "model.layers.7.output"}
+    if skip:
+        places = ("model.layers.7.pre_feedforward_layernorm.output", "model.layers.7.post_feedforward_layernorm.output")
+        config |= dict(zip(("hf_hook_point_in", "hf_hook_point_out"), places, strict=True))
+    path = save(tmp_path / "sae", "params.safetensors", tensors, **({"config": config} if told else {}))
+    w, x = exact(tensors), rows().double()
+    codes = pre(False) * (pre(False) > THRESHOLD.double())
+    x_hat = codes @ w["w_dec"] + w["b_dec"] + (x @ w["affine_skip_connection"] if skip else 0)
+    sae, description = check(path, "gemma_scope", codes, x_hat)
+    assert (sae.d_out is not None) == skip
+    if told:
+        assert description.source["model"] == "google/gemma-3-1b-pt"
+        assert description.source["site"] == config["hf_hook_point_in"].removesuffix(".output")
+        assert description.source["target"] == ("model.layers.7.post_feedforward_layernorm" if skip else None)
+    else:
+        assert description.source == {}
+
+
+def test_gemma_scope_2_of_larger_models_and_across_layers(tmp_path):
+    config = {"model_name": "gemma-v3-4b-pt", "hf_hook_point_in": "model.layers.7.output"}
+    tensors = flipped(JUMP, lower=True)
+    assert read(save(tmp_path / "a", "params.safetensors", tensors, config=config))[1].source == {}
+    tensors["w_dec"] = tensors["w_dec"][:, None].expand(L, 3, D)
+    with pytest.raises(ValueError, match="a cross-layer transcoder is not something"):
+        read(save(tmp_path / "b", "params.safetensors", tensors))
+    with pytest.raises(ValueError, match=r"config.json: the architecture topk is not something"):
+        read(save(tmp_path / "a", "params.safetensors", tensors, config={"architecture": "topk"}))
+
+
+LLAMA = {"encoder.weight": W["W_enc"], "encoder.bias": W["b_enc"], "decoder.weight": W["W_dec"].T,
+         "decoder.bias": W["b_dec"]}  # fmt: skip
+HYPER = {"d_model": D, "act_fn": "jumprelu", "jump_relu_threshold": 0.3, "norm_activation": "dataset-wise",
+         "dataset_average_activation_norm": {"in": 1.25, "out": 1.25}, "hook_point_in": "blocks.9.hook_resid_post",
+         "hook_point_out": "blocks.9.hook_resid_post", "apply_decoder_bias_to_pre_encoder": False}  # fmt: skip
+
+
+def llama(tmp_path, **hyperparams):
+    path = save(tmp_path / "Llama3_1-8B-Base-L9R-8x", "none.pt", {}, hyperparams=HYPER | hyperparams)
+    (path / "none.pt").unlink()
+    save(path / "checkpoints", "final.safetensors", LLAMA)
+    return path
+
+
+def test_llama_scope(tmp_path):
+    s = math.sqrt(D) / 1.25
+    seen = pre(False, rows().double() * s)
+    codes = seen * (seen > 0.3 * s)
+    _, description = check(llama(tmp_path), "llama_scope", codes, decoded(codes) / s)
+    # The same by the authors' way: weights that answer in the rows' own unit, and the threshold as it is.
+    w = exact(W)
+    own = rows().double() @ w["W_enc"].T + w["b_enc"] / s
+    own = own * (own > 0.3)
+    torch.testing.assert_close(own * s, codes)
+    torch.testing.assert_close(own @ w["W_dec"] + w["b_dec"] / s, decoded(codes) / s)
+    assert description.source == {"model": "meta-llama/Llama-3.1-8B", "site": "model.layers.9", "target": None}
+
+
+@pytest.mark.parametrize(
+    ("hyperparams", "words"),
+    [
+        ({"act_fn": "topk"}, "act_fn topk is not something"),
+        ({"norm_activation": "token-wise"}, "norm_activation 'token-wise' is not something"),
+        ({"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre_encoder is not something"),
+        ({"hook_point_out": "blocks.9.hook_mlp_out"}, "hook_point_out other than hook_point_in is not something"),
+        ({"dataset_average_activation_norm": {"in": 0}}, "should be one positive number"),
+        ({"jump_relu_threshold": None}, "does not say 'jump_relu_threshold'"),
+    ],
+)
+def test_llama_scope_that_cannot_be_read(tmp_path, hyperparams, words):
+    with pytest.raises(ValueError, match=words) as error:
+        read(llama(tmp_path, **hyperparams))
+    assert "hyperparams.json" in str(error.value)
+
+
+def test_llama_scope_with_weights_for_rows_as_they_are(tmp_path):
+    codes = pre(False) * (pre(False) > 0.3)
+    check(llama(tmp_path, norm_activation="inference"), "llama_scope", codes, decoded(codes))
+
+
+OPENAI = {"encoder.weight": W["W_enc"], "latent_bias": W["b_enc"], "decoder.weight": W["W_dec"].T,
+          "pre_bias": W["b_dec"], "stats_last_nonzero": torch.zeros(L, dtype=torch.long)}  # fmt: skip
+
+
+def test_openai(tmp_path):
+    folder = tmp_path / "gpt2-small" / "resid_post_mlp" / "autoencoders"
+    path = save(folder, "8.pt", OPENAI | {"activation": "ReLU"}, config={"n": 3}) / "8.pt"
+    codes = pre(True).relu()
+    _, description = check(path, "openai", codes, decoded(codes))
+    assert description.source == {"model": "gpt2", "site": "transformer.h.8", "target": None}
+
+
+def test_openai_with_rows_normalised_one_by_one_is_refused(tmp_path):
+    state = {"k": 32, "postact_fn": "ReLU"}
+    save(tmp_path, "8.pt", OPENAI | {"activation": "TopK", "activation_state_dict": state})
+    with pytest.raises(ValueError, match=r"8.pt: the layer normalisation of every row.* is not something that saelab"):
+        read(tmp_path)
+
+
+def test_goodfire(tmp_path):
+    names = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias")
+    tensors = dict(zip(names, LLAMA.values(), strict=True))
+    path = save(tmp_path, "Llama-3.1-8B-Instruct-SAE-l19.pth", tensors)
+    codes = pre(False).relu()
+    _, description = check(path, "goodfire", codes, decoded(codes))
+    assert description.source["site"] == "model.layers.19"
+    assert description.source["model"] == "meta-llama/Llama-3.1-8B-Instruct"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickled"])
+def test_a_damaged_npz(tmp_path, damage):
+    path = npz(tmp_path / "sae", flipped(JUMP)) / "params.npz"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-300])
+    else:
+        np.savez(path, W_enc=np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"params.npz is damaged") as error:
+        read(tmp_path / "sae")
+    assert "\n" not in str(error.value)
