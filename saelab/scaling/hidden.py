@@ -35,8 +35,11 @@ GIANT = (np.append(-np.log1p(-_JOINED) / _JOINED, 1e3), np.append(_JOINED, 1.0))
 """Links of a point, and the share of points that are then in one cluster: s = 1 - exp(-links s), of random graphs."""
 ENOUGH, LIFT = 5, 2.0
 """Times that two latents must fire together, and how many times more often than by chance."""
-ALONE, GROUPS = 30, 120
-"""Manifolds of a hypothesis that are followed one by one, and groups that later ones are in."""
+ALONE, GROUPS, BINS = 30, 120, 119
+"""Manifolds of a hypothesis that are followed one by one, groups that later ones are in, bins of the other ranks."""
+EDGES = np.concatenate([np.arange(1, ALONE), np.geomspace(ALONE, 1e9, GROUPS)])
+"""Numbers of the manifolds with which groups begin."""
+STEPS = np.linspace(0, 1, BINS + 1)
 DRAWS, ENOUGH_DRAWS, MOST_DRAWS = 1000, 100, 5000
 """Hypotheses are drawn in these numbers until so many would be equally good, or there are so many."""
 WIDTHS, FEW_DRAWS = (0.05, 0.075, 0.12), 25
@@ -102,21 +105,25 @@ class World:
         """Ranks of the manifolds and how many have about that rank; [K] each. The first ones are alone."""
         if not self.m:
             return np.zeros(0), np.zeros(0)
-        edges = np.concatenate([np.arange(1, ALONE), np.geomspace(ALONE, 1e9, GROUPS)])
-        edges = np.append(edges[edges <= self.count], self.count + 1) if self.count < 1e9 else edges
+        edges = np.append(EDGES[self.count >= EDGES], self.count + 1) if self.count < 1e9 else EDGES
         number = np.where(edges[:-1] < ALONE, edges[:-1], np.sqrt(edges[:-1] * edges[1:]))
         return np.maximum(1.0, (number - self.start) / self.share), np.diff(edges)
 
+    @cached_property
+    def _pull(self) -> Array:
+        """(boost / rank)^gamma of the manifolds [K]."""
+        return (self.boost / self.manifolds[0]) ** self.gamma
+
     def tiles(self, found: float) -> Array:
         """Tiles [K] of the manifolds when this many features have a latent; 1 where one suffices, 0 beyond them."""
-        ranks, _ = self.manifolds
-        return np.where(ranks <= max(found, 1), np.maximum(1.0, (self.boost * found / ranks) ** self.gamma), 0.0)
+        there = self.manifolds[0] <= max(found, 1)
+        return np.maximum(1.0, self._pull * found**self.gamma) * there
 
     def latents(self, found: float) -> float:
         """N, when there are latents for this many features."""
         if not self.m:
             return found
-        return found + float((np.maximum(self.tiles(found) - 1, 0) * self.manifolds[1]).sum())
+        return found + float(np.maximum(self.tiles(found) - 1, 0) @ self.manifolds[1])
 
     def tiling(self, found: float) -> float:
         """Share of the latents that are one of several on a manifold, when there are latents for `found` features."""
@@ -173,7 +180,7 @@ def near_share(n: Array, m: int, close: float) -> Array:
     return ndtr((math.acos(close) / angle - 1) / UNEVEN) * (n >= 2)
 
 
-def joined_share(n: Array, m: int, density: Array, together: int, sight: Sight) -> Array:
+def joined_share(n: Array, m: int, density: Array, together: int, sight: Sight, near: Array | None = None) -> Array:
     """Share of a manifold's tiles [K] that the diagnosis joins to a cluster: its power.
 
     Args:
@@ -182,6 +189,7 @@ def joined_share(n: Array, m: int, density: Array, together: int, sight: Sight) 
         density: how often the manifold is there [K].
         together: tiles that fire together.
         sight: how the diagnosis looks.
+        near: `near_share` of them, where it is known already.
     """
     from scipy.special import pdtrc
 
@@ -190,7 +198,7 @@ def joined_share(n: Array, m: int, density: Array, together: int, sight: Sight) 
     rate = density * np.minimum(pairs / (np.maximum(n, 1) * m), 1.0)
     often = pdtrc(ENOUGH - 1, sight.rows * rate)
     chance = (density * active / np.maximum(n, 1)) ** 2
-    link = near_share(n, m, sight.close) * often * (rate >= LIFT * chance)
+    link = (near_share(n, m, sight.close) if near is None else near) * often * (rate >= LIFT * chance)
     # A ring breaks where a link is missing; in more dimensions a tile has 2 m neighbours or more, and few suffice.
     joined = link**3 if m == 1 else np.interp(2 * m * link, *GIANT)
     return joined * (n >= sight.least)
@@ -201,21 +209,24 @@ def view(world: World, latents: int, l0: float, sight: Sight) -> View:
     found = world.found(latents)
     (ranks, several), tiles = world.manifolds, world.tiles(found)
     ranks, several, tiles = (part[tiles > 1] for part in (ranks, several, tiles))
-    edges = np.geomspace(1, max(found, 2), 120)
-    bins = np.diff(edges) - np.histogram(ranks, edges, weights=several)[0]
-    bins, at = np.maximum(bins, 0.0), np.sqrt(edges[1:] * edges[:-1])
+    edges = np.exp(STEPS * math.log(max(found, 2)))
+    held = np.searchsorted(edges[1:], ranks).clip(max=BINS - 1)
+    bins = np.maximum(np.diff(edges) - np.bincount(held, several, BINS), 0.0)
+    plain = np.sqrt(edges[1:] * edges[:-1]) ** -(1 + world.alpha)
+    own = ranks ** -(1 + world.alpha) * max(world.boost, 1.0) ** world.common
+    active = np.minimum(world.together, tiles)
     # The scale of frequencies, so that as many latents are active as there are.
     scale = 1.0
     for _ in range(6):
-        plain = np.minimum(scale * at ** -(1 + world.alpha), 0.9)
-        own = np.minimum(scale * ranks ** -(1 + world.alpha) * max(world.boost, 1.0) ** world.common, 0.9)
-        active = float((plain * bins).sum() + (own * several * np.minimum(world.together, tiles)).sum())
-        scale *= l0 / active
-    joined = joined_share(tiles, world.m, own, world.together, sight) if len(tiles) else tiles
+        now = np.minimum(scale * plain, 0.9) @ bins + np.minimum(scale * own, 0.9) @ (several * active)
+        scale, last = scale * l0 / float(now), scale
+    plain, own = np.minimum(last * plain, 0.9), np.minimum(last * own, 0.9)
+    close = near_share(tiles, world.m, sight.close) if len(tiles) else tiles
+    joined = joined_share(tiles, world.m, own, world.together, sight, close) if len(tiles) else tiles
     clusters = tiles * joined * several
-    density = np.concatenate([plain, own * np.minimum(world.together, tiles) / tiles])
+    density = np.concatenate([plain, own * active / tiles])
     weight = np.concatenate([bins, tiles * (1 - joined) * several])
-    near = float((tiles * several * near_share(tiles, world.m, sight.close)).sum()) if len(tiles) else 0.0
+    near = float((tiles * several) @ close)
     return View(
         seen=min(1.0, float(clusters.sum()) / latents),
         largest=min(1.0, float((tiles * joined).max(initial=0.0)) / latents),
@@ -236,7 +247,9 @@ def _exponent(density: Array, weight: Array, sight: Sight) -> float | None:
     if last < 2 * max(first, 1):
         return None
     at = np.linspace(max(first, 1), last, 40)  # ranks are fitted one by one, so evenly
-    return -float(np.polyfit(np.log(at), np.log(np.interp(at, rank, ordered)), 1)[0]) - 1
+    x, y = np.log(at), np.log(np.interp(at, rank, ordered))
+    x -= x.mean()
+    return -float(x @ y / (x @ x)) - 1
 
 
 def prior(generator: np.random.Generator) -> World:

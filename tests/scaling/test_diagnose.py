@@ -56,7 +56,7 @@ def sphere(n, dims):
 
 
 def test_a_tiled_circle_is_found_and_benign(monkeypatch):
-    monkeypatch.setattr(hidden, "MOST_DRAWS", 2800)
+    monkeypatch.setattr(hidden, "MOST_DRAWS", 1200)
     found = diagnose(built(circle(16)), rows(0.2, 2, 0.3))
     assert [len(cluster["latents"]) for cluster in found["clusters"]] == [16]
     assert found["clusters"][0]["latents"] == list(range(PLAIN, PLAIN + 16))
@@ -80,7 +80,7 @@ def test_without_manifolds_there_are_no_clusters():
 
 
 def test_a_sphere_of_many_tiles_beside_steep_frequencies_is_pathological(monkeypatch):
-    monkeypatch.setattr(hidden, "MOST_DRAWS", 2800)
+    monkeypatch.setattr(hidden, "MOST_DRAWS", 2400)
     found = diagnose(built(sphere(300, 9), k=8), rows(1.5, 9, 0.6, 6.0), narrower={"narrow": built(sphere(40, 9))})
     assert found["share_in_clusters"] > 0.6
     assert found["clusters"][0]["dimension"] > 2.5
