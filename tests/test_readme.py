@@ -68,6 +68,7 @@ def test_readme_tree_names_what_exists():
         "sae",
         "data",
         "models",
+        "interchange",
         "metrics",
         "train",
         "analysis",
