@@ -83,18 +83,56 @@ def least_loss(z: Tensor, labels: Tensor) -> Tensor:
 
         loss >= 4 ln 2 m (1 - m) (1 - r^2)        m the mean of y, r its correlation with z
 
-    Where some p are not in [0, 1], nothing is said: 0.
+    An input with outliers has some p outside [0, 1]: see `_least_with_outliers`.
     """
-    centred = z - z.mean(0)
+    middle = z.mean(0)
+    centred = z - middle
     std = centred.square().mean(0).sqrt()
-    scale = (1 / std).where(std > 1e-6 * (1 + z.mean(0).abs()), 0)
+    scale = (1 / std).where(std > 1e-6 * (1 + middle.abs()), 0)
     y = labels.to(z)
     mean = y.mean(1, keepdim=True)
     slope = (y - mean) @ centred * scale / len(z)  # of the standardised input
-    low, high = torch.aminmax(centred, dim=0)
-    reach = torch.stack([slope * low * scale, slope * high * scale])
-    fits = (mean + reach.amin(0) >= 0) & (mean + reach.amax(0) <= 1)
-    return (4 * math.log(2) * (mean * (1 - mean) - slope.square())).where(fits, 0)
+    fits = _between(mean, slope, centred.amin(0) * scale, centred.amax(0) * scale)
+    found = (mean * (1 - mean) - slope.square()).where(fits, 0)
+    rest = (~fits.all(0)).nonzero().flatten()
+    if len(rest):
+        other = _least_with_outliers(centred[:, rest] * scale[rest], mean, slope[:, rest])
+        found[:, rest] = torch.maximum(found[:, rest], other)
+    return 4 * math.log(2) * found
+
+
+def _least_with_outliers(z: Tensor, mean: Tensor, slope: Tensor) -> Tensor:
+    """The bound over 4 ln 2 for standardised inputs z [n, c] of any kind; 0 where nothing can be said; [Q, c].
+
+    p = m + v (a + b z) has what the bound needs, too, where a and b are such that p - y is orthogonal to 1 and to z,
+    whatever v [n] is; a (1 - a) is then m (1 - m) - v^2 (a + b z)^2 in the mean. With v = 1 / (1 + (z / 2)^2) outliers
+    hardly move p.
+
+    Args:
+        z: inputs.
+        mean: m of each kind of label, [Q, 1].
+        slope: mean of (y - m) z, [Q, c].
+    """
+    v = 1 / (1 + (z / 2).square())
+    vz = v * z
+    once = [v.mean(0), vz.mean(0), (vz * z).mean(0)]
+    twice = [(v * v).mean(0), (v * vz).mean(0), (vz * vz).mean(0)]
+    determinant = once[0] * once[2] - once[1].square()
+    a, b = -slope * once[1] / determinant, slope * once[0] / determinant
+    moved = a.square() * twice[0] + 2 * a * b * twice[1] + b.square() * twice[2]
+    fits = _between(mean, a, v.amin(0), v.amax(0), b, vz.amin(0), vz.amax(0))
+    return (mean * (1 - mean) - moved).where(fits, 0)
+
+
+def _between(mean: Tensor, *terms: Tensor) -> Tensor:
+    """Whether mean + sum of f u is surely between 0 and 1, for triples of a factor f [Q, c] and the ends of u [c]."""
+    low = high = mean
+    for factor, least, most in zip(terms[::3], terms[1::3], terms[2::3], strict=True):
+        low, high = (
+            low + torch.minimum(factor * least, factor * most),
+            high + torch.maximum(factor * least, factor * most),
+        )
+    return (low >= 0) & (high <= 1)
 
 
 class _Fit:

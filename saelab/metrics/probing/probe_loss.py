@@ -23,6 +23,7 @@ says that it cannot be a task's best.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ from saelab.sae.sae import SAE
 
 BLOCK_ENTRIES = 1 << 24
 POOLS = ("last", "mean", "max")
+Read = Callable[[Tensor], Callable[[Tensor], Tensor]]
+"""From rows [N, D] to a function from numbers of inputs [c] to their values [N, c]."""
 FIRST, SLACK = 16, 1e-5
 """Inputs of a block that are fitted first, and how far rounding may take a loss below its bound."""
 
@@ -87,13 +90,12 @@ class ProbeLoss(Metric):
         self.shared = setting.shared
 
     def scores(self, sae: SAE) -> dict[str, Score]:
-        z = pre_activations(sae, self.rows.x)
         own = [one.task.label for one in self.examples]
         permuted = [permuted_labels(one, number) for number, one in enumerate(self.examples)]
-        self.best, null = self._search(z, sae.n_latents, [own, permuted])
+        self.best, null = self._search(partial(pre_activations, sae), sae.n_latents, [own, permuted])
         key = (ProbeLoss, self.pool, self.ridge)
         if key not in self.shared:
-            (self.shared[key],) = self._search(lambda block: self.rows.x[:, block], self.rows.x.shape[1], [own])
+            (self.shared[key],) = self._search(_channels, self.rows.x.shape[1], [own])
         unit = "nats"
         return {
             "probe_loss": self._mean(self.best, "losses", unit),
@@ -123,47 +125,61 @@ class ProbeLoss(Metric):
     def _mean(self, best: Sequence[Best], what: str, unit: str, test: bool = True) -> Score:
         return mean_over_tasks(self.examples, [getattr(one, what) for one in best], unit, test)
 
-    def _search(
-        self, z: Callable[[Tensor], Tensor], inputs: int, labels: Sequence[Sequence[Tensor]]
-    ) -> list[list[Best]]:
+    def _search(self, read: Read, inputs: int, labels: Sequence[Sequence[Tensor]]) -> list[list[Best]]:
         """The best of so many inputs for every task, for each way to label the tasks.
 
         Args:
-            z: gives the inputs of a block [c] for all rows, [N, c].
+            read: what the inputs are of rows.
             inputs: how many there are.
             labels: of each way, those of every task [n].
         """
         found = [[Best() for _ in self.examples] for _ in labels]
-        size = max(1, BLOCK_ENTRIES // max(1, len(self.rows.x)))
+        rows, parts = rows_behind([self._part(one, ~one.task.test) for one in self.examples])
+        own = [torch.stack([way[number][~one.task.test] for way in labels]) for number, one in enumerate(self.examples)]
+        z, size = read(self.rows.x[rows]), max(1, BLOCK_ENTRIES // max(1, len(rows)))
         with progress("probes", inputs, "inputs", show=self.show) as bar:
             for block in torch.arange(inputs).split(size):
                 values = z(block)
-                for number, one in enumerate(self.examples):
-                    train = pooled(values, one, self.pool, ~one.task.test)
-                    own = torch.stack([way[number][~one.task.test] for way in labels]).to(values.device)
-                    for way, least in enumerate(least_loss(train, own)):
-                        best = found[way][number]
-                        if self._improve(best, train, own[way], least, int(block[0])):
-                            column = pooled(values[:, best.input - block[0], None], one, self.pool)
-                            _score(best, column.flatten(), labels[way][number], one.task.test)
+                for number, part in enumerate(parts):
+                    train, label = pooled(values, part, self.pool), own[number].to(values.device)
+                    for way, least in enumerate(least_loss(train, label)):
+                        _improve(found[way][number], train, label[way], least, int(block[0]), self.ridge)
                 bar.advance(len(block))
+        for number, one in enumerate(self.examples):
+            rows, (part,) = rows_behind([self._part(one)])
+            values = read(self.rows.x[rows])(torch.tensor([way[number].input for way in found]))
+            for way, column in enumerate(pooled(values, part, self.pool).T):
+                _score(found[way][number], column, labels[way][number], one.task.test)
         return found
 
-    def _improve(self, best: Best, z: Tensor, label: Tensor, least: Tensor, start: int) -> bool:
-        """Take the best of a block's inputs, z [n, c], if it is better than the best so far; whether it is.
+    def _part(self, one: Examples, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The first row that stands for each example, or each chosen one [n] bool, and how many do; [n] each."""
+        first, count = (one.last, torch.ones_like(one.count)) if self.pool == "last" else (one.first, one.count)
+        return (first, count) if chosen is None else (first[chosen], count[chosen])
 
-        Those with the lowest bounds [c] are fitted first, then ever more of those whose bound is below the best loss.
-        """
-        order, count, improved = least.sort(stable=True).indices, FIRST, False
-        while len(order):
-            now, order = order[:count].sort().values, order[count:]
-            fitted = one_each(z[:, now], label, self.ridge)
-            loss, which = fitted.loss.min(0)
-            if loss.item() < best.train:
-                best.train, best.input, improved = loss.item(), start + int(now[which]), True
-                best.weight, best.bias = fitted.weight[which], fitted.bias[which]
-            order, count = order[least[order] < best.train + SLACK], 2 * count
-        return improved
+
+def _improve(best: Best, z: Tensor, label: Tensor, least: Tensor, start: int, ridge: float) -> None:
+    """Take the best of a block's inputs if it is better than the best so far.
+
+    Those with the lowest bounds are fitted first, then ever more of those whose bound is below the best loss.
+
+    Args:
+        best: so far.
+        z: the inputs, [n, c].
+        label: [n].
+        least: bounds of the inputs' losses, [c].
+        start: number of the first input.
+        ridge: see `ProbeLoss`.
+    """
+    order, count = least.sort(stable=True).indices, FIRST
+    while len(order := order[least[order] < best.train + SLACK]):
+        now, order = order[:count].sort().values, order[count:]
+        fitted = one_each(z[:, now], label, ridge)
+        loss, which = fitted.loss.min(0)
+        if loss.item() < best.train:
+            best.train, best.input = loss.item(), start + int(now[which])
+            best.weight, best.bias = fitted.weight[which], fitted.bias[which]
+        count *= 2
 
 
 def _score(best: Best, z: Tensor, label: Tensor, test: Tensor) -> None:
@@ -173,6 +189,16 @@ def _score(best: Best, z: Tensor, label: Tensor, test: Tensor) -> None:
     best.losses, best.train_losses, best.right = losses[test], losses[~test], (margin > 0)[test]
 
 
+def rows_behind(spans: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The rows that some spans are made of, ascending, each once, and the spans among them."""
+    rows = torch.cat([spread(first, count)[1] for first, count in spans]).unique()
+    return rows, [(torch.searchsorted(rows, first), count) for first, count in spans]
+
+
+def _channels(x: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda channels: x[:, channels]
+
+
 def pre_activations(sae: SAE, x: Tensor) -> Callable[[Tensor], Tensor]:
     """Pre-activations of rows [N, D] for some latents at a time: a function from latents [c] to [N, c]."""
     device = sae.scale.mean.device
@@ -180,13 +206,17 @@ def pre_activations(sae: SAE, x: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda latents: pre.of(latents.to(device))
 
 
-def pooled(values: Tensor, examples: Examples, pool: str, chosen: Tensor | None = None) -> Tensor:
-    """What stands for each example, or each chosen one [n] bool, [n, c], from values of all rows [N, c]."""
-    first, count = examples.first, examples.count
-    if chosen is not None:
-        first, count = first[chosen], count[chosen]
+def pooled(values: Tensor, spans: tuple[Tensor, Tensor], pool: str) -> Tensor:
+    """What stands for each of some spans of rows [n, c], from values of the rows [N, c].
+
+    Args:
+        values: of rows.
+        spans: the number of the first row of each, and how many rows it has; [n] each.
+        pool: see `ProbeLoss`.
+    """
+    first, count = spans
     if pool == "last" or bool((count == 1).all()):
-        return values[(first + count - 1).to(values.device)]
+        return values.index_select(0, (first + count - 1).to(values.device))
     owner, place = spread(first, count)
     rows = values[place.to(values.device)]
     found = values.new_zeros(len(count), values.shape[1])

@@ -106,6 +106,42 @@ def test_the_bound_by_hand():
     torch.testing.assert_close(found, torch.tensor([math.log(2), math.log(2) * 8 / 9, 0.0]))
 
 
+def test_the_bound_of_an_input_with_an_outlier_by_hand():
+    """An answer p that is orthogonal to what its errors must be orthogonal to, and its entropy from below."""
+    label = torch.arange(40) % 2 == 0
+    raw = torch.arange(40.0) % 3 + label * 0.4
+    raw[6] = 8.0
+    z, y = raw.double(), label.double()
+    z = (z - z.mean()) / z.std(correction=0)
+    slope = (y - 0.5) @ z / 40
+    assert 0.5 + slope * z.max() > 1 or 0.5 + slope * z.max() < 0  # least squares would not do
+    v = 1 / (1 + z * z / 4)
+    moments = torch.stack([torch.stack([v.sum(), v @ z]), torch.stack([v @ z, v @ (z * z)])])
+    a, b = torch.linalg.solve(moments, torch.stack([0 * slope, slope * 40]))
+    p = 0.5 + v * (a + b * z)
+    assert p.min() > 0
+    assert p.max() < 1
+    assert abs((p - y).sum()) < 1e-9
+    assert abs((p - y) @ z) < 1e-9
+    (found,) = least_loss(raw[:, None], label[None])[0].tolist()
+    assert found == pytest.approx(4 * math.log(2) * (p * (1 - p)).mean().item(), rel=1e-5)
+
+
+def test_the_bound_of_inputs_with_outliers_is_below_their_losses_and_says_something():
+    generator = torch.Generator().manual_seed(5)
+    label = torch.rand(300, generator=generator) < 0.4
+    z = torch.randn(300, 60, generator=generator) + torch.linspace(0, 1.5, 60) * label[:, None]
+    z[:, ::2] = z[:, ::2].pow(3)
+    z[:5, 1::2] *= 15
+    found = least_loss(z, torch.stack([label, label.roll(7)]))
+    for bound, own in zip(found, (label, label.roll(7)), strict=True):
+        losses = torch.tensor([reference(z[:, i].double().numpy(), own.numpy(), 0)[2] for i in range(60)])
+        assert (bound <= losses + 1e-6).all()
+        said = bound > 0
+        assert said.double().mean() > 0.5
+        assert (losses - bound)[said].median() < 0.03
+
+
 def test_all_inputs_together_are_at_the_optimum():
     z, label = sample()
     x = z[:, :3]

@@ -1,7 +1,6 @@
 """Probe loss: against scikit-free regressions one by one, on planted latents, on noise, and in blocks."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from saelab.metrics import measure
 from saelab.metrics.base import Setting
 from saelab.metrics.probing import probe_loss as module
 from saelab.metrics.probing.logistic import one_each
-from saelab.metrics.probing.probe_loss import ProbeLoss, permuted_labels, pooled
+from saelab.metrics.probing.probe_loss import ProbeLoss, permuted_labels, pooled, rows_behind
 from saelab.metrics.probing.rows import Examples, TaskRows
 from saelab.metrics.probing.score import mean_over_tasks
 from saelab.metrics.probing.task import WHOLE, Task, Texts
@@ -125,8 +124,7 @@ def test_permuted_labels_are_as_many_in_each_part():
 
 def test_rows_of_a_text_are_pooled():
     values = torch.randn(12, 3)
-    task = task_of(torch.arange(40) % 4 < 2)
-    some = Examples(replace(task), torch.tensor([0, 4, 5]), torch.tensor([4, 1, 7]))
+    some = torch.tensor([0, 4, 5]), torch.tensor([4, 1, 7])
     spans = [values[0:4], values[4:5], values[5:12]]
     for pool, reduce in (
         ("last", lambda span: span[-1]),
@@ -134,6 +132,55 @@ def test_rows_of_a_text_are_pooled():
         ("max", lambda span: span.amax(0)),
     ):
         torch.testing.assert_close(pooled(values, some, pool), torch.stack([reduce(span) for span in spans]))
+
+
+def test_rows_behind_spans_are_taken_once():
+    first, count = torch.tensor([7, 0, 2, 7]), torch.tensor([2, 1, 3, 1])
+    rows, (one, other) = rows_behind([(first, count), (torch.tensor([3, 8]), torch.tensor([2, 1]))])
+    assert rows.tolist() == [0, 2, 3, 4, 7, 8]
+    assert one[0].tolist() == [4, 0, 1, 4]
+    assert one[1] is count
+    assert other[0].tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("pool", ["last", "mean", "max"])
+def test_whole_texts_are_read_as_their_pooled_rows(pool):
+    """Rows that no example needs are in between; the same scores as with one pooled row an example."""
+    generator = torch.Generator().manual_seed(0)
+    x, count = torch.randn(900, 6, generator=generator), torch.arange(200) % 3 + 1
+    first = (count + 1).cumsum(0) - count
+    label = x[first + count - 1, 0] + torch.randn(200, generator=generator) * 0.3 > 0
+    encoder = torch.randn(12, 6, generator=generator)
+    spans = [x[start : start + size] @ encoder.T for start, size in zip(first.tolist(), count.tolist(), strict=True)]
+    z = torch.stack([{"last": span[-1], "mean": span.mean(0), "max": span.amax(0)}[pool] for span in spans])
+    expected = told(z, [label], reading(12, torch.eye(12)))
+    examples = [Examples(task_of(label, "t0"), first, count)]
+    metric, rows = ProbeLoss(pool=pool), Rows(x, torch.arange(900))
+    rows.model, rows.why_no_model = object(), None
+    sae = reading(6, encoder)
+    metric.begin(Setting("sae", {"sae": sae}, rows, [examples[0].task], {TaskRows: TaskRows(x, examples, {})}))
+    with torch.no_grad():
+        scores = metric.scores(sae)
+    for name in ("probe_loss", "probe_loss_train", "probe_loss_null", "probe_accuracy"):
+        assert scores[name].value == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_no_latent_that_is_passed_over_would_have_been_better(monkeypatch):
+    """Latents with outliers, rare ones and skewed ones, against fits of all; few are fitted."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(600, 300, generator=generator)
+    x[:, ::3] = x[:, ::3].pow(3)
+    x[:, 1::3] = (x[:, 1::3] - 1.5).relu()
+    x[::50, ::7] *= 30
+    labels = [x[:, 4] + x[:, 3] + torch.randn(600, generator=generator) > 0.5, x[:, 6] > 0.3]
+    fits = []
+    monkeypatch.setattr(module, "one_each", lambda z, *rest: fits.append(z.shape[1]) or one_each(z, *rest))
+    monkeypatch.setattr(module, "BLOCK_ENTRIES", 300 * 100)
+    scores = told(x, labels, reading(300, torch.eye(300)))
+    train = torch.arange(600) % 2 == 1
+    best = [one_each(x[train], label[train]).loss.min().item() for label in labels]
+    assert scores["probe_loss_train"] == pytest.approx(sum(best) / 2, abs=1e-5)
+    assert sum(fits) < 0.4 * 300 * 6
 
 
 def test_wrong_settings_and_missing_tasks_are_said():
