@@ -130,7 +130,7 @@ def _activation(plain: Plain) -> tuple[Activation, dict[str, Tensor]]:
     if plain.kind == "jumprelu":
         return JumpReLU(), {"log_threshold": parts["threshold"].relu().log()}
     if plain.kind == "batchtopk" and k is not None:
-        return BatchTopK(k), {"threshold": parts["threshold"], "updates": torch.ones((), dtype=torch.int64)}
+        return BatchTopK(k), {"threshold": parts["threshold"].relu(), "updates": torch.ones((), dtype=torch.int64)}
     if plain.kind == "gated":
         return Gated(), {"r_mag": parts["r_mag"], "b_mag": parts["b_mag"]}
     if plain.kind == "relu":
