@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -139,7 +139,28 @@ def _scaling(words: list[str]) -> None:
     for name, text in listed.items():
         parser.add_argument(name, nargs="+" if name == "runs" else None, type=str, help=text)
     parser.add_function_arguments(action, skip=set(listed), as_positional=False)
-    action(**vars(parse(parser, words[1:])))
+    several = [f"--{name}" for name, kind in get_type_hints(action).items() if "list" in str(kind)]
+    action(**vars(parse(parser, _bracketed(words[1:], several))))
+
+
+def _bracketed(words: list[str], options: list[str]) -> list[str]:
+    """`--k 16 32` as `--k [16, 32]`, for these options; what has brackets already stays."""
+    found, at = list[str](), 0
+    while at < len(words):
+        option, _, first = words[at].partition("=")
+        at += 1
+        if option not in options:
+            found.append(words[at - 1])
+            continue
+        values = [first] if first else []
+        while not first and at < len(words) and not words[at].startswith("--"):
+            values.append(words[at])
+            at += 1
+            if values[0].startswith("["):
+                break
+        inside = ", ".join(value if re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", value) else repr(value) for value in values)
+        found += [option, *(values if not values or values[0].startswith("[") else [f"[{inside}]"])]
+    return found
 
 
 def _explain(words: list[str]) -> None:

@@ -43,6 +43,9 @@ def allocate(
         out: a JSON file for the result.
         figures: also draw who gets how many latents, and how the features found grow, beside it.
     """
+    _check_out(out)
+    if latents == []:
+        raise ValueError("latents must name at least one number")
     kinds = {"shift": Shift, "two": Two}
     if at_zero not in kinds:
         raise ValueError(f"unknown at_zero '{at_zero}'{near_miss(at_zero, kinds)}")
@@ -128,6 +131,7 @@ def diagnose(
         out: a JSON file for the result.
         figures: also draw a panel and its parts, as HTML and SVG, beside it.
     """
+    _check_out(out)
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
     saes = {str(folder): load(folder) for run in runs for folder in _members(Path(run))}
@@ -151,8 +155,15 @@ def diagnose(
         write_panel(Path(out or "diagnosis.json"), found)
 
 
+def _check_out(out: str | None) -> None:
+    if out and Path(out).is_dir():
+        raise ValueError(f"out must be a JSON file, {out} is a folder")
+
+
 def _members(folder: Path) -> list[Path]:
-    """The runs of a sweep, or the folder itself."""
+    """The runs of a sweep, or the folder itself; ValueError for one that is neither a run nor a saved SAE."""
+    if not any((folder / name).exists() for name in ("sweep.json", "config.yaml", CONFIG)):
+        raise ValueError(f"there is no run, sweep or saved SAE at {folder}")
     if not (folder / "sweep.json").exists():
         return [folder]
     names = [folder / name for name in read_json(folder / "sweep.json")["members"]]

@@ -21,6 +21,7 @@ from saelab.scaling.laws.subject import SubjectLaw
 from saelab.scaling.laws.tokens import TokensLaw
 from saelab.scaling.laws.width import WidthLaw
 from saelab.scaling.throughput import measure, of_cells
+from saelab.train.convergence import Convergence
 
 LAWS = ("joint", "width", "compute", "tokens", "rate", "subject")
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -59,13 +60,13 @@ def fit_laws(
         converged_only: leave out cells that have not converged, instead of refusing to fit.
         figures: also draw every law and the loss curves, as HTML and SVG.
     """
-    for name in laws or ():
-        if name not in LAWS:
-            raise ValueError(f"unknown law '{name}'{near_miss(name, LAWS)}")
+    _check(out, laws, hold_out, tolerance)
     cells = read_cells(runs, tolerance)
     check_alike(cells, ("data", "d_in", "normalisation") if laws == ["subject"] else ())
     if converged_only:
         left = [cell.name for cell in cells if not cell.converged]
+        if len(left) == len(cells):
+            check_converged(cells, "raise --tolerance")
         cells = [cell for cell in cells if cell.converged]
         print(f"left out, not converged: {', '.join(left) or 'none'}")
     tried = read_cells(rates, tolerance) if rates else cells
@@ -89,12 +90,29 @@ def fit_laws(
         draw_laws(folder, cells, {label(one): one.fit for one in found if one.fit})
     made = sorted(label(one) for one in found if one.fit)
     if not made:
-        raise ValueError(f"{len(cells)} cells are not enough for any law; the lines above say what each needs")
+        raise ValueError(
+            f"{len(cells)} cell{'s are' if len(cells) > 1 else ' is'} not enough for any law; "
+            "the lines above say what each needs"
+        )
     print(f"\n{folder}: {', '.join(made)}, of {len(cells)} cells")
     if "joint" in made:
         print(f"`saelab scaling plan {folder} --tokens 1e9` says what to train")
     else:
         print("without the joint law nothing can be planned")
+
+
+def _check(out: str, laws: list[str] | None, hold_out: int, tolerance: float | None) -> None:
+    for name in laws or ():
+        if name not in LAWS:
+            raise ValueError(f"unknown law '{name}'{near_miss(name, LAWS)}")
+    if laws == []:
+        raise ValueError(f"laws must name at least one of {', '.join(LAWS)}")
+    if hold_out < 0:
+        raise ValueError(f"hold_out must be a number of widths, 0 or more; got {hold_out}")
+    if tolerance is not None:
+        Convergence(tolerance)
+    if Path(out).is_file():
+        raise ValueError(f"out must be a folder, {out} is a file")
 
 
 def label(one: Fitted) -> str:
@@ -197,6 +215,10 @@ def plan(
         k: active latents to plan for; by default those of the ladder.
         device: measure the speed here (cpu, cuda) by a few steps; by default the ladder's own speed is taken.
     """
+    if hours is not None and not 0 < hours < float("inf"):
+        raise ValueError(f"hours must be positive, got {hours:g}")
+    if k == []:
+        raise ValueError("k must name at least one number of active latents")
     seconds = None if hours is None else hours * 3600
     budget = planning.Budget(tokens, seconds, as_bytes("memory", memory), as_bytes("disk", disk), target_fvu)
     known = knowledge(Path(folder), device)
@@ -206,9 +228,12 @@ def plan(
     widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
     for line in table:
         print("  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip())
+    notes: dict[str, list[str]] = {}
     for row in rows:
         for note in row.notes:
-            print(f"n={row.n:,}, k={row.k:g}: {note}")
+            notes.setdefault(note, []).append(f"n={row.n:,}, k={row.k:g}")
+    for note, whose in notes.items():
+        print(f"{'all' if len(whose) == len(rows) > 1 else '; '.join(whose)}: {note}")
     write_json(Path(folder) / "plan.json", planning.as_json(rows, budget))
     best = rows[0]
     print(
@@ -219,6 +244,8 @@ def plan(
 
 def knowledge(folder: Path, device: str | None = None) -> planning.Knowledge:
     """What a folder of laws and cells says, with the speed of a device."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder that `saelab scaling fit` has written")
     if not (folder / "law-joint.json").exists():
         raise ValueError(f"{folder} has no law-joint.json: `saelab scaling fit RUNS --out {folder}` makes one")
     cells = read_cells([folder / "cells.parquet"])

@@ -92,10 +92,11 @@ def read_cells(paths: Iterable[str | Path], tolerance: float | None = None) -> l
     found: list[Cell] = []
     for path in map(Path, paths):
         if path.suffix == ".parquet":
-            found += _from_table(path)
+            found += _from_table(path, tolerance)
         elif (path / MEMBERS).exists():
             found += _of_sweep(path, tolerance)
         else:
+            _check_run(path)
             found.append(read_cell(path, tolerance))
     folders = Counter(cell.folder for cell in found)
     if twice := [folder for folder, count in folders.items() if count > 1]:
@@ -104,6 +105,16 @@ def read_cells(paths: Iterable[str | Path], tolerance: float | None = None) -> l
     if len(set(names)) < len(names):  # sweeps of several widths have members of the same names
         found = [replace(cell, name=f"{Path(cell.folder).parent.name}/{cell.name}") for cell in found]
     return found
+
+
+def _check_run(path: Path) -> None:
+    """ValueError unless a folder is a run, with the runs that it holds if it does."""
+    if not path.is_dir():
+        raise ValueError(f"there is no run or sweep {path}; tables of cells end in .parquet")
+    if not (path / "config.yaml").exists():
+        inside = sorted(p.parent for name in (MEMBERS, "config.yaml") for p in path.glob(f"*/{name}"))
+        if inside:
+            raise ValueError(f"{path} holds {len(inside)} runs or sweeps and is none: give {path}/*")
 
 
 def _of_sweep(path: Path, tolerance: float | None) -> list[Cell]:
@@ -222,8 +233,8 @@ def check_alike(cells: Sequence[Cell], but: Sequence[str] = ()) -> None:
             )
 
 
-def check_converged(cells: Sequence[Cell]) -> None:
-    """ValueError that names the cells which have not converged."""
+def check_converged(cells: Sequence[Cell], instead: str = "set --converged_only true") -> None:
+    """ValueError that names the cells which have not converged, and what can be done."""
     left = [cell for cell in cells if not cell.converged]
     if left:
         named = ", ".join(
@@ -232,7 +243,7 @@ def check_converged(cells: Sequence[Cell]) -> None:
         )
         raise ValueError(
             f"{len(left)} of {len(cells)} cells have not converged to {left[0].tolerance:.1%} a doubling of rows: "
-            f"{named}{', ...' if len(left) > 4 else ''}; train them longer, or set --converged_only true"
+            f"{named}{', ...' if len(left) > 4 else ''}; train them longer, or {instead}"
         )
 
 
@@ -269,10 +280,12 @@ def write_cells(folder: str | Path, cells: Sequence[Cell]) -> Path:
     return folder / "cells.parquet"
 
 
-def _from_table(path: Path) -> list[Cell]:
+def _from_table(path: Path, tolerance: float | None) -> list[Cell]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not path.exists():
+        raise ValueError(f"there is no table {path}")
     try:
         lines = pq.read_table(path).to_pylist()
         curves: dict[str, dict[str, list[float]]] = {}
@@ -281,6 +294,18 @@ def _from_table(path: Path) -> list[Cell]:
                 own = curves.setdefault(line.pop("name"), {})
                 for key, value in line.items():
                     own.setdefault(key, []).append(value)
-        return [Cell(**line, curve=curves.get(line["name"], {})) for line in lines]
+        cells = [Cell(**line, curve=curves.get(line["name"], {})) for line in lines]
     except (pa.ArrowException, OSError, TypeError) as error:
-        raise ValueError(f"{path} is not a table of cells ({error})") from None
+        words = str(error).partition("Cell.__init__")[0] or "it lacks columns of one"
+        raise ValueError(f"{path} is not a table of cells as `saelab scaling fit` writes it ({words})") from None
+    return [_judged(cell, tolerance) for cell in cells] if tolerance else cells
+
+
+def _judged(cell: Cell, tolerance: float) -> Cell:
+    """A cell with the rows of its convergence by another tolerance, from its curve; as it is without one."""
+    if not cell.curve:
+        return cell
+    lines = zip(*(cell.curve[key] for key in ("rows", "loss", "lr")), strict=True)
+    records = [{"rows": rows, "fvu": loss, "lr": lr} for rows, loss, lr in lines if np.isfinite(loss)]
+    rows, fvus = at_full_rate(records)
+    return replace(cell, converged_rows=Convergence(tolerance).first(rows, fvus), tolerance=tolerance)

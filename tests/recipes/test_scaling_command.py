@@ -1,6 +1,7 @@
 """`saelab scaling`, as a user types it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,8 +52,9 @@ def test_laws_and_a_plan(table, tmp_path, capsys):
     law = json.loads((out / "law-joint.json").read_text())
     assert law["parameters"]["gamma"]["low"] < -0.042 < law["parameters"]["gamma"]["high"]
     assert len(law["held_out"]["cells"]) == 4
-    main(["scaling", "plan", str(out), "--tokens", "200000", "--memory", "16GB", "--k", "[16]"])
+    main(["scaling", "plan", str(out), "--tokens", "200000", "--memory", "16GB", "--k", "16", "8"])
     said = capsys.readouterr().out
+    assert said.count("all: the best learning rate is not fitted") == 1
     assert "first: saelab train ... --rows" in said
     assert "the best learning rate is not fitted: lr is 0.001 / sqrt(n / 4,096)" in said
     plan = json.loads((out / "plan.json").read_text())
@@ -88,8 +90,28 @@ def test_what_cannot_be_fitted_is_refused_with_the_reason(tmp_path, capsys):
     assert "left out, not converged: n2048-k16" in capsys.readouterr().out
 
 
+def test_cells_of_one_k_have_laws_but_no_plan(tmp_path, capsys):
+    table = write_cells(tmp_path, [made(n, 8) for n in (256, 512, 1024, 2048, 4096)])
+    out = tmp_path / "laws"
+    main(["scaling", "fit", str(table), "--out", str(out), "--hold_out", "0"])
+    said = capsys.readouterr().out
+    assert "joint: not fitted: JointLaw has 6 parameters and needs 8 cells, got 5" in said
+    assert "width-k8: 5 cells" in said
+    assert "without the joint law nothing can be planned" in said
+    assert "has no law-joint.json" in complaint(["plan", str(out), "--tokens", "1e6"], capsys)
+
+
+def test_a_table_is_judged_by_the_tolerance_that_is_asked_for(tmp_path, capsys):
+    table = write_cells(tmp_path, [made(n, k) for n in (256, 512, 1024, 2048) for k in (4, 8, 16)])
+    words = ["fit", str(table), "--out", str(tmp_path / "laws"), "--tolerance", "1e-9"]
+    assert "12 of 12 cells have not converged to 0.0% a doubling" in complaint(words, capsys)
+    message = complaint([*words, "--converged_only", "true"], capsys)
+    assert "12 of 12 cells have not converged" in message
+    assert message.endswith("train them longer, or raise --tolerance\n")
+
+
 def test_capacity_is_shared_out(tmp_path, capsys):
-    words = ["--alpha", "1", "--beta", "0.5", "--features", "20000", "--latents", "[100, 1000]"]
+    words = ["--alpha", "1", "--beta", "0.5", "--features", "20000", "--latents", "100", "1000"]
     main(["scaling", "allocate", *words, "--discrete", "0.5", "--out", str(tmp_path / "a.json")])
     said = capsys.readouterr().out
     assert "pathological: theory says D ~ N^0.750, L ~ N^-0.500" in said
@@ -111,11 +133,36 @@ def test_capacity_is_shared_out(tmp_path, capsys):
         (["allocate", "--beta", "0"], "beta must be positive"),
         (["allocate", "--alpha", "-1"], "alpha must be above -1"),
         (["allocate", "--discrete", "2"], "discrete must be a share"),
+        (["allocate", "--latents", "[]"], "latents must name at least one number"),
+        (["allocate", "--latents", "10", "0"], "at least 1 latent to allocate, got 0"),
+        (["allocate", "--out", "."], "out must be a JSON file, . is a folder"),
+        (["plan", "nowhere", "--hours", "-1"], "hours must be positive, got -1"),
+        (["plan", "nowhere", "--tokens", "0"], "tokens must be positive, got 0"),
+        (["plan", "nowhere", "--tokens", "1", "--k", "[]"], "k must name at least one number"),
+        (["plan", "file", "--tokens", "1"], "file is a file: give the folder that"),
+        (["fit", "nowhere", "--out", "o"], "there is no run or sweep nowhere"),
+        (["fit", "nowhere.parquet", "--out", "o"], "there is no table nowhere.parquet"),
+        (["fit", "ladder", "--out", "o"], "ladder holds 2 runs or sweeps and is none: give ladder/*"),
+        (["fit", "ladder", "--out", "file"], "out must be a folder, file is a file"),
+        (["fit", "ladder", "--out", "o", "--tolerance", "0"], "converge must be between 0 and 1"),
+        (["fit", "ladder", "--out", "o", "--hold_out", "-1"], "hold_out must be a number of widths, 0 or more"),
+        (["fit", "ladder", "--out", "o", "--laws", "joint", "widht"], "unknown law 'widht'; did you mean 'width'?"),
+        (["fit", "ladder", "--out", "o", "--laws", "[]"], "laws must name at least one of joint, width"),
+        (["fit", "ladder"], "the following arguments are required: out"),
+        (["diagnose", "nowhere"], "there is no run, sweep or saved SAE at nowhere"),
+        (["diagnose", "ladder"], "there is no run, sweep or saved SAE at ladder"),
+        (["diagnose", "ladder", "--out", "."], "out must be a JSON file"),
     ],
 )
 def test_wrong_words_are_named(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert message in complaint(words, capsys)
+    Path("file").touch()
+    for name in ("n64", "n128"):
+        Path("ladder", name).mkdir(parents=True)
+        Path("ladder", name, "sweep.json").touch()
+    said = complaint(words, capsys)
+    assert message in said
+    assert said.count("\n") == 1
     main(["scaling", "--help"])
     assert "allocate" in capsys.readouterr().out
 
