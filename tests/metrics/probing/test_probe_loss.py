@@ -183,6 +183,23 @@ def test_no_latent_that_is_passed_over_would_have_been_better(monkeypatch):
     assert sum(fits) < 0.4 * 300 * 6
 
 
+def test_a_bound_just_below_the_best_loss_so_far_is_looked_into():
+    """The best input's bound is its loss itself, and all others', which are fitted first, say nothing."""
+    generator = torch.Generator().manual_seed(4)
+    label = torch.rand(200, generator=generator) < 0.5
+    z = label.float()[:, None] + torch.randn(200, 40, generator=generator)
+    z[:, 7] = z.gather(1, one_each(z, label).loss.argmin()[None, None].expand(200, 1))[:, 0]
+    z[:, 7] += 0.002 * label
+    losses = one_each(z, label).loss
+    least = torch.zeros(40)
+    least[7] = losses[7]
+    best = module.Best()
+    module._improve(best, z, label, least, 100, 1e-6)
+    assert losses.topk(2, largest=False).values.diff() < 0.01 * losses.min()
+    assert best.input == 107
+    assert best.train == pytest.approx(losses[7].item(), rel=1e-5)
+
+
 def test_wrong_settings_and_missing_tasks_are_said():
     x, label = torch.randn(100, 4), torch.arange(100) % 4 < 2
     for metric, says in (
