@@ -60,7 +60,7 @@ NAMES = (
     (r"gemma-(2b|7b).*|(meta-)?llama-[23][.-](?!.*vision).*|deepseek-r1-distill-.*|mistral-7b-.*", "llama"),
     (r"qwen(2|2\.5|3)-[\d.]+b(-instruct|-base)?|smollm2?-.*|pycode-7m", "llama"),
 )  # fmt: skip
-ORGANISATIONS = ((r"pythia-", "EleutherAI"), (r"gemma-", "google"), (r"Llama-[23]", "meta-llama"))
+OWNERS = {"pythia-": "EleutherAI", "gemma-": "google"}
 CHANGES = ("center_writing_weights", "fold_ln", "fold_value_biases", "refactor_factored_attn_matrices")
 
 
@@ -70,8 +70,7 @@ def model_called(name: str) -> str:
         return "gpt2"
     if "/" in name or Path(name).exists():
         return name
-    owners = [owner for pattern, owner in ORGANISATIONS if re.match(pattern, name)]
-    return f"{owners[0]}/{name}" if owners else name
+    return next((f"{owner}/{name}" for start, owner in OWNERS.items() if name.startswith(start)), name)
 
 
 def architecture(model: str) -> str | None:
@@ -82,8 +81,10 @@ def architecture(model: str) -> str | None:
             return TYPES.get(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
         except (OSError, ValueError, AttributeError, TypeError):
             return None
-    last = model.rsplit("/", 1)[-1].lower()
-    return next((kind for pattern, kind in NAMES if re.fullmatch(pattern, last)), None)
+    owner, _, last = model.rpartition("/")
+    known = (kind for pattern, kind in NAMES if re.fullmatch(pattern, last.lower()))
+    # Names without an owner are the hub's own for few models, and abbreviations for others.
+    return next(known, None) if owner or re.fullmatch(r"(distil)?gpt2.*|pycode-7m", last) else None
 
 
 def site_of(model: str, hook: str) -> str | None:
