@@ -17,8 +17,10 @@ from transformer_lens.pretrained.weight_conversions import (
     convert_gemma_weights,
     convert_gpt2_weights,
     convert_llama_weights,
+    convert_mistral_weights,
     convert_neox_weights,
     convert_qwen2_weights,
+    convert_qwen3_weights,
 )
 from transformers import PreTrainedModel
 
@@ -31,7 +33,11 @@ MODELS = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 8192},
     "gpt_neox": SIZES | {"intermediate_size": 48},
     "llama": LLAMA,
+    "mistral": LLAMA,
     "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "gemma": LLAMA | {"pad_token_id": 0},
+    "gemma3_text": LLAMA | {"query_pre_attn_scalar": 8, "pad_token_id": 0, "layer_types": ["full_attention"] * 2},
     "gemma2": LLAMA | {"query_pre_attn_scalar": 8, "pad_token_id": 0},
 }
 
@@ -57,7 +63,16 @@ THEIRS = {
         "n_key_value_heads": None, "rotary_dim": 2,
     }),
     "llama": (convert_llama_weights, GATED | {"act_fn": "silu"}),
+    "mistral": (convert_mistral_weights, GATED | {"act_fn": "silu"}),
     "qwen2": (convert_qwen2_weights, GATED | {"act_fn": "silu"}),
+    "qwen3": (convert_qwen3_weights, GATED | {"act_fn": "silu", "use_qk_norm": True}),
+    "gemma": (convert_gemma_weights, GATED | {"act_fn": "gelu_pytorch_tanh"}),
+    "gemma3_text": (
+        convert_gemma_weights,
+        GATED
+        | {"act_fn": "gelu_pytorch_tanh", "use_normalization_before_and_after": True, "use_qk_norm": True}
+        | {"original_architecture": "Gemma3ForCausalLM", "rotary_base": 1000000},
+    ),
     "gemma2": (convert_gemma_weights, GATED | {
         "act_fn": "gelu_pytorch_tanh", "use_normalization_before_and_after": True, "attn_scores_soft_cap": 50.0,
         "original_architecture": "Gemma2ForCausalLM",
