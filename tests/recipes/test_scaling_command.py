@@ -1,16 +1,27 @@
 """`saelab scaling`, as a user types it."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from saelab.cli import main
+from saelab.recipes import scaling
+from saelab.scaling import hidden
 from saelab.scaling.cells import Cell, write_cells
 from saelab.scaling.laws.joint import JointLaw
 
 THETA = [-0.50, 0.26, -0.017, -0.042, -1.32, -0.085]
+
+
+@pytest.fixture(autouse=True)
+def _few_refits(monkeypatch):
+    """Intervals have tests of their own (tests/scaling/test_laws.py)."""
+    monkeypatch.setattr(scaling, "fit", partial(scaling.fit, draws=40))
+    monkeypatch.setattr(hidden, "DRAWS", 400)
+    monkeypatch.setattr(hidden, "MOST_DRAWS", 400)
 
 
 def made(n, k, **changes):
