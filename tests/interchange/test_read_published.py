@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from interchange.foreign import D, L, O, check, exact, random, rows, save, weights
+from interchange.foreign import D, L, O, check, exact, random, rows, save, topk, weights
 
 from saelab.interchange import read
 
@@ -183,3 +183,56 @@ def test_a_damaged_npz(tmp_path, damage):
     with pytest.raises(ValueError, match=r"params.npz is damaged") as error:
         read(tmp_path / "sae")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("jump", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_circuit_tracer(tmp_path, jump, skip):
+    tensors = dict(W)
+    tensors |= {"activation_function.threshold": THRESHOLD} if jump else {}
+    tensors |= {"W_skip": random(D, D, seed=9)} if skip else {}
+    path = save(tmp_path, "layer_7.safetensors", tensors) / "layer_7.safetensors"
+    about = "model_name: Qwen/Qwen3-4B\nmodel_kind: transcoder_set\n"
+    (tmp_path / "config.yaml").write_text(
+        about + "feature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n"
+    )
+    codes = pre(False)
+    codes = codes * (codes > THRESHOLD.double()) if jump else codes.relu()
+    x_hat = decoded(codes) + (rows().double() @ exact(tensors)["W_skip"].T if skip else 0)
+    sae, description = check(path, "circuit_tracer", codes, x_hat)
+    place = {"model": "Qwen/Qwen3-4B", "site": "model.layers.7.mlp:in", "target": "model.layers.7.mlp"}
+    assert description.source == place
+    assert sae.d_out == D
+    (tmp_path / "config.yaml").write_text(about + "feature_input_hook: hook_resid_mid\nfeature_output_hook: ln\n")
+    assert read(path)[1].source == {}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "words"),
+    [
+        ({}, "activation: topk\nk: 3\n", "the activation topk is not something"),
+        ({"k": torch.tensor(3)}, "", "the activation topk is not something"),
+        ({}, "model_kind: cross_layer_transcoder\n", "model_kind cross_layer_transcoder is not something"),
+        ({"activation_function.threshold": -THRESHOLD}, "", "a threshold below zero is not something"),
+        ({}, "[", "config.yaml is damaged"),
+        ({}, "- 3\n", "config.yaml holds a list"),
+    ],
+)
+def test_circuit_tracer_that_cannot_be_read(tmp_path, tensors, config, words):
+    save(tmp_path, "layer_7.safetensors", W | tensors)
+    if config:
+        (tmp_path / "config.yaml").write_text(config)
+    with pytest.raises(ValueError, match=words) as error:
+        read(tmp_path / "layer_7.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_qwen_scope(tmp_path):
+    tensors = W | {"W_dec": W["W_dec"].T}
+    path = save(tmp_path / "SAE-Res-Qwen3-1.7B-Base-W32K-L0_3", "layer4.sae.pt", tensors) / "layer4.sae.pt"
+    codes = topk(pre(False), 3).relu()
+    _, description = check(path, "qwen_scope", codes, decoded(codes))
+    assert description.source == {"model": "Qwen/Qwen3-1.7B-Base", "site": "model.layers.4", "target": None}
+    moved = save(tmp_path / "mine", "layer4.sae.pt", tensors)
+    with pytest.raises(ValueError, match=r"layer4.sae.pt does not say how many latents a row keeps"):
+        read(moved)
