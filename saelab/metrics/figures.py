@@ -3,8 +3,8 @@
     density        how many latents are how often active          l0_error     FVU against L0
     zf             norm of codes against norm of rows, with the lines where eps (h - 1) is 1/4, 1/2 and 1
     violin         how errors (left) and eps_lbo (right) are distributed over rows, up to the 99th percentile
-    probe_loss, ablation_sparsity, n2g                            against L0, a line for SAEs of one size
-    precision_recall    of token patterns                         refinement   refined over original codes
+    probe_loss, probe_loss_train, ablation_sparsity, n2g          against L0, a line for SAEs of one size
+    precision_recall    of token patterns, the same lines         refinement   refined over original codes
     test_time      FVU when read with another k or a threshold
 
 Every figure is written as HTML, with plotly's JavaScript in one file beside them all, and as SVG (see `static.py`); the
@@ -178,19 +178,35 @@ def _against_l0(score: str, title: str, y: str, beside: Mapping[str, str]) -> Ca
 
     def draw(saes: Sequence[Drawn]) -> "Figure":
         figure = _figure(title, "L0, latents active on a row", y, xaxis={"type": "log"})
-        for number, size in enumerate(sorted({sae.n_latents for sae in saes})):
-            having = [sae for sae in saes if sae.n_latents == size and sae.score(score) and sae.score("l0")]
-            having.sort(key=lambda sae: sae.scores["l0"]["value"])
-            if having:
-                x = [sae.scores["l0"]["value"] for sae in having]
-                found = [sae.scores[score] for sae in having]
-                more = {"mode": "lines+markers", "error_y": _bars(found), "text": [sae.name for sae in having]}
-                _line(figure, x, [one["value"] for one in found], f"{size:,} latents", number, **more)
+        for number, (name, having) in enumerate(_lines([sae for sae in saes if sae.score(score) and sae.score("l0")])):
+            x = [sae.scores["l0"]["value"] for sae in having]
+            found = [sae.scores[score] for sae in having]
+            more = {"mode": "lines+markers", "error_y": _bars(found), "text": [sae.name for sae in having]}
+            _line(figure, x, [one["value"] for one in found], name, number, **more)
         if figure.data:
             _beside(figure, saes, beside)
         return figure
 
     return draw
+
+
+def _lines(saes: Sequence[Drawn]) -> list[tuple[str, list[Drawn]]]:
+    """SAEs that have an L0 in lines with names: those of one size in the order of L0.
+
+    One that has the L0 of an SAE named before it (another seed, a control) is a line of its own, with its own name.
+    """
+    lines: dict[str, list[Drawn]] = {}
+    alone: dict[str, list[Drawn]] = {}
+    for sae in sorted(saes, key=lambda sae: sae.n_latents):
+        line = lines.setdefault(f"{sae.n_latents:,} latents", [])
+        own = sae.scores["l0"]["value"]
+        if any(math.isclose(own, other.scores["l0"]["value"], rel_tol=0.02) for other in line):
+            alone[sae.name] = [sae]
+        else:
+            line.append(sae)
+    for line in lines.values():
+        line.sort(key=lambda sae: sae.scores["l0"]["value"])
+    return [*lines.items(), *alone.items()]
 
 
 def _bars(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -214,12 +230,15 @@ def _constant(key: str) -> float | None:
 
 
 def _precision_recall(saes: Sequence[Drawn]) -> "Figure":
-    figure = _figure("Token patterns (N2G)", "recall", "precision", xaxis={"range": [0, 1]}, yaxis={"range": [0, 1]})
-    for number, sae in enumerate(saes):
-        recall, precision = sae.score("n2g_recall"), sae.score("n2g_precision")
-        if recall and precision:
-            more = {"mode": "markers", "error_x": _bars([recall]), "error_y": _bars([precision])}
-            _line(figure, [recall["value"]], [precision["value"]], sae.name, number, **more)
+    having = [sae for sae in saes if all(map(sae.score, ("n2g_recall", "n2g_precision", "l0")))]
+    title = "Token patterns (N2G); at each point its L0"
+    figure = _figure(title, "recall", "precision", xaxis={"type": "log"}, yaxis={"range": [0, 1]})
+    for number, (name, line) in enumerate(_lines(having)):
+        recall, precision = ([sae.scores[f"n2g_{key}"] for sae in line] for key in ("recall", "precision"))
+        more = {"mode": "lines+markers+text", "error_x": _bars(recall), "error_y": _bars(precision)}
+        more |= {"text": [f"{sae.scores['l0']['value']:.3g}" for sae in line], "textposition": "top left"}
+        x, y = ([one["value"] for one in scores] for scores in (recall, precision))
+        _line(figure, x, y, name, number, **more)
     return figure
 
 
@@ -233,7 +252,8 @@ def _refinement(saes: Sequence[Drawn]) -> "Figure":
 
 
 def _test_time(saes: Sequence[Drawn]) -> "Figure":
-    figure = _figure("Read with another k or a threshold", "mean L0", "FVU", xaxis={"type": "log"})
+    log = {"type": "log"}
+    figure = _figure("Read with another k or a threshold", "mean L0", "FVU", xaxis=log, yaxis=log)
     for number, sae in enumerate(saes):
         if table := sae.tables.get("test_time"):
             for reading, dash in (("topk", "solid"), ("threshold", "dot"), ("own", "solid")):
@@ -252,6 +272,9 @@ FIGURES: dict[str, Callable[[Sequence[Drawn]], "Figure"]] = {
     "violin": _violin,
     "probe_loss": _against_l0(
         "probe_loss", "Probe loss", "nats", {"best channel": "probe_loss_channels", "permuted": "probe_loss_null"}
+    ),
+    "probe_loss_train": _against_l0(
+        "probe_loss_train", "Probe loss where latents are chosen", "nats", {"permuted": "probe_loss_null_train"}
     ),
     "precision_recall": _precision_recall,
     "n2g": _against_l0("n2g_precision", "Precision of token patterns", "precision", {}),

@@ -20,7 +20,15 @@ SPACE = "{http://www.w3.org/2000/svg}"
 def drawn(name: str, n_latents: int, l0: float, value: float) -> Drawn:
     scores = {
         key: Score(value, value - 0.1, value + 0.2, 10, "u").as_json()
-        for key in ("fvu", "probe_loss", "probe_loss_channels", "n2g_recall", "n2g_precision", "ablation_sparsity")
+        for key in (
+            "fvu",
+            "probe_loss",
+            "probe_loss_train",
+            "probe_loss_channels",
+            "n2g_recall",
+            "n2g_precision",
+            "ablation_sparsity",
+        )
     }
     scores["l0"] = Score(l0, None, None, 10, "latents").as_json()
     some = torch.rand(300, generator=torch.Generator().manual_seed(0)).add(0.1).tolist()
@@ -55,6 +63,17 @@ def test_lines_go_through_saes_of_one_size_in_the_order_of_l0(saes):
     assert lines["64 latents"].error_y.arrayminus == pytest.approx((0.1, 0.1))
     assert lines["best channel"].y == pytest.approx((0.4, 0.4))
     assert figure.layout.xaxis.type == "log"
+
+
+def test_an_sae_with_the_l0_of_another_stands_beside_its_line(saes):
+    control = drawn("control", 64, 4.01, 0.9)
+    for name, values in (("probe_loss", lambda one: one.y), ("precision_recall", lambda one: one.x)):
+        lines = {one.name: values(one) for one in figures([*saes, control])[name].data}
+        assert lines["64 latents"] == (0.5, 0.4)
+        assert lines["control"] == (0.9,)
+    points = figures(saes)["precision_recall"]
+    assert points.data[0].text == ("4", "8")
+    assert points.layout.xaxis.type == "log"
 
 
 def test_known_levels_stand_beside_ablation_sparsity(saes):
