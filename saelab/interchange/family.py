@@ -13,7 +13,7 @@ from saelab.core.components import Component, near_miss
 from saelab.core.files import is_vacant
 from saelab.interchange.files import Files
 from saelab.interchange.plain import Plain, apart, built
-from saelab.sae.sae import SAE
+from saelab.sae.sae import SAE, is_saved
 
 
 @dataclass
@@ -86,6 +86,8 @@ def read(path: str | Path) -> tuple[SAE, Description]:
             our SAE does not hold exactly.
     """
     files = Files(path)
+    if is_saved(path):
+        raise ValueError(f"{path} is saelab's own: `saelab.load` opens it")
     for family in families().values():
         if family.claims(files):
             plain, description = family.read(files)

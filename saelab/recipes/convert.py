@@ -33,7 +33,7 @@ def convert(path: str, out: str, to: str | None = None) -> None:
         raise ValueError(f"{path} is saelab's own already: say which library to convert it to, e.g. --to sae_lens")
     if Path(out).exists() and not (Path(out).is_dir() and is_vacant(Path(out))):
         raise ValueError(f"{out} exists already; choose another folder")
-    sae, found = (load(path), _own(path)) if is_own else read(path)
+    sae, found = _own(path) if is_own else read(path)
     notes = list(found.notes)
     with _appearing(Path(out)) as folder:
         if to:
@@ -47,11 +47,12 @@ def convert(path: str, out: str, to: str | None = None) -> None:
         print(_next(out, found))
 
 
-def _own(path: str) -> Description:
-    """What a folder of ours says of itself."""
-    origin = origin_of(Run(path)) if is_run(path) else {}
+def _own(path: str) -> tuple[SAE, Description]:
+    """An SAE of ours, and what its folder says of it."""
+    sae, origin = load(path), origin_of(Run(path)) if is_run(path) else {}
     source = {key: origin.get(key) for key in ("model", "site", "target", "seq_len")}
-    return Description("saelab", load(path).activation.config()["name"], source if origin.get("model") else {})
+    name = type(getattr(sae, "activation", sae)).__name__
+    return sae, Description("saelab", name, source if origin.get("model") else {})
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 
 from saelab import SAE, load
 from saelab.core.files import write_whole
+from saelab.interchange import read
 from saelab.sae.activations.topk import TopK
+from saelab.sae.ensemble import Ensemble
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
@@ -78,6 +80,7 @@ def test_one_library_to_another(saelab, tmp_path):
     [
         (["{foreign}", "{own}"], "own exists already; choose another folder"),
         (["{own}", "{new}"], "is saelab's own already: say which library"),
+        (["{several}", "{new}", "--to", "sae_lens"], "Ensemble has no form elsewhere"),
         (["{own}", "{new}", "--to", "saelens"], "unknown family 'saelens'; did you mean 'sae_lens'?"),
         (["{nothing}", "{new}"], "there is no file or folder"),
         (["{foreign}"], "are required: out"),
@@ -85,10 +88,12 @@ def test_one_library_to_another(saelab, tmp_path):
 )
 def test_what_is_refused_leaves_nothing(saelab, tmp_path, words, says):
     SAE(4, 8, TopK(2)).save(tmp_path / "own")
+    Ensemble([SAE(4, 8, TopK(2)), SAE(4, 8, TopK(2), seed=1)]).save(tmp_path / "several")
     foreign(tmp_path / "foreign")
     before = files(tmp_path)
     ended = saelab(
-        "convert", *[word.format(**{n: tmp_path / n for n in ("own", "foreign", "new", "nothing")}) for word in words]
+        "convert",
+        *[word.format(**{n: tmp_path / n for n in ("own", "foreign", "new", "nothing", "several")}) for word in words],
     )
     assert ended.status == 2
     assert says in ended.complaint
@@ -111,6 +116,12 @@ def test_a_conversion_that_fails_midway_leaves_nothing(saelab, tmp_path, monkeyp
     assert len(written) == 1
     assert files(tmp_path) == before
     assert [one.name for one in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_our_own_is_for_load(tmp_path):
+    SAE(4, 8, TopK(2)).save(tmp_path)
+    with pytest.raises(ValueError, match="is saelab's own: `saelab.load` opens it"):
+        read(tmp_path)
 
 
 def test_load_of_a_foreign_folder_names_the_command(tmp_path):

@@ -43,7 +43,9 @@ class OpenAI(Family):
         if how != "ReLU":
             raise Settings(files.lone, {}).refuse(f"the activation {how}", "ReLU is read")
         plain = Plain(parts_from(tensors, LAYOUT), "relu")
-        return plain, Description(self.title, "ReLU SAE", _source_of(files.lone.resolve().as_posix()))
+        return plain, Description(
+            self.title, "ReLU SAE", _source_of((files.folder.resolve() / files.lone.name).as_posix())
+        )
 
 
 def _source_of(path: str) -> dict[str, Any]:
