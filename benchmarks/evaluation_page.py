@@ -4,9 +4,9 @@
     python benchmarks/evaluation_page.py measure --out evaluation      # `saelab measure` on each; measured ones stay
     python benchmarks/evaluation_page.py table   --out evaluation      # Markdown of chosen scores, on standard output
 
-The controls have the shape of the widest SAE with the middle k: `untrained` is as it stood before its first step
-(scaled to the data, encoder and decoder transposed random directions), `random` has its trained encoder and decoder
-replaced by random directions of the same norms. Every SAE of a width sees the same rows in the same order.
+The controls have the shape of the SAE of --control latents with the middle k: `untrained` is as it stood before its
+first step (scaled to the data, encoder and decoder transposed random directions), `random` has its trained encoder and
+decoder replaced by random directions of the same norms. Every SAE of a width sees the same rows in the same order.
 """
 
 import argparse
@@ -38,7 +38,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=400_000, help="of the store")
     parser.add_argument("--rows", type=int, default=400_000, help="to train on")
-    parser.add_argument("--widths", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 1024, 4096, 16_384])
+    parser.add_argument("--control", type=int, default=4096, help="latents of the controls")
     parser.add_argument("--ks", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--metrics", nargs="+", default=["default"])
     parser.add_argument("--measure_tokens", type=int, default=16_384)
@@ -65,8 +66,8 @@ def train(options: argparse.Namespace) -> None:
 
 
 def controls(options: argparse.Namespace, store: Path) -> None:
-    """The widest SAE with the middle k, untrained and with random directions."""
-    middle = options.out / f"n{options.widths[-1]}" / f"k{options.ks[len(options.ks) // 2]}"
+    """An SAE with the middle k, untrained and with random directions."""
+    middle = options.out / f"n{options.control}" / f"k{options.ks[len(options.ks) // 2]}"
     trained = load(middle)
     untrained = SAE.from_config(trained.config())
     untrained.initialise(StoreSource(store).sample(32_768).float())
