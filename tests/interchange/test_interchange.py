@@ -1,5 +1,7 @@
 """Ours to every family and back, what cannot be written, and files that are damaged or hostile."""
 
+import gc
+import json
 import pickle
 
 import pytest
@@ -8,8 +10,9 @@ from interchange.foreign import D, L, O, check, random, rows, save, weights
 
 from saelab import SAE
 from saelab.core.codes import Codes
-from saelab.interchange import read, write
+from saelab.interchange import Description, Family, read, write
 from saelab.interchange.family import families
+from saelab.interchange.plain import apart
 from saelab.sae.activations.abs_topk import AbsTopK
 from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.block_topk import BlockTopK
@@ -236,3 +239,42 @@ def test_reading_one_file_of_a_folder(tmp_path):
     x, w = rows().double(), {name: value.double() for name, value in weights().items()}
     codes = ((x - w["b_dec"]) @ w["W_enc"].T + w["b_enc"]).relu()
     check(tmp_path / SAE_LENS[0], "sae_lens", codes, codes @ w["W_dec"] + w["b_dec"])
+
+
+@pytest.mark.parametrize(
+    ("place", "named", "notes"),
+    [
+        ({"site": "transformer.h.3.attn.c_proj:in"}, {"hook_name": "blocks.3.attn.hook_z"}, []),
+        ({"site": "transformer.wte"}, {"hook_name": "transformer.wte"}, []),
+        ({"site": "transformer.ln_f:in"}, {}, ["no hook of TransformerLens is transformer.ln_f:in for sure: left out"]),
+        ({"site": None}, {}, ["it is not known which model and site the SAE is for"]),
+    ],
+)
+def test_places_that_are_hooks_modules_or_neither(tmp_path, place, named, notes):
+    assert write(ours(TopK(3)), tmp_path / "out", "sae_lens", SOURCE | place) == notes
+    config = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    assert config["metadata"].get("hook_name") == named.get("hook_name")
+    assert config["reshape_activations"] == ("hook_z" if "hook_z" in str(named) else "none")
+    assert read(tmp_path / "out")[1].source == (SOURCE | place if named else {})
+
+
+def test_a_family_of_a_package_of_ones_own_is_found(tmp_path):
+    class Mine(Family):
+        title = "mine"
+
+        def claims(self, files):
+            return files.has("mine.txt")
+
+        def read(self, files):
+            return apart(ours(TopK(3))), Description("mine", "TopK")
+
+    (tmp_path / "mine.txt").write_text("mine")
+    sae, description = read(tmp_path)
+    assert (description.family, sae.activation.k) == ("mine", 3)
+    with pytest.raises(
+        ValueError, match="reads SAEs of mine but does not write them; it writes dictionary_learning, sae"
+    ):
+        families()["mine"].write(apart(sae), tmp_path, {})
+    del Mine
+    gc.collect()
+    assert "mine" not in families()
