@@ -2,11 +2,10 @@
 
     law-joint       --laws, a folder of `saelab scaling fit`: FVU against n, the joint law, what lies beyond the cells
     growth          D(N) of both regimes, by the exact allocator
-    allocation      latents of each feature in both regimes
     manifolds       --curves, of `manifold_curves.py`: TopK with k = 1 on hollow spheres beside n^-2/m
     radial          --curves: the circle with radii that vary, ReLU + L1
     tiling          three SAEs of eight latents, trained here: which latent serves which angle of a circle
-    shared          --worlds, of `end_to_end.py`: latents of each feature in trained SAEs beside the allocator's
+    shared          --worlds, of `end_to_end.py`: latents of each circle in trained SAEs beside the allocator's
     diagnosis       --diagnosis, of `saelab scaling diagnose --out FILE`
 
 Each is written to --out as a small SVG; those whose input is not given are left out.
@@ -24,7 +23,6 @@ from saelab.metrics.static import svg
 from saelab.recipes.capacity import allocate
 from saelab.scaling.figures import (
     Circle,
-    allocation_figure,
     diagnosis_figure,
     growth_figure,
     law_figure,
@@ -58,22 +56,24 @@ def main() -> None:
     if options.curves:
         made |= curves(options.curves)
     if options.worlds:
-        made |= worlds(read_json(options.worlds / "end_to_end.json")["lines"])
+        lines = read_json(options.worlds / "end_to_end.json")["lines"]
+        own = [line for line in lines if (line["world"], line["start"]) == ("circles", "random")]
+        made["shared"] = shared_figure(own, "Circles, alpha = 0.5, from random directions")
     if options.diagnosis:
         made["diagnosis"] = diagnosis_figure(read_json(options.diagnosis))
-    made |= regimes(options.out, options.features)
+    made["growth"] = regimes(options.out, options.features)
     for name, figure in made.items():
         write_text(options.out / f"{name}.svg", svg(figure.to_plotly_json()))
 
 
-def regimes(out: Path, features: int) -> dict[str, Any]:
+def regimes(out: Path, features: int) -> Any:
     results = {}
     for name, (alpha, beta) in REGIMES.items():
         path = out / "allocation.json"
         allocate(alpha, beta, features, SIZES, out=str(path))
         results[name] = read_json(path)
         path.unlink()
-    return {"growth": growth_figure(results), "allocation": allocation_figure(results)}
+    return growth_figure(results)
 
 
 def curves(folder: Path) -> dict[str, Any]:
@@ -87,13 +87,6 @@ def curves(folder: Path) -> dict[str, Any]:
         "manifolds": manifold_figure(spheres, "TopK with k = 1 on hollow spheres"),
         "radial": manifold_figure(radial, "ReLU + L1 on a circle, radii 1 - s to 1 + s"),
     }
-
-
-def worlds(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each world the SAEs that began at random directions."""
-    titles = {"circles": "Circles, alpha = 0.5", "spheres": "Spheres S^5, alpha = 1.5"}
-    own = {name: [line for line in lines if (line["world"], line["start"]) == (name, "random")] for name in titles}
-    return {f"shared-{name}": shared_figure(own[name], title) for name, title in titles.items() if own[name]}
 
 
 def tiling() -> Any:

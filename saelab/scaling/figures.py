@@ -300,9 +300,10 @@ def shared_figure(lines: Sequence[Mapping[str, Any]], title: str) -> "Figure":
             np.array([line[key] for line in lines if line["n"] == n], float)
             for key in ("latents_per_feature", "predicted_latents")
         )
-        mean, seeds, last = own.mean(0), len(own), np.nonzero(own.any(0) | expected.any(0))[0].max() + 2
+        last = min(own.shape[1], np.nonzero(own.any(0) | expected.any(0))[0].max() + 2)
+        mean, seeds = own.mean(0), len(own)
         steps = expected.mean(0)[:last].repeat(2)
-        edges = [rank + side for rank in range(1, len(steps) // 2 + 1) for side in (-0.5, 0.5)]
+        edges = [rank + side for rank in range(1, last + 1) for side in (-0.5, 0.5)]
         top = float(max(own.max(), expected.max()))
         bars = {"type": "data", "thickness": 1, "array": (own.max(0) - mean)[:last].tolist()}
         bars["arrayminus"] = (mean - own.min(0))[:last].tolist()
