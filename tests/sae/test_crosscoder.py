@@ -126,11 +126,11 @@ def planted(n: int) -> tuple[Tensor, Tensor]:
 
 def test_relative_norms_tell_shared_latents_from_those_of_one_site():
     x, directions = planted(4096)
-    sae = SAE(16, 24, ReLU(l1=0.05), dictionary=Crosscoder(2))
+    sae = SAE(16, 24, ReLU(l1=0.05), dictionary=Crosscoder(2), seed=1)
     Trainer(sae, lr=1e-2, batch=256).fit(ArraySource(x), 256 * 250, show=False)
     truth = torch.nn.functional.normalize(directions.flatten(1), dim=1)
     similar, found = (truth @ sae.dictionary.W_dec.detach().T).max(1)
-    assert similar.mean() > 0.9
+    assert similar.mean() > 0.95
     shares = sae.dictionary.relative_norms()[found, 0]
     assert (shares[:4] - 0.5).abs().max() < 0.2
     assert shares[4:8].min() > 0.8

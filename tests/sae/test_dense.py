@@ -8,8 +8,10 @@ from torch import Tensor
 
 from saelab.core.codes import Codes
 from saelab.sae import SAE
+from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
+from saelab.sae.base import Activation
 from saelab.sae.dictionaries.dense import Dense, geometric_median
 from saelab.sae.scale import Scale
 
@@ -21,7 +23,7 @@ def rows(n: int = 200, seed: int = 0) -> Tensor:
     return torch.randn(n, D, generator=torch.Generator().manual_seed(seed)).exp()
 
 
-def initialised(activation: TopK | ReLU | None = None, seed: int = 0, decoder_bias: bool = True) -> SAE:
+def initialised(activation: Activation | None = None, seed: int = 0, decoder_bias: bool = True) -> SAE:
     sae = SAE(D, L, activation or TopK(4), dictionary=Dense(decoder_bias=decoder_bias), seed=seed)
     sae.initialise(rows())
     return sae
@@ -67,7 +69,8 @@ def test_the_encoder_starts_as_a_random_linear_map():
 
 @pytest.mark.parametrize("activation", [TopK(4), TopK(1), ReLU()], ids=["4", "1", "relu"])
 @pytest.mark.parametrize("decoder_bias", [True, False])
-def test_reconstructions_of_unit_probes_start_with_unit_norm(activation, decoder_bias):
+def test_without_rows_to_fit_reconstructions_of_unit_probes_start_with_unit_norm(activation, decoder_bias, monkeypatch):
+    monkeypatch.setattr(Dense, "_fit_encoder", lambda *given: None)
     sae = initialised(activation, seed=3, decoder_bias=decoder_bias)
     probes = torch.randn(4000, D)
     probes /= probes.norm(dim=1, keepdim=True)
@@ -75,6 +78,48 @@ def test_reconstructions_of_unit_probes_start_with_unit_norm(activation, decoder
         bias = sae.dictionary.bias()
         out = sae.dictionary.decode(sae.activation(sae.dictionary.pre(probes + bias))) - bias
     assert out.norm(dim=1).mean().item() == pytest.approx(1, abs=0.05)
+
+
+@torch.no_grad()
+def error_at(sae: SAE, x: Tensor, factor: float = 1.0) -> float:
+    """Squared error in float64 if the encoder were so many times as large."""
+    sae.dictionary.W_enc.mul_(factor)
+    codes = sae.encode(x).dense().double()
+    sae.dictionary.W_enc.div_(factor)
+    x_hat = codes @ sae.dictionary.W_dec.double() + sae.dictionary.b_dec.double()
+    return (x_hat - sae.scale.apply_to(x).double()).square().sum().item()
+
+
+@pytest.mark.parametrize("activation", [TopK(4), TopK(1), ReLU()], ids=["4", "1", "relu"])
+def test_no_other_size_of_the_encoder_starts_with_a_smaller_error(activation):
+    sae = initialised(activation, seed=3)
+    least = error_at(sae, rows())
+    assert least < 0.999 * error_at(sae, rows(), 0.9)
+    assert least < 0.999 * error_at(sae, rows(), 1.1)
+    assert least < sae.scale.apply_to(rows()).square().sum()
+
+
+def test_a_transcoder_starts_with_the_targets_norm():
+    sae = SAE(D, L, TopK(4), d_out=D + 5, seed=3)
+    target = torch.cat([rows().flip(1), rows()[:, :5]], 1)
+    sae.initialise(rows(), target=target)
+    with torch.no_grad():
+        out = sae.dictionary.decode(sae.encode(rows())) - sae.dictionary.b_dec
+    wanted = sae.target_scale.apply_to(target) - sae.dictionary.b_dec
+    torch.testing.assert_close(out.norm(dim=1).mean(), wanted.norm(dim=1).mean(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("threshold", "moves"), [(0.1, True), (0.5, False), (2.0, True), (3.0, False)])
+def test_where_codes_jump_the_size_is_kept_if_the_other_is_worse(threshold, moves, monkeypatch):
+    def start() -> tuple[float, Tensor]:
+        sae = initialised(JumpReLU(threshold=threshold), seed=3)
+        return error_at(sae, rows()), sae.dictionary.W_enc.detach().clone()
+
+    fitted, weight = start()
+    monkeypatch.setattr(Dense, "_fit_encoder", lambda *given: None)
+    matched, before = start()
+    assert fitted <= matched * (1 + 1e-6)
+    assert torch.allclose(weight, before) != moves
 
 
 def test_the_decoder_bias_starts_at_the_geometric_median_of_the_scaled_sample():

@@ -183,7 +183,7 @@ def test_the_encoder_is_held_to_where_training_found_it():
 def test_it_learns():
     trainer = make(ClosedFormDecoder(every=8 * B, rows=8 * B), make_sae(TopK(3)))
     losses = [trainer.step(Batch(rows(step % 8)))[0]["reconstruction"].item() for step in range(40)]
-    assert sum(losses[-8:]) < 0.5 * sum(losses[:8])
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
 
 
 def test_a_skip_connection_learns_along():

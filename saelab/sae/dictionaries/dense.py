@@ -5,12 +5,15 @@
 
 Start (Gao et al. 2024, arXiv 2406.04093): W_enc random, W_dec = W_enc with unit rows (encoder and decoder start
 parallel and are then free), b_dec the geometric median of a sample, b_enc zero, W_enc scaled so that reconstructions of
-random vectors as long as rows keep their norm (there: of unit norm, as rows are). While training, the gradient of each
-direction loses its part along the direction, and directions are brought back to unit norm after every step (the
-authors' code does so before the next step's update, so its forward pass sees directions one step off unit norm).
+random vectors as long as rows keep their norm (there: of unit norm, as rows are). Then, which is ours, W_enc is scaled
+once more by the factor that makes the sample's error least: random directions reproduce little of a row, and as long as
+a row the error would be that of no reconstruction at all. While training, the gradient of each direction loses its part
+along the direction, and directions are brought back to unit norm after every step (the authors' code does so before the
+next step's update, so its forward pass sees directions one step off unit norm).
 
 A transcoder reads rows of one site and reconstructs those of another: nothing is subtracted before encoding, b_dec is
-only added, W_dec starts random, and W_enc is scaled so that reconstructions start with the targets' mean norm.
+only added, W_dec starts random, and W_enc is scaled so that reconstructions start with the targets' mean norm, whatever
+the error: random directions have nothing to do with the targets.
 """
 
 # Shape letters: B rows, D input width, L latents.
@@ -144,9 +147,24 @@ class Dense(Dictionary):
             # As long as rows are, because thresholds of an activation may be in that unit.
             wanted = torch.tensor(math.sqrt(sample.shape[1])).to(sample)
             probes = probes * (wanted / probes.norm(dim=1, keepdim=True)) + self.b_dec
-        norm = (self.decode(activation.learning(self.pre(probes))) - self.b_dec).norm(dim=1).mean()
+        norm = self._without_bias(probes, activation).norm(dim=1).mean()
         if norm > 0 and wanted > 0:
             self.W_enc.mul_(wanted / norm)
+        if not self.sizes.is_transcoder:
+            self._fit_encoder(sample[:PROBES], activation)
+
+    def _fit_encoder(self, rows: Tensor, activation: Activation) -> None:
+        """Scale the encoder by <x_hat, x> / <x_hat, x_hat>, unless codes that jump at a threshold make that worse."""
+        x_hat, wanted = self._without_bias(rows, activation), rows - self.b_dec
+        factor = (x_hat * wanted).sum() / x_hat.square().sum()
+        if not (factor.isfinite() and factor > 0):
+            return
+        self.W_enc.mul_(factor)
+        if (self._without_bias(rows, activation) - wanted).norm() > (x_hat - wanted).norm():
+            self.W_enc.div_(factor)
+
+    def _without_bias(self, rows: Tensor, activation: Activation) -> Tensor:
+        return self.decode(activation.learning(self.pre(rows))) - self.b_dec
 
     def pre(self, x: Tensor) -> PreActivations:
         return DensePre(self, x, self.centre(x), self.encoder, self.b_enc, self.sizes.mesh)
