@@ -9,11 +9,18 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from saelab.analysis.figures import bars_figure, curves_figure, path_figure, scatter_figure
+from saelab.analysis.figures import LINES, bars_figure, curves_figure, path_figure, scatter_figure, styled
 from saelab.analysis.meta import read_meta
 from saelab.analysis.stitch import read_stitch
 from saelab.core.files import read_json
 
+FAMILY_NAMES = {
+    "ladder": "TopK, one threshold",
+    "batch": "BatchTopK",
+    "ladder-short": "TopK, a fifth, one threshold",
+    "batch-short": "BatchTopK, a fifth",
+    "jump": "JumpReLU, a quarter",
+}
 PAGE = """<!doctype html><div id="f"></div>{plot}<script>
 const f = document.getElementsByClassName("plotly-graph-div")[0];
 Plotly.toImage(f, {{format: "{kind}", width: 720, height: 440, scale: 1}}).then(u => {{
@@ -24,6 +31,7 @@ def draw(out: Path) -> None:
     """Draw everything that is there into figures/."""
     figures = {"scatter": scatter(out), "path": path_of(out / "stitch", "bundled model"), "thresholds": thresholds(out)}
     figures |= {
+        "novel": novel(out),
         "meta": meta(out),
         "stability": stability(out),
         "world-path": path_of(out / "world" / "stitch", "world"),
@@ -65,6 +73,30 @@ def scatter(out: Path) -> go.Figure:
     pair = read_stitch(out / "stitch")["pairs"][2]
     latents = pair["large_latents"]
     return scatter_figure(latents["cosine"], latents["delta_mse"], latents["class"], "1,024 to 2,048 latents")
+
+
+def novel(out: Path) -> go.Figure:
+    """The share of novel latents by width, of each family; of TopK, read in both ways, with what other seeds gave."""
+    figure = go.Figure()
+    for (family, name), colour in zip(FAMILY_NAMES.items(), LINES, strict=False):
+        folder = out / ("stitch" if family == "ladder" else f"{family}-stitch")
+        for file, dash in (("stitch", "solid"), ("as-trained", "dash")):
+            if (folder / f"{file}.json").exists():
+                pairs = read_json(folder / f"{file}.json")["pairs"]
+                said = name.replace("one threshold", "as trained") if file == "as-trained" else name
+                line = {"color": colour, "dash": dash}
+                sizes, shares = [int(pair["large"]) for pair in pairs], [pair["share_novel"] for pair in pairs]
+                figure.add_scatter(x=sizes, y=shares, mode="lines+markers", name=said, line=line)
+    seeds = read_json(out / "seeds.json")["ladder"]["pairs"] if (out / "seeds.json").exists() else []
+    for reading, symbol in (("by_threshold", "circle-open"), ("as_trained", "diamond-open")):
+        mark = {"color": LINES[0], "symbol": symbol, "size": 9}
+        sizes, shares = [pair["large"] for pair in seeds], [pair[reading]["share_novel"] for pair in seeds]
+        said = {"by_threshold": "one threshold, every two seeds", "as_trained": "as trained, every two seeds"}[reading]
+        figure.add_scatter(x=sizes, y=shares, mode="markers", name=said, marker=mark)
+    ticks = sorted({int(x) for trace in figure.data for x in trace.x})
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
+    figure.update_yaxes(range=[0, 1])
+    return styled(figure, "Novel latents", "latents of the larger SAE, twice the smaller one's", "share of the decided")
 
 
 def path_of(folder: Path, title: str) -> go.Figure:

@@ -20,8 +20,8 @@ SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece
 LADDER = {256: 1, 512: 0, 1024: 1, 2048: 0, 4096: 1, 8192: 0}
 """Seed of each width. Neighbours differ, because SAEs of one seed begin with the same directions."""
 SEEDS, SEED_WIDTH = (0, 1), 1024
-REPEATED, REPEATS = {"ladder": [256, 512, 1024, 2048], "batch": [256, 512, 1024, 2048]}, 2
-"""Widths of a family that are trained again, each time with all seeds 2 higher, so that neighbours go on differing."""
+OTHER_SEEDS: dict[str, dict[int, list[int]]] = {"ladder": {256: [3], 512: [2], 1024: [0]}}
+"""Further seeds of a family's widths: what differs between them is the size of chance."""
 K, BATCH = 32, 2048
 
 
@@ -66,9 +66,9 @@ def jump_relu() -> Activation:
 
 FAMILIES = {
     "ladder": Family(topk, 6),
-    "batch": Family(batch_topk, 5),
-    "ladder-short": Family(topk, 4, part=5),
-    "batch-short": Family(batch_topk, 4, part=5),
+    "batch": Family(batch_topk, 4),
+    "ladder-short": Family(topk, 3, part=5),
+    "batch-short": Family(batch_topk, 3, part=5),
     "jump": Family(jump_relu, 3, part=4, auxk=False),
 }
 
@@ -90,14 +90,13 @@ def is_trained(folder: Path) -> bool:
 
 
 def wanted() -> Iterator[tuple[str, int, int]]:
-    """Family, width and seed of every SAE: the ladder, another seed of one width, the other families, the repeats."""
+    """Family, width and seed of every SAE; some come twice."""
     yield from (("ladder", width, seed) for width, seed in LADDER.items())
     yield from (("ladder", SEED_WIDTH, seed) for seed in SEEDS)
     for family, kind in FAMILIES.items():
         yield from ((family, width, seed) for width, seed in kind.seeds().items())
-    for number in range(1, REPEATS + 1):
-        for family, widths in REPEATED.items():
-            yield from ((family, width, LADDER[width] + 2 * number) for width in widths)
+    for family, others in OTHER_SEEDS.items():
+        yield from ((family, width, seed) for width, seeds in others.items() for seed in seeds)
 
 
 def train_one(out: Path, rows: int, family: str, width: int, seed: int) -> None:
@@ -128,3 +127,9 @@ def train_ladder(out: Path, rows: int) -> None:
 def widths_of(out: Path, family: str = "ladder") -> list[int]:
     """The rungs that are there."""
     return [width for width in FAMILIES[family].seeds() if is_trained(rung(out, width, family=family))]
+
+
+def seeds_of(out: Path, family: str, width: int) -> list[int]:
+    """The seeds of a width that are there."""
+    all_seeds = {seed for kind, own, seed in wanted() if (kind, own) == (family, width)}
+    return sorted(seed for seed in all_seeds if is_trained(rung(out, width, seed, family)))

@@ -12,7 +12,8 @@ into a folder, one step after another; what is there is not made again:
     batch, batch-short, ladder-short, jump
               batch-stitch/, ... the same of the other families: whether TopK read by one threshold or the length of
                                  training makes the difference
-    seeds     seeds.json         the insertion test of the narrow widths over several seeds, of TopK and BatchTopK
+    as-trained stitch/           the insertion test of TopK with the k largest of each row
+    seeds     seeds.json         the insertion test of the narrow widths over every two seeds, and seeds matched
     meta      meta/              meta-SAEs of the widest with controls at equal bits, and of other k, sizes and widths
     match     match/             seeds and neighbouring widths matched
     manifolds manifolds/         clusters of the widest SAE's directions
@@ -23,8 +24,9 @@ into a folder, one step after another; what is there is not made again:
 """
 
 import argparse
+import copy
 from collections.abc import Callable, Iterator
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,12 @@ from canonical_figures import draw
 from canonical_ladder import (
     FAMILIES,
     LADDER,
-    REPEATED,
-    REPEATS,
+    OTHER_SEEDS,
     SEED_WIDTH,
     SEEDS,
     SUBJECT,
-    is_trained,
     rung,
+    seeds_of,
     train_ladder,
     widths_of,
 )
@@ -47,16 +48,18 @@ from canonical_ladder import (
 from saelab import load
 from saelab.analysis.assembled import independent
 from saelab.analysis.assignment import assign
+from saelab.analysis.insertion import cosine_rule, insertion_test
 from saelab.analysis.loss_along import loss_along
 from saelab.analysis.manifolds import ManifoldSettings, manifolds
 from saelab.analysis.match import match
 from saelab.analysis.meta import MetaSettings, add_controls, decompose, similar_to, train_meta
 from saelab.analysis.rows import Rows
-from saelab.analysis.stitch import StitchSettings, stitch
+from saelab.analysis.stitch import THRESHOLD_ROWS, StitchSettings, stitch
 from saelab.analysis.unions import swapped
 from saelab.core.files import read_json, write_json
 from saelab.data.synthetic.sparse import SparseWorld
 from saelab.metrics import TextEvaluation, measure
+from saelab.metrics.geometry import nearest
 from saelab.metrics.truth import compare
 from saelab.models.harvest import harvest
 from saelab.sae import SAE
@@ -65,6 +68,8 @@ from saelab.sae.losses.auxk import AuxK
 from saelab.train.trainer import Trainer
 
 TOKENS, HELD_OUT = 2_000_000, 40_000
+REPEATED_WIDTHS = 3
+"""The narrowest, which are stitched for every two seeds."""
 WORLD_WIDTHS = [32, 64, 128, 256, 512]
 
 
@@ -96,53 +101,79 @@ def stitch_ladder(out: Path) -> None:
     write_json(out / "stitch" / "orders.json", orders)
 
 
+def stitched_folder(out: Path, family: str) -> Path:
+    return out / ("stitch" if family == "ladder" else f"{family}-stitch")
+
+
 def stitch_family(family: str) -> Callable[[Path], None]:
     """What stitches another family's ladder."""
 
     def stitched(out: Path) -> None:
         saes = {str(width): load(rung(out, width, family=family)) for width in widths_of(out, family)}
-        stitch(saes, held_out(out), StitchSettings(points=13)).write(out / f"{family}-stitch")
+        stitch(saes, held_out(out), StitchSettings(points=13)).write(stitched_folder(out, family))
+        if family == "ladder-short":
+            as_trained(out, family)
 
     return stitched
 
 
+def as_trained(out: Path, family: str = "ladder") -> None:
+    """The insertion test of a TopK ladder with the k largest of each row, not read by one threshold."""
+    rows, widths = held_out(out), widths_of(out, family)
+    saes = {width: load(rung(out, width, family=family)) for width in widths}
+    lines = [
+        {"small": small, "large": large} | tested_as_trained(saes[small], saes[large], rows)
+        for small, large in pairwise(saes)
+    ]
+    write_json(stitched_folder(out, family) / "as-trained.json", {"pairs": lines})
+
+
+def tested_as_trained(small: SAE, large: SAE, rows: Rows) -> dict[str, Any]:
+    """What insertion test and cosine rule say of two SAEs, with directions of unit norm, read in their own way."""
+    return tested(*(copy.deepcopy(sae).eval().fold() for sae in (small, large)), rows)
+
+
+def tested_by_threshold(small: SAE, large: SAE, rows: Rows) -> dict[str, Any]:
+    """The same of two SAEs that are read as in a stitch."""
+    return tested(*(independent(sae, rows.x[:THRESHOLD_ROWS]) for sae in (small, large)), rows)
+
+
+def tested(small: SAE, large: SAE, rows: Rows) -> dict[str, Any]:
+    """What insertion test and cosine rule say of two SAEs in the data's units, with directions of unit norm."""
+    test = insertion_test(small, large, rows)
+    counts = test.counts()
+    cosine = nearest(large.dictionary.directions(), small.dictionary.directions())[0].squeeze(1)
+    share = counts["novel"] / (counts["novel"] + counts["reconstruction"])
+    return {"counts": counts, "share_novel": share, "rule": cosine_rule(test.kind, cosine.detach())}
+
+
 def over_seeds(out: Path) -> None:
-    """Stitch the narrow widths of each repeat; `seeds.json` holds a line for each pair, and for each SAE its errors."""
+    """Test neighbouring widths for every two seeds that are there and differ, and match all, and seeds of a width."""
     found: dict[str, Any] = {}
-    for family, widths in REPEATED.items():
-        found[family] = {"saes": [], "pairs": []}
-        for number in range(REPEATS + 1):
-            seeds = {width: LADDER[width] + 2 * number for width in widths}
-            folders = {str(width): rung(out, width, seed, family) for width, seed in seeds.items()}
-            if not all(is_trained(folder) for folder in folders.values()):
-                continue
-            saes = {name: load(folder) for name, folder in folders.items()}
-            told = stitch(saes, held_out(out), StitchSettings(points=2, ce_points=0))
-            about = told.summary()
-            for line, pair in zip(about["pairs"], told.pairs, strict=True):
-                matched = match(saes[line["small"]], saes[line["large"]], pair.names)
-                line |= {"repeat": number, "seeds": [seeds[int(name)] for name in pair.names]}
-                line |= {"matched_cosine": matched.summary()["mean_cosine"]}
-                line |= {"share_matched": matched.summary()["share_matched"]}
-            found[family]["saes"] += [sae | {"repeat": number} for sae in about["saes"]]
-            found[family]["pairs"] += about["pairs"]
-        found[family]["same_width"] = between_seeds(out, family, widths)
+    rows = held_out(out)
+    for family in OTHER_SEEDS:
+        seeds = {width: seeds_of(out, family, width) for width in widths_of(out, family)[:REPEATED_WIDTHS]}
+        saes = {width: {seed: load(rung(out, width, seed, family)) for seed in own} for width, own in seeds.items()}
+        lines, same = [], []
+        for small, large in pairwise(saes):
+            for one, other in product(saes[small], saes[large]):
+                if one != other:
+                    a, b = saes[small][one], saes[large][other]
+                    line = {"small": small, "large": large} | matched(a, b, one, other)
+                    line["as_trained"] = tested_as_trained(a, b, rows)
+                    lines.append(line | {"by_threshold": tested_by_threshold(a, b, rows)})
+        for width, own in saes.items():
+            same += [
+                {"width": width} | matched(own[one], own[other], one, other) for one, other in combinations(own, 2)
+            ]
+        found[family] = {"pairs": lines, "same_width": same}
     write_json(out / "seeds.json", found)
 
 
-def between_seeds(out: Path, family: str, widths: list[int]) -> list[dict[str, Any]]:
-    """Every two seeds of a width matched one to one."""
-    lines = []
-    for width in widths:
-        seeds = [LADDER[width] + 2 * number for number in range(REPEATS + 1)]
-        there = {
-            seed: load(rung(out, width, seed, family)) for seed in seeds if is_trained(rung(out, width, seed, family))
-        }
-        for one, other in combinations(there, 2):
-            found = match(there[one], there[other], (str(one), str(other))).summary()
-            about = {key: found[key] for key in ("mean_cosine", "share_matched", "random_cosine")}
-            lines.append({"width": width, "seeds": [one, other]} | about)
-    return lines
+def matched(a: SAE, b: SAE, one: int, other: int) -> dict[str, Any]:
+    """How well two SAEs of two seeds match."""
+    about = match(a, b).summary()
+    return {"seeds": [one, other]} | {key: about[key] for key in ("mean_cosine", "share_matched", "random_cosine")}
 
 
 def thresholds(out: Path) -> None:
@@ -247,6 +278,7 @@ def world_questions(out: Path) -> None:
 STEPS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "stitch": ("stitch/orders.json", stitch_ladder),
     **{family: (f"{family}-stitch/stitch.json", stitch_family(family)) for family in FAMILIES if family != "ladder"},
+    "as-trained": ("stitch/as-trained.json", as_trained),
     "seeds": ("seeds.json", over_seeds),
     "thresholds": ("stitch/thresholds.json", thresholds),
     "meta": ("meta/sweep.json", meta_all),

@@ -68,7 +68,7 @@ def insertion_test(small: SAE, large: SAE, rows: Rows, min_firings: int = 100) -
     """Test every latent of the large SAE.
 
     Args:
-        small: as `independent` gives it.
+        small: in the data's units, as `independent` gives it (or `fold`: TopK then keeps the k largest of each row).
         large: likewise.
         rows: to test on; 100,000 or more where latents are rare.
         min_firings: rows a latent must be active in for its sign to be told.
