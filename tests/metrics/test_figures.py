@@ -177,6 +177,7 @@ def test_svg_keeps_circles_round_where_asked():
     drawn = svg({"data": [trace], "layout": layout})
     dots = [(float(d.get("cx")), float(d.get("cy"))) for d in ElementTree.fromstring(drawn).iter(f"{SPACE}circle")]
     assert dots[1][0] - dots[0][0] == pytest.approx(dots[2][1] - dots[3][1], abs=0.2)
+    assert all(70 <= x <= 560 and 40 <= y <= 420 for x, y in dots[:4])
     assert paths(drawn) == []
 
 

@@ -127,15 +127,16 @@ def test_tiles_are_arcs_where_a_latent_fires():
 
 def test_latents_of_each_feature_are_means_over_seeds_with_their_range():
     line = {"n": 8, "predicted_latents": [5, 3, 0]}
-    lines = [line | {"latents_per_feature": found} for found in ([4, 2, 1], [6, 2, 0])]
+    lines = [line | {"latents_per_feature": found} for found in ([4, 2, 1], [6, 2, 0], [5, 5, 2])]
     figure = shared_figure(lines, "worlds")
     expected, found = figure.data
     assert list(found.x) == [1, 2, 3]
-    assert "trained, 2 seeds" in svg(figure.to_plotly_json())
+    assert "trained, 3 seeds" in svg(figure.to_plotly_json())
     assert list(expected.y) == [5, 5, 3, 3, 0, 0]
     assert list(expected.x) == [0.5, 1.5, 1.5, 2.5, 2.5, 3.5]
-    assert list(found.y) == [5, 2, 0.5]
-    assert list(found.error_y.array) == list(found.error_y.arrayminus) == [1, 0, 0.5]
+    assert list(found.y) == [5, 3, 1]
+    assert list(found.error_y.array) == [1, 2, 1]
+    assert list(found.error_y.arrayminus) == [1, 1, 1]
 
 
 def test_a_diagnosis_is_one_panel_and_its_parts(tmp_path):
