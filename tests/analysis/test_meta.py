@@ -41,9 +41,9 @@ def test_planted_atoms_are_found_and_explain_what_was_held_out(planted):
     meta, atoms, chosen = planted
     assert meta.sae.n_latents == 20
     assert int(meta.held_out.sum()) == 40
-    assert meta.share(meta.held_out) > 0.8
+    assert meta.share(meta.held_out) > 0.9
     found = assign(meta.sae.dictionary.directions().detach(), atoms)
-    assert found.similarity.mean() > 0.88
+    assert int((found.similarity > 0.8).sum()) >= 17  # of 20; which are left over depends on the seed
     right = [
         {int(found.partner[m]) for m, _ in meta.decomposition(latent)[:2]} == set(chosen[latent].tolist())
         for latent in range(400)
