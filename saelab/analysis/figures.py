@@ -32,7 +32,7 @@ def styled(figure: go.Figure, title: str, x: str, y: str, **more: Any) -> go.Fig
     return figure.update_layout(
         title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", width=720, height=440,
         margin={"l": 80, "r": 20, "t": 50, "b": 60}, colorway=LINES,
-        legend={"orientation": "h", "y": -0.22, "itemsizing": "constant"}, **more,
+        legend={"orientation": "h", "y": -0.22}, **more,
     )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def scatter_figure(
     figure.add_vline(x=threshold, line_dash="dot", line_color="#555555", annotation=said)
     figure.add_hline(y=0, line_color="#555555", line_width=1)
     y = "change of the mean squared error<br>(of an entry, data's units squared)"
-    return styled(figure, title, "largest cosine with the small SAE", y)
+    return styled(figure, title, "largest cosine with the small SAE", y, legend_itemsizing="constant")
 
 
 def _signed_powers(low: float, high: float, unit: float) -> list[float]:
@@ -145,7 +145,14 @@ def kinds_figure(pairs: Mapping[str, Sequence[Any]], threshold: float, title: st
     room = max(0.02, 0.1 * (most - threshold))
     figure.update_xaxes(range=[threshold - room, min(1.02, most + room)])
     figure.update_yaxes(range=[-0.04, 1.04])
-    return styled(figure, title, "cosine of the directions", "share of the rarer one's rows with both", showlegend=True)
+    return styled(
+        figure,
+        title,
+        "cosine of the directions",
+        "share of the rarer one's rows with both",
+        showlegend=True,
+        legend_itemsizing="constant",
+    )
 
 
 def clouds_figure(points: Mapping[str, Sequence[Any]], clusters: Sequence[Mapping[str, Any]], title: str) -> go.Figure:

@@ -6,7 +6,8 @@ of neighbouring pairs join: each ends at the SAE where the next begins.
 
 Files of a result, which `read_stitch` reads (floats NaN or null where there is nothing to say):
 
-    stitch.json          saes: [{name, n_latents, mse, fvu, l0}] in the order of the ladder, read by thresholds;
+    stitch.json          saes: [{name, n_latents, mse, fvu, l0, fvu_trained}] in the order of the ladder, read by
+                         thresholds, fvu_trained in their own way, which for TopK is another;
                          pairs: [{small, large, counts: {novel, reconstruction, undecided, dead}, share_novel (of the
                          decided), share_novel_by_sign (of those with enough firings), share_novel_by_cosine (of those
                          that fired), auc_by_sign, rule: see `cosine_rule`, steps: {insert, swap, remove, finish}}];
@@ -36,6 +37,8 @@ from saelab.analysis.swaps import PHASES, Point, Steps, along, check_plan, plan
 from saelab.analysis.tables import Columns, read_result, read_table, write_result, write_table
 from saelab.core.progress import progress
 from saelab.metrics.geometry import nearest
+from saelab.sae.activations.batch_topk import BatchTopK
+from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
 
 THRESHOLD_ROWS = 8192
@@ -139,12 +142,15 @@ class Stitched:
     settings: StitchSettings
     rows: int
     variance: float
+    trained: list[float]
+    """Each SAE's error read in its own way, which for TopK is not by a threshold."""
 
     def summary(self) -> dict[str, Any]:
         """What `stitch.json` holds."""
         saes = [
             {"name": name, "n_latents": p.n_latents, "mse": p.mse, "fvu": p.mse / self.variance, "l0": p.l0}
-            for name, p in zip(self.names, self.own, strict=True)
+            | {"fvu_trained": mse / self.variance}
+            for name, p, mse in zip(self.names, self.own, self.trained, strict=True)
         ]
         about = {"settings": asdict(self.settings), "rows": self.rows, "variance": self.variance}
         return {"saes": saes, "pairs": [pair.summary() for pair in self.pairs], **about}
@@ -205,6 +211,10 @@ def stitch(
     alone = {name: independent(sae, sample, name) for name, sae in saes.items()}
     variance, own = rows.variance, [_own(sae, rows) for sae in alone.values()]
     check_reads({name: point.mse / variance for name, point in zip(names, own, strict=True)})
+    trained = [
+        error_and_l0(sae, rows)[0] if isinstance(sae.activation, TopK | BatchTopK) else point.mse
+        for sae, point in zip(saes.values(), own, strict=True)
+    ]
     pairs = []
     with progress("stitch", len(names) - 1, "pairs", show=show) as bar:
         for small, large in pairwise(names):
@@ -212,7 +222,7 @@ def stitch(
             if loss and settings.ce_points:
                 pairs[-1].ce = loss(pairs[-1], _spread_of(pairs[-1].path, settings.ce_points))
             bar.advance(1, f"{small} to {large}")
-    return Stitched(names, own, pairs, settings, len(rows), variance)
+    return Stitched(names, own, pairs, settings, len(rows), variance, trained)
 
 
 def _pair(names: tuple[str, str], small: SAE, large: SAE, rows: Rows, settings: StitchSettings) -> Pair:

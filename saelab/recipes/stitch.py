@@ -14,6 +14,9 @@ from saelab.analysis.stitch import Stitched, StitchSettings, stitch
 from saelab.metrics import TextEvaluation
 from saelab.recipes.compared import Data, keep_sae, new_folder, opened, rows_of, say_doubts
 
+WORSE = 1.02
+"""How much larger an error is worth a warning. TopK SAEs lose more the wider they are, and then hide what they know."""
+
 
 def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data, figures: bool = True) -> None:
     """Stitch SAEs of one site, from small to large, each with the next.
@@ -46,6 +49,10 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
         _draw(found, folder)
     _print(found)
     say_doubts({name: own.mse / found.variance for name, own in zip(found.names, found.own, strict=True)})
+    for name, own, mse in zip(found.names, found.own, found.trained, strict=True):
+        if own.mse > WORSE * mse:
+            fvu = f"{own.mse / found.variance:.4g}, as trained {mse / found.variance:.4g}"
+            print(f"warning: {name} loses by being read with a threshold (FVU {fvu}): its latents may look less novel")
     if settings.ce_points and not loss:
         print(f"skipped ce_delta: {evaluation.why_no_model}")
     print(
@@ -70,9 +77,10 @@ def _draw(found: Stitched, folder: Path) -> None:
 def _print(found: Stitched) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=10_000)
-    table = _table(["SAE", "latents", "FVU", "L0"])
-    for name, own in zip(found.names, found.own, strict=True):
-        table.add_row(name, f"{own.n_latents:,}", f"{own.mse / found.variance:.4g}", f"{own.l0:.4g}")
+    table = _table(["SAE", "latents", "FVU", "L0", "FVU as trained"])
+    for name, own, mse in zip(found.names, found.own, found.trained, strict=True):
+        fvu = [f"{value / found.variance:.4g}" for value in (own.mse, mse)]
+        table.add_row(name, f"{own.n_latents:,}", fvu[0], f"{own.l0:.4g}", fvu[1])
     console.print(table)
     table = _table(["pair", *CLASSES, "AUC", "accuracy", "at best", "FVU with novel"])
     for pair in found.pairs:

@@ -243,17 +243,23 @@ def test_a_ladder_of_three_is_one_continuous_way(tmp_path):
     saes = {str(n): sae_with(features[:n] + 0.05 * drawn(n, 32, seed=n), TopK(k=3), seed=n) for n in (8, 16, 30)}
     for number, sae in enumerate(saes.values()):  # scalings of different samples
         sae.scale.set(0.01 * drawn(32, seed=number), 1 + 0.02 * number)
-    found = stitch(saes, sparse_rows(3000, features), StitchSettings(points=9), show=False)
+    rows = sparse_rows(3000, features)
+    found = stitch(saes, rows, StitchSettings(points=9), show=False)
     ends = [(pair.path[0], pair.path[-1]) for pair in found.pairs]
     assert ends[0][1].mse == pytest.approx(ends[1][0].mse, rel=1e-5)
     for number, (first, last) in enumerate(ends):
         assert first.mse == pytest.approx(found.own[number].mse, rel=1e-5)
         assert last.mse == pytest.approx(found.own[number + 1].mse, rel=1e-5)
         assert (first.n_latents, last.n_latents) == ((8, 16), (16, 30))[number]
+    whole = torch.cat([x for x, _ in rows.blocks(1000)])
+    for sae, point, mse in zip(saes.values(), found.own, found.trained, strict=True):
+        assert mse == pytest.approx((whole - sae(whole)).detach().double().square().mean().item(), rel=1e-5)
+        assert abs(mse / point.mse - 1) > 1e-3  # the k largest of each row, not what is above a threshold
     found.write(tmp_path / "out")
     json.loads((tmp_path / "out" / "stitch.json").read_text())
     read = read_stitch(tmp_path / "out")
     assert [sae["name"] for sae in read["saes"]] == ["8", "16", "30"]
+    assert [sae["fvu_trained"] * found.variance for sae in read["saes"]] == pytest.approx(found.trained)
     assert read["path"]["mse"].tolist() == [point.mse for pair in found.pairs for point in pair.path]
     assert read["path"]["ce_delta"] == [None] * len(read["path"]["mse"])
     large = read["pairs"][1]["large_latents"]

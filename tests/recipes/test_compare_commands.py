@@ -35,6 +35,10 @@ def test_stitch_writes_what_it_found_and_an_sae_that_is_measured(saelab, ladder,
     assert "FVU with novel" in ended.out
     found = read_stitch(out)
     assert [sae["n_latents"] for sae in found["saes"]] == [32, 48]
+    losing = [sae["name"] for sae in found["saes"] if sae["fvu"] > 1.02 * sae["fvu_trained"]]
+    assert ended.out.count("loses by being read with a threshold") == len(losing)
+    assert all(f"warning: {name} loses" in ended.out for name in losing)
+    assert any(sae["fvu"] != sae["fvu_trained"] for sae in found["saes"])
     path = found["path"]
     assert len(path["mse"]) >= 5
     measured = [value for value in path["ce_delta"] if value is not None]
