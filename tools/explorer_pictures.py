@@ -34,10 +34,12 @@ def main() -> None:
     bring_in(workspace)
     place = listening("127.0.0.1", 0)
     server = server_for(workspace, "127.0.0.1")
-    threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True).start()
+    serving = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    serving.start()
     base = f"http://127.0.0.1:{place.getsockname()[1]}"
     take_all(base, next(iter(workspace.members)), options.latent, options.out)
     server.should_exit = True
+    serving.join()
 
 
 def take_all(base: str, name: str, latent: int, out: Path) -> None:
@@ -61,17 +63,24 @@ def take_all(base: str, name: str, latent: int, out: Path) -> None:
         steering = f"steer={latent}:add:1.5&n=12&token=1"
         asked = "&".join([steering, "text=" + TEXT.replace("\n", "%0A").replace(" ", "+").replace('"', "%22")])
         take("prompt.png", f"{run}/prompt?{asked}", "document.getElementById('said-steered')")
-        take("compare.png", f"{base}/compare", "document.querySelectorAll('.plot .main-svg').length")
+        plots = "document.querySelectorAll('.plot .main-svg').length"
+        take("compare.png", f"{base}/compare", plots, act=below("What each latent adds"))
         around = f"(await (await fetch('/run/{name}/around.json?latent={latent}')).json()).latents.join()"
         latents = browser.js(f"(async () => {around})()")
-        below = "document.querySelectorAll('.panel')[2]?.scrollIntoView()"
         take(
             "manifolds.png",
             f"{run}/manifolds?latents={latents}",
             "document.querySelector('.plot canvas, .plot .gl-container') && document.querySelector('canvas.scatter')",
-            act=below,
+            act=below("Reconstructions of"),
         )
-        take("run.png", run, "document.querySelectorAll('.plot .main-svg').length")
+        take("run.png", run, plots)
+        take("scaling.png", f"{base}/scaling", plots, act=below("Fitted laws"))
+
+
+def below(title: str) -> str:
+    """Scrolls to the panel of a title."""
+    panel = f"[...document.querySelectorAll('.panel')].find(one => one.textContent.includes({title!r}))"
+    return f"{panel}?.scrollIntoView({{block: 'center'}})"
 
 
 def shrink(path: Path) -> None:

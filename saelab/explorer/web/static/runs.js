@@ -207,7 +207,7 @@ const CURVES = [
 function drawCurves(records, box) {
   if (!records.length) return box.replaceChildren();
   if (!box.firstChild) {
-    box.className = "thirds";
+    box.className = "halves";
     for (const [name] of CURVES)
       box.append(panel(name, h("div", { class: "plot", style: { "min-height": "210px", height: "210px" } })));
     if (records.some((record) => record.fired))
