@@ -70,9 +70,10 @@ def save_image(figure: go.Figure, path: Path) -> None:
 
 
 def scatter(out: Path) -> go.Figure:
-    pair = read_stitch(out / "stitch")["pairs"][2]
+    pair = read_stitch(out / "batch-stitch")["pairs"][2]
     latents = pair["large_latents"]
-    return scatter_figure(latents["cosine"], latents["delta_mse"], latents["class"], "1,024 to 2,048 latents")
+    title = "1,024 to 2,048 latents, BatchTopK"
+    return scatter_figure(latents["cosine"], latents["delta_mse"], latents["class"], title)
 
 
 def novel(out: Path) -> go.Figure:
