@@ -93,8 +93,8 @@ def test_match_of_two_and_of_several(saelab, ladder, tmp_path):
     assert ended.status == 0, ended.err
     stability = json.loads((tmp_path / "three" / "stability.json").read_text())
     assert all(x <= y + 1e-9 for x, y in zip(stability["share_in_every"], stability["share_mean"], strict=True))
-    unique = read_match(tmp_path / "three" / "1")["counts"]["b"]["unique"]
-    assert load(tmp_path / "three" / "1" / "union").n_latents == 48 + unique
+    counts = read_match(tmp_path / "three" / "1")["counts"]
+    assert load(tmp_path / "three" / "1" / "union").n_latents == 48 - counts["a"]["dead"] + counts["b"]["unique"]
     ended = saelab("match", *names[:2], "--out", tmp_path / "weights", "--by", "weights")
     assert ended.status == 0, ended.err
     assert read_match(tmp_path / "weights")["by"] == "weights"
