@@ -119,7 +119,7 @@ def test_the_settings_of_a_subject_are_described(saelab):
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (
             ["frobnicate"],
-            "unknown command 'frobnicate'; there are: bench, explain, ",
+            "unknown command 'frobnicate'; there are: bench, convert, ",
         ),
         (["train", "--lr", "1"], "unknown option --lr; did you mean --trainer.lr?"),
         (["train", "--xyzzy", "1"], "unknown option --xyzzy; --help lists the options"),

@@ -64,11 +64,7 @@ def fit_laws(
     cells = read_cells(runs, tolerance)
     check_alike(cells, ("data", "d_in", "normalisation") if laws == ["subject"] else ())
     if converged_only:
-        left = [cell.name for cell in cells if not cell.converged]
-        if len(left) == len(cells):
-            check_converged(cells, "raise --tolerance")
-        cells = [cell for cell in cells if cell.converged]
-        print(f"left out, not converged: {', '.join(left) or 'none'}")
+        cells = _converged(cells)
     tried = read_cells(rates, tolerance) if rates else cells
     if rates:
         check_alike([*cells, *tried], ("loss_from",))
@@ -99,6 +95,15 @@ def fit_laws(
         print(f"`saelab scaling plan {folder} --tokens 1e9` says what to train")
     else:
         print("without the joint law nothing can be planned")
+
+
+def _converged(cells: list[Cell]) -> list[Cell]:
+    """Those that have converged; says which have not, ValueError if none has."""
+    left = [cell.name for cell in cells if not cell.converged]
+    if len(left) == len(cells):
+        check_converged(cells, "raise --tolerance")
+    print(f"left out, not converged: {', '.join(left) or 'none'}")
+    return [cell for cell in cells if cell.converged]
 
 
 def _check(out: str, laws: list[str] | None, hold_out: int, tolerance: float | None) -> None:

@@ -25,7 +25,7 @@ def test_a_law_is_shown_with_its_interval_within_and_beyond_its_cells(folder):
     assert [line["others"] for line in joint["lines"]] == [[4.0], [8.0], [16.0]]
     line = joint["lines"][1]
     assert (line["x"][0], line["seen_to"]) == (32, 512)
-    assert line["x"][-1] == pytest.approx(8 * 512)
+    assert line["x"][-1] == pytest.approx(4 * 512)
     assert line["x"] == sorted(line["x"])
     exact = JointLaw().value(THETA, np.array([[n, 8.0] for n in line["x"]]))
     assert line["y"] == pytest.approx(exact.tolist(), rel=0.02)
