@@ -61,7 +61,8 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 8770, brows
     warming.daemon = True
     warming.start()
     try:
-        server_for(workspace, host).run(sockets=[place])
+        with suppress(KeyboardInterrupt):  # how one ends it
+            server_for(workspace, host).run(sockets=[place])
     finally:
         warming.cancel()
         warming.join()  # a thread that is cut off inside torch would end the program with an abort

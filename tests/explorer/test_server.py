@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -228,3 +229,16 @@ def test_a_model_is_loaded_before_a_page_asks_for_it(tmp_path, runs):
     assert not found._models
     warm(found)
     assert list(found.__dict__["lenses"]) == ["run0"]
+
+
+def test_interrupting_it_is_how_it_ends(workspace, monkeypatch):
+    from types import SimpleNamespace
+
+    from saelab.explorer import serve as serving
+
+    def interrupted(sockets):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serving, "server_for", lambda *given: SimpleNamespace(run=interrupted))
+    serving.serve(workspace, port=0, browser=False)
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
