@@ -64,6 +64,7 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 8770, brows
         with suppress(KeyboardInterrupt):  # how one ends it
             server_for(workspace, host).run(sockets=[place])
     finally:
+        place.close()
         warming.cancel()
         warming.join()  # a thread that is cut off inside torch would end the program with an abort
 
