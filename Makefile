@@ -34,7 +34,7 @@ quickstart: $(READY)  ## train and measure a real SAE on the bundled model (opti
 	@$(VENV)/bin/saelab quickstart $(ARGS)
 
 test: lint  ## lint, type-check and run the tests (options for pytest: ARGS="-k floors")
-	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A process for each library: they patch what they share. pytest's 5 says that ARGS chose none of its tests.
 parity: $(PARITY_READY)  ## compare with the other SAE libraries, side by side (options for pytest: ARGS="-k topk")
