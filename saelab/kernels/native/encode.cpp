@@ -216,15 +216,15 @@ struct Screen {
   // Raise the floor to the k-th largest lower end and drop what is below it.
   void tighten(Row& row, std::vector<float>& lower) const {
     auto& kept = row.kept;
-    if (k && (int)kept.size() > k) {
+    if (k && (int)kept.size() >= k) {  // with fewer nothing is proven; `lower` still holds another row's then
       lower.resize(kept.size());
       for (size_t i = 0; i < kept.size(); i++) lower[i] = kept[i].upper - 2 * width(row, kept[i].latent);
       std::nth_element(lower.begin(), lower.begin() + k - 1, lower.end(), std::greater<float>());
       row.floor = std::max(row.floor, lower[k - 1]);
       kept.erase(std::remove_if(kept.begin(), kept.end(), [&](const Candidate& c) { return c.upper < row.floor; }),
                  kept.end());
+      row.proven |= lower[k - 1] >= row.guess;
     }
-    row.proven |= k && (int)lower.size() >= k && lower[k - 1] >= row.guess;
     row.full = std::max<size_t>(2 * kept.size(), 4 * k + 32);
     if ((int)kept.size() > capacity) row.open = true, kept.clear(), row.floor = INFINITY;
   }
