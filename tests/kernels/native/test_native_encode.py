@@ -189,3 +189,16 @@ def test_rows_with_far_more_above_the_threshold_than_others(tally):
     assert (codes.l0()[7] > 400) & (codes.l0()[keep].median() < 10)
     assert torch.equal(codes.l0()[keep], (exact > 3).sum(1)[keep])
     assert tally.open == 2
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05])
+def test_rows_far_below_those_before_them_keep_all_of_their_k_largest(share):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(512, 64, generator=generator)
+    weight[:64] = weight[0] + 0.5 * weight[:64]  # rows along the first one have many large pre-activations
+    x = weight[0] + 0.5 * torch.randn(2000, 64, generator=generator)
+    across = torch.rand(2000, generator=generator) < share
+    rest = torch.randn(2000, 64, generator=generator)
+    rest -= (rest @ weight[0])[:, None] * weight[0] / weight[0].square().sum()
+    x[across] = 8 * torch.nn.functional.normalize(rest[across], dim=1)
+    check(x, weight, torch.zeros(512), 8)
