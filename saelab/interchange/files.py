@@ -101,6 +101,8 @@ def _entries(path: Path) -> Mapping[str, Any]:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, KeyError):  # its text is a number of the pickle's own
+        return "it is no whole pickle"
     text = str(error).strip().splitlines()
     return text[0][:120] if text else type(error).__name__
 

@@ -278,3 +278,9 @@ def test_a_family_of_a_package_of_ones_own_is_found(tmp_path):
     del Mine
     gc.collect()
     assert "mine" not in families()
+
+
+def test_what_is_no_pickle_at_all_is_said_to_be_none(tmp_path):
+    (tmp_path / "ae.pt").write_text("junk\n")
+    with pytest.raises(ValueError, match="ae.pt is damaged .it is no whole pickle"):
+        read(tmp_path / "ae.pt")
