@@ -24,7 +24,7 @@ PARITY_READY := $(PARITY)/.ready
 PEERS        := sae_lens dictionary_learning sparsify
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test parity lint format lock clean
+.PHONY: help quickstart test parity campaign lint format lock clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name what; do \
@@ -41,6 +41,13 @@ parity: $(PARITY_READY)  ## compare with the other SAE libraries, side by side (
 	@for peer in $(PEERS); do \
 		$(PARITY)/bin/python -m pytest parity/test_$$peer*.py $(ARGS) || test $$? = 5 || failed="$$failed $$peer"; \
 	done; test -z "$$failed" || { echo "saelab: differs from:$$failed" >&2; exit 1; }
+
+# Hours of random trials, so not a part of `make test`. Every one runs, whatever another found.
+CAMPAIGNS := kills mutations families
+campaign: $(READY)  ## random kills, mutated files, families of models (options: ARGS="--minutes 10 --seed 1")
+	@for name in $(CAMPAIGNS); do \
+		$(PY) -m campaigns.$$name $(ARGS) || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "saelab: failed:$$failed" >&2; exit 1; }
 
 lint: $(READY)  ## ruff and mypy, changing nothing
 	$(VENV)/bin/ruff check
