@@ -9,10 +9,10 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from saelab.analysis.figures import LINES, bars_figure, curves_figure, path_figure, scatter_figure, styled
 from saelab.analysis.meta import read_meta
 from saelab.analysis.stitch import read_stitch
 from saelab.core.files import read_json
+from saelab.figures.comparisons import LINES, bars_figure, curves_figure, path_figure, scatter_figure, styled
 
 FAMILY_NAMES = {
     "ladder": "TopK, one threshold",

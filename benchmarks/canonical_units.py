@@ -58,8 +58,8 @@ from saelab.analysis.stitch import THRESHOLD_ROWS, StitchSettings, stitch
 from saelab.analysis.unions import swapped
 from saelab.core.files import read_json, write_json
 from saelab.data.synthetic.sparse import SparseWorld
+from saelab.geometry import nearest
 from saelab.metrics import TextEvaluation, measure
-from saelab.metrics.geometry import nearest
 from saelab.metrics.truth import compare
 from saelab.models.harvest import harvest
 from saelab.sae import SAE

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from saelab.capacity.allocate import Allocator, frequencies
+from saelab.capacity.curves import Discrete, Shift
+from saelab.capacity.diagnose import BENIGN, PATHOLOGICAL, diagnose
 from saelab.core.files import read_json, write_json
 from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
-from saelab.scaling.allocate import Allocator, frequencies
-from saelab.scaling.curves import Discrete, Shift
-from saelab.scaling.diagnose import BENIGN, PATHOLOGICAL, diagnose
 
 FEATURES = 200_000
 

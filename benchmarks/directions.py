@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from saelab.analysis.assignment import assign
 from saelab.analysis.match import match
-from saelab.metrics.geometry import nearest, pairs_above
+from saelab.geometry import nearest, pairs_above
 from saelab.sae import SAE
 from saelab.sae.activations.relu import ReLU
 

@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saelab.capacity.allocate import Allocation, Allocator
+from saelab.capacity.manifolds import as_curve
 from saelab.core.files import read_json, write_json
 from saelab.data.synthetic import ManifoldWorld
 from saelab.metrics.truth import compare
 from saelab.sae import SAE
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.base import Forward
-from saelab.scaling.allocate import Allocation, Allocator
-from saelab.scaling.manifolds import as_curve
 from saelab.train.trainer import Trainer
 
 WORLDS = {"circles": ("circle", 0.5, 2), "spheres": ("sphere5", 1.5, 6)}

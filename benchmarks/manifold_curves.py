@@ -1,6 +1,6 @@
 """Loss curves of single manifolds:  python benchmarks/manifold_curves.py --out DIR [--part tiling spheres radial kinds]
 
-Each curve is a file DIR/NAME.json (see `saelab.scaling.manifolds`); those that are there are not trained again. Parts:
+Each curve is a file DIR/NAME.json (see `saelab.capacity.manifolds`); those that are there are not trained again. Parts:
 
     radial     circle, ReLU + L1, radii uniform in 1 - s to 1 + s: where tiling ends
     spheres    hollow spheres, ReLU + L1 and TopK with k = 1: beta against 2 / m
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from saelab.capacity.manifolds import loss_curve
+from saelab.capacity.small import Recipe
 from saelab.core.files import write_json
-from saelab.scaling.manifolds import loss_curve
-from saelab.scaling.small import Recipe
 
 WEIGHTS = {"relu": 0.1, "jumprelu": 0.01, "topk": 0.0, "batchtopk": 0.0}
 

@@ -12,12 +12,12 @@ import time
 import torch
 
 from saelab.metrics import TextEvaluation, measure
-from saelab.metrics.probing import rows
 from saelab.models.subject import Subject
 from saelab.recipes.tasks import tasks_for
 from saelab.recipes.train import subject_of
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE, load
+from saelab.tasks import rows
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from saelab.capacity.manifolds import points_of
+from saelab.capacity.small import Recipe, Small, measure
 from saelab.core.files import read_json, write_text
 from saelab.data.synthetic.shapes import shape_named
-from saelab.metrics.static import svg
-from saelab.recipes.capacity import allocate
-from saelab.scaling.figures import (
+from saelab.figures.scaling import (
     Circle,
     diagnosis_figure,
     growth_figure,
@@ -31,9 +31,9 @@ from saelab.scaling.figures import (
     tiling_figure,
     title_of,
 )  # fmt: skip
+from saelab.figures.svg import svg
+from saelab.recipes.capacity import allocate
 from saelab.scaling.files import read_fit
-from saelab.scaling.manifolds import points_of
-from saelab.scaling.small import Recipe, Small, measure
 
 REGIMES = {"benign: alpha 0.5, beta 2": (0.5, 2.0), "tiling: alpha 1, beta 0.5": (1.0, 0.5)}
 SPHERES = {"S^1": "circle", "S^2": "sphere", "S^3": "sphere3", "S^5": "sphere5", "S^7": "sphere7"}

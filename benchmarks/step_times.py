@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from saelab.metrics.figures import COLOURS, write_figures
+from saelab.figures.scores import COLOURS, write_figures
 from saelab.recipes.bench import bench
 
 WIDTH_K_BATCH = {"d_in": 768, "k": 32, "batch": 2048}

@@ -1,7 +1,7 @@
 """Clusters of directions, and what they are: tiles of a manifold, an absorbed parent, or the same latent twice.
 
 Directions with a cosine of at least a threshold are neighbours, clusters what hangs together over neighbours. What a
-close pair means shows in when its latents fire (`saelab.metrics.geometry.coactivation`):
+close pair means shows in when its latents fire (`saelab.geometry.coactivation`):
 
     duplicate    Jaccard >= 0.9                                       the same latent twice
     overlapping  share of the rarer one's rows with both >= 0.1,      neighbouring tiles of one manifold
@@ -47,7 +47,7 @@ from saelab.analysis.tables import Columns, read_result, read_table, write_resul
 from saelab.analysis.top_tokens import context
 from saelab.core.codes import Codes
 from saelab.data.source import generator_for
-from saelab.metrics.geometry import Coactivation, components, members, neighbour_graph, participation_ratio, two_nearest
+from saelab.geometry import Coactivation, components, members, neighbour_graph, participation_ratio, two_nearest
 from saelab.sae.sae import SAE
 
 PAIRS = ("duplicate", "overlapping", "disjoint", "between", "undecided")

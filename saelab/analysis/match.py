@@ -44,7 +44,7 @@ from saelab.analysis.assignment import EXACT_ENTRIES, Assignment, assign
 from saelab.analysis.tables import Columns, read_result, read_table, write_result, write_table
 from saelab.core.components import near_miss
 from saelab.data.source import generator_for
-from saelab.metrics.geometry import components, nearest, pairs_above
+from saelab.geometry import components, nearest, pairs_above
 from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.sae import SAE
 

@@ -38,7 +38,7 @@ from saelab.analysis.tables import read_result, read_table, write_result, write_
 from saelab.core.codes import Codes
 from saelab.data.array import ArraySource
 from saelab.data.source import generator_for
-from saelab.metrics.geometry import nearest
+from saelab.geometry import nearest
 from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.losses.auxk import AuxK
 from saelab.sae.sae import SAE

@@ -36,7 +36,7 @@ from saelab.analysis.rows import Rows
 from saelab.analysis.swaps import PHASES, Point, Steps, along, check_plan, plan
 from saelab.analysis.tables import Columns, read_result, read_table, write_result, write_table
 from saelab.core.progress import progress
-from saelab.metrics.geometry import nearest
+from saelab.geometry import nearest
 from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE

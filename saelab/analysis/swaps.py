@@ -32,7 +32,7 @@ from saelab.analysis.greedy import greedy_order
 from saelab.analysis.rows import GROUPS, Rows
 from saelab.core.components import near_miss
 from saelab.data.source import generator_for
-from saelab.metrics.geometry import components, pairs_above
+from saelab.geometry import components, pairs_above
 from saelab.sae.sae import SAE
 
 ORDERS = ("cosine", "delta", "random")
@@ -124,7 +124,7 @@ def _by_cosine(
     ours: Tensor, theirs: Tensor, edges: tuple[Tensor, Tensor, Tensor], group_large: Tensor, has_small: Tensor
 ) -> Tensor:
     """What components are sorted by, ascending; [components] float64."""
-    from saelab.metrics.geometry import nearest
+    from saelab.geometry import nearest
 
     _, group, cosine = edges
     total = torch.zeros(len(has_small), dtype=torch.float64).index_add_(0, group, cosine.double())

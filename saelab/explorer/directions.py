@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saelab.metrics.geometry import nearest
+from saelab.geometry import nearest
 from saelab.sae.sae import SAE
 
 BLOCK_ENTRIES = 1 << 24

@@ -23,7 +23,7 @@ from saelab.sae.sae import SAE
 
 if TYPE_CHECKING:
     from saelab.metrics.evaluation import Evaluation
-    from saelab.metrics.probing.task import Task
+    from saelab.tasks.task import Task
 
 GROUPS = 1000
 """Documents are dealt into at most this many groups, so that memory does not grow with their number."""

@@ -13,9 +13,9 @@ from torch import Tensor
 from saelab.core.progress import progress
 from saelab.metrics.base import Metric, Score, Setting, Table, View
 from saelab.metrics.evaluation import Chunk, Evaluation
-from saelab.metrics.probing.task import Task
 from saelab.metrics.sample import codes_of
 from saelab.sae.sae import SAE
+from saelab.tasks.task import Task
 
 DEFAULT = "default"
 """Stands for the metrics that run where none are named."""

@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from saelab.capacity.allocate import Allocation, Allocator, frequencies, local_exponents
+from saelab.capacity.curves import Discrete, LossCurve, Shift, Two
+from saelab.capacity.diagnose import diagnose as diagnosed
+from saelab.capacity.theory import Regime
 from saelab.core.components import near_miss
 from saelab.core.files import read_json, write_json
 from saelab.core.run import Run
@@ -15,10 +19,6 @@ from saelab.data.synthetic.world import World
 from saelab.metrics.evaluation import TextEvaluation
 from saelab.recipes.train import is_run, origin_of, subject_of
 from saelab.sae.sae import CONFIG, SAE, load
-from saelab.scaling.allocate import Allocation, Allocator, frequencies, local_exponents
-from saelab.scaling.curves import Discrete, LossCurve, Shift, Two
-from saelab.scaling.diagnose import diagnose as diagnosed
-from saelab.scaling.theory import Regime
 
 
 def allocate(
@@ -72,7 +72,7 @@ def allocate(
     if out:
         write_json(Path(out), result)
     if figures:
-        from saelab.scaling.figures import allocation_figure, growth_figure, write_figure
+        from saelab.figures.scaling import allocation_figure, growth_figure, write_figure
 
         path, name = Path(out or "allocation.json"), f"alpha = {alpha:g}, beta = {beta:g}"
         write_figure(path, allocation_figure({name: result}))
@@ -150,7 +150,7 @@ def diagnose(
     if out:
         write_json(Path(out), found)
     if figures:
-        from saelab.scaling.figures import write_panel
+        from saelab.figures.scaling import write_panel
 
         write_panel(Path(out or "diagnosis.json"), found)
 

@@ -10,10 +10,10 @@ from saelab.core.files import write_json
 from saelab.core.progress import progress
 from saelab.core.run import Run
 from saelab.data.source import generator_for
+from saelab.explain.material import Material, collect
+from saelab.explain.scoring import Explained, explain_all, summary
+from saelab.explain.writers import Counter, Endpoint, Kept, NoAnswerError, Writer
 from saelab.metrics import TextEvaluation
-from saelab.metrics.explain.material import Material, collect
-from saelab.metrics.explain.scoring import Explained, explain_all, summary
-from saelab.metrics.explain.writers import Counter, Endpoint, Kept, NoAnswerError, Writer
 from saelab.models.writer import LocalWriter
 from saelab.recipes.show import print_scores
 from saelab.recipes.train import subject_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from saelab.core.files import read_tensors
 from saelab.core.run import Run
-from saelab.metrics.figures import Drawn, figures, write_figures
+from saelab.figures.scores import Drawn, figures, write_figures
 from saelab.metrics.table import read_columns, write_csv
 from saelab.sae.sae import load
 

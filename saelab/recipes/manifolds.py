@@ -11,7 +11,7 @@ from rich.text import Text
 from saelab.analysis.comparable import check_reads, check_width, error_and_l0
 from saelab.analysis.manifolds import KINDS, PAIRS, Manifolds, ManifoldSettings, manifolds, read_manifolds
 from saelab.analysis.match import data_directions, living_latents
-from saelab.metrics.geometry import nearest
+from saelab.geometry import nearest
 from saelab.recipes.compared import Data, check_show, decoder_of, new_folder, opened, rows_of, say_doubts
 from saelab.sae.sae import SAE
 
@@ -51,7 +51,7 @@ def manifolds_of(
 
 
 def _draw(written: dict[str, Any], folder: Path, name: str) -> None:
-    from saelab.analysis.figures import clouds_figure, kinds_figure, save_page
+    from saelab.figures.comparisons import clouds_figure, kinds_figure, save_page
 
     drawn = [kinds_figure(written["pairs"], written["settings"]["threshold"], f"Close pairs of {name}")]
     if len(written["points"]["cluster"]):

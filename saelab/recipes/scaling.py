@@ -81,7 +81,7 @@ def fit_laws(
             write_fit(folder / f"law-{label(one)}.json", one.fit, one.k, list(one.notes))
         print("\n".join(_told(one)))
     if figures:
-        from saelab.scaling.figures import draw_laws
+        from saelab.figures.scaling import draw_laws
 
         draw_laws(folder, cells, {label(one): one.fit for one in found if one.fit})
     made = sorted(label(one) for one in found if one.fit)

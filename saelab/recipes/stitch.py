@@ -61,7 +61,7 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
 
 
 def _draw(found: Stitched, folder: Path) -> None:
-    from saelab.analysis.figures import path_figure, save_page, scatter_figure
+    from saelab.figures.comparisons import path_figure, save_page, scatter_figure
 
     path = path_figure(found.path(), found.summary()["saes"], "Stitching a ladder")
     save_page([path], folder / "path.html", "The way from one SAE to the next")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saelab.metrics.evaluation import Evaluation
-from saelab.metrics.probing.files import NoTasks, read_tasks, tasks_of, write_lines
-from saelab.metrics.probing.python_tasks import EXAMPLES, FILES, python_lines
-from saelab.metrics.probing.task import Task
 from saelab.models.language_model import BUNDLED
+from saelab.tasks.files import NoTasks, read_tasks, tasks_of, write_lines
+from saelab.tasks.python_tasks import EXAMPLES, FILES, python_lines
+from saelab.tasks.task import Task
 
 PYTHON = "python"
 """The name of the tasks that are made from the standard library."""

@@ -1,1 +1,1 @@
-"""Scaling: laws fitted to ladders of SAEs, plans made from them, and where capacity goes with feature manifolds."""
+"""Scaling laws: ladders of SAEs as cells, laws fitted to them, and plans made from the fits."""

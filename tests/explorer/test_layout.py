@@ -7,7 +7,7 @@ import torch
 
 from saelab.explorer.directions import principal
 from saelab.explorer.layout import edges_of, layout, weights
-from saelab.metrics.geometry import nearest
+from saelab.geometry import nearest
 
 
 def clusters(each: int = 30) -> torch.Tensor:

@@ -10,10 +10,10 @@ from saelab.core.codes import Codes
 from saelab.metrics import Evaluation, Metric, Score
 from saelab.metrics.base import GROUPS, View
 from saelab.metrics.evaluation import Chunk
-from saelab.metrics.probing.task import WHOLE, Task, Texts
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
+from saelab.tasks.task import WHOLE, Task, Texts
 
 
 def random_sae(d_in: int = 16, n_latents: int = 24, k: int = 4, seed: int = 0) -> SAE:

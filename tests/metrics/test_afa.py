@@ -7,10 +7,10 @@ import torch
 from recipes.world import SITE
 from sweeps import Rows, mirror, random_sae, values, with_weights
 
+from saelab.geometry import cosines
+from saelab.geometry.cosines import cosines_of
 from saelab.metrics import TextEvaluation, measure
-from saelab.metrics.orthogonality import cosines
-from saelab.metrics.orthogonality.afa import bounds, median_score
-from saelab.metrics.orthogonality.cosines import cosines_of
+from saelab.metrics.afa import bounds, cosine_scores, median_score
 from saelab.models.subject import Subject
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
@@ -117,7 +117,7 @@ def test_cosines_of_pairs_in_blocks(monkeypatch, block):
     assert found.largest_absolute == pytest.approx(table.abs().max().item(), abs=1e-6)
     assert found.mean == pytest.approx(table.mean().item(), abs=1e-6)
     assert found.count == 37
-    assert cosines_of(directions[:1]).scores() == {}
+    assert cosine_scores(cosines_of(directions[:1])) == {}
 
 
 def test_the_median_s_interval_is_over_documents():

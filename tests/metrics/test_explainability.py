@@ -10,11 +10,11 @@ from sweeps import constant, random_sae, values, with_weights
 
 from saelab.metrics import TextEvaluation, measure
 from saelab.metrics.base import Setting
-from saelab.metrics.explain.bigram import Bigram, pairs
-from saelab.metrics.explain.explainability import N2G
-from saelab.metrics.explain.last_token import LastToken
-from saelab.metrics.explain.n2g import predict, tree_of
-from saelab.metrics.explain.windows import Firings, Windows, before
+from saelab.metrics.n2g.bigram import Bigram, pairs
+from saelab.metrics.n2g.explainability import N2G
+from saelab.metrics.n2g.last_token import LastToken
+from saelab.metrics.n2g.n2g import predict, tree_of
+from saelab.metrics.n2g.windows import Firings, Windows, before
 from saelab.models.subject import Subject
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.sae import SAE

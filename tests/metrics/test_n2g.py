@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from saelab.metrics.explain.n2g import ANY, Example, Pattern, find_patterns, predict, tree_of
-from saelab.metrics.explain.patterns import Patterns
+from saelab.metrics.n2g.n2g import ANY, Example, Pattern, find_patterns, predict, tree_of
+from saelab.metrics.n2g.patterns import Patterns
 
 A, B, C, D, E, PAD = range(6)
 
@@ -142,7 +142,7 @@ def test_blocks_of_positions_change_nothing(monkeypatch):
     of = [[Pattern((ANY,), False, 1.0)], [Pattern((A, ANY), False, 2.0)], [Pattern((B,), True, 3.0)]]
     tokens, before = torch.tensor([A, B, B, A, B]), torch.tensor([0, 1, 2, 0, 1])
     whole = Patterns(of, 4).match(tokens, before)
-    monkeypatch.setattr("saelab.metrics.explain.patterns.AT_ONCE", 2)
+    monkeypatch.setattr("saelab.metrics.n2g.patterns.AT_ONCE", 2)
     parts = Patterns(of, 4).match(tokens, before)
 
     def pairs(found):

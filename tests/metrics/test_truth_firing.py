@@ -6,8 +6,9 @@ from test_truth_matching import noise
 from torch import Tensor
 
 from saelab.core.codes import Codes
-from saelab.metrics.truth import counts, firing
-from saelab.metrics.truth.counts import PairCounts
+from saelab.geometry import pair_counts as counts
+from saelab.geometry.pair_counts import PairCounts
+from saelab.metrics.truth import firing
 
 
 def sparse(dense: Tensor, k: int) -> Codes:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from saelab.core.codes import Codes
 from saelab.data.source import generator_for
+from saelab.geometry.pair_counts import PairCounts
 from saelab.metrics.truth import hedging
-from saelab.metrics.truth.counts import PairCounts
 from saelab.metrics.truth.hedging import correlations, hedging_rate, static_hedging
 from saelab.metrics.truth.matching import match
 

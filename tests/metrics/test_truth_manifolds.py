@@ -5,8 +5,8 @@ import torch
 from test_truth_matching import lines, manifolds, noise, orthonormal
 
 from saelab.core.codes import Codes
+from saelab.geometry.pair_counts import PairCounts
 from saelab.metrics.truth import shrinkage
-from saelab.metrics.truth.counts import PairCounts
 from saelab.metrics.truth.manifolds import Coverage, latents_per_feature, single_coverage
 from saelab.metrics.truth.shrinkage import Shrinkage, pair_cosines
 

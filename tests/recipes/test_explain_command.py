@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from saelab.metrics.explain import writers
+from saelab.explain import writers
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 

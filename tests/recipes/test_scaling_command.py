@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from saelab.capacity import hidden
 from saelab.cli import main
 from saelab.recipes import scaling
-from saelab.scaling import hidden
 from saelab.scaling.cells import Cell, write_cells
 from saelab.scaling.laws.joint import JointLaw
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from saelab.metrics.probing.files import read_tasks
+from saelab.tasks.files import read_tasks
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 

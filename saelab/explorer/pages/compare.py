@@ -22,7 +22,7 @@ from saelab.analysis.match import KINDS, read_match
 from saelab.analysis.stitch import read_stitch
 from saelab.explorer.directions import directions_of
 from saelab.explorer.workspace import Member, Workspace
-from saelab.metrics.geometry import nearest
+from saelab.geometry import nearest
 
 COUNTERPARTS = 3
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from saelab.core.files import read_json
 from saelab.explorer.workspace import Workspace, scaling_files
+from saelab.figures.scaling import BEYOND, MIDDLES
 from saelab.sae.sae import CONFIG
-from saelab.scaling.figures import BEYOND, MIDDLES
 from saelab.scaling.files import read_fit
 from saelab.scaling.fit import Fit
 

@@ -19,7 +19,7 @@ from saelab.explorer.directions import directions_of, principal
 from saelab.explorer.pages.compare import bare_name, packed_numbers
 from saelab.explorer.windows import text_of
 from saelab.explorer.workspace import Member, Workspace
-from saelab.metrics.geometry import components, participation_ratio
+from saelab.geometry import components, participation_ratio
 
 THRESHOLD = 0.6
 CLUSTERS, CLUSTER_LATENTS, CLOUD_ROWS = 60, 64, 1500

@@ -1,11 +1,11 @@
-"""The token patterns (N2G) of one latent, worked out when they are asked for; see `saelab.metrics.explain.n2g`."""
+"""The token patterns (N2G) of one latent, worked out when they are asked for; see `saelab.metrics.n2g.n2g`."""
 
 from typing import Any
 
 from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.workspace import Workspace
-from saelab.metrics.explain.last_token import LastToken
-from saelab.metrics.explain.n2g import ANY, Asked, Example, find_patterns
+from saelab.metrics.n2g.last_token import LastToken
+from saelab.metrics.n2g.n2g import ANY, Asked, Example, find_patterns
 
 EXAMPLES, CONTEXT = 8, 12
 """Top examples that patterns are made from, and tokens of each up to the one that fires."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from saelab.metrics.base import Setting
-from saelab.metrics.probing.rows import Examples, TaskRows, rows_of
 from saelab.sae.sae import SAE
+from saelab.tasks.rows import Examples, TaskRows, collect
 
 ROWS_AT_ONCE, BLOCK_ENTRIES = 2048, 1 << 24
 
@@ -87,6 +87,28 @@ def spread(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     owner = torch.arange(len(count)).repeat_interleave(count)
     place = torch.arange(len(owner)) - (count.cumsum(0) - count)[owner]
     return owner, first[owner] + place
+
+
+def rows_of(setting: Setting) -> TaskRows:
+    """The rows of a measurement's tasks, worked out once for all metrics and SAEs.
+
+    Raises:
+        ValueError: where there are no tasks or no model, or no task has enough rows.
+    """
+    if not setting.tasks:
+        raise ValueError("needs labelled tasks: give --tasks")
+    model = setting.evaluation.model
+    if model is None or setting.evaluation.why_no_model:
+        raise ValueError(setting.evaluation.why_no_model or "needs a model")
+    if TaskRows not in setting.shared:
+        try:
+            setting.shared[TaskRows] = collect(setting.tasks, model, setting.show)
+        except ValueError as error:
+            setting.shared[TaskRows] = error
+    found = setting.shared[TaskRows]
+    if isinstance(found, ValueError):
+        raise found
+    return found
 
 
 def codes_of(setting: Setting) -> TaskCodes:

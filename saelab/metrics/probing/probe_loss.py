@@ -31,11 +31,11 @@ from torch import Tensor
 from saelab.core.progress import progress
 from saelab.data.source import generator_for
 from saelab.metrics.base import Metric, Score, Setting, Table
-from saelab.metrics.probing.codes import spread
+from saelab.metrics.probing.codes import rows_of, spread
 from saelab.metrics.probing.logistic import RIDGE, least_loss, one_each
-from saelab.metrics.probing.rows import Examples, rows_of
 from saelab.metrics.probing.score import mean_over_tasks
 from saelab.sae.sae import SAE
+from saelab.tasks.rows import Examples
 
 BLOCK_ENTRIES = 1 << 24
 POOLS = ("last", "mean", "max")

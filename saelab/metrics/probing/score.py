@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saelab.metrics.base import GROUPS, Score, interval
-from saelab.metrics.probing.rows import Examples
+from saelab.tasks.rows import Examples
 
 
 def mean_over_tasks(examples: Sequence[Examples], values: Sequence[Tensor], unit: str, test: bool = True) -> Score:

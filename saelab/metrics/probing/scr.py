@@ -26,12 +26,12 @@ from torch import Tensor
 
 from saelab.data.source import generator_for
 from saelab.metrics.base import GROUPS, Metric, Score, Setting, Table, interval
-from saelab.metrics.probing.codes import TaskCodes, codes_of, mean_rows, written_directions
+from saelab.metrics.probing.codes import TaskCodes, codes_of, mean_rows, rows_of, written_directions
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.removal import REMOVED, SCORED, along, ranks, right_without
-from saelab.metrics.probing.rows import Examples, rows_of
-from saelab.metrics.probing.task import ENOUGH
 from saelab.sae.sae import SAE
+from saelab.tasks.rows import Examples
+from saelab.tasks.task import ENOUGH
 
 SMALLEST_GAP = 1e-3
 

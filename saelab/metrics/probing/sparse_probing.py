@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Setting
-from saelab.metrics.probing.codes import codes_of, mean_rows
+from saelab.metrics.probing.codes import codes_of, mean_rows, rows_of
 from saelab.metrics.probing.logistic import Together, together
-from saelab.metrics.probing.rows import Examples, rows_of
 from saelab.metrics.probing.score import mean_over_tasks
 from saelab.sae.sae import SAE
+from saelab.tasks.rows import Examples
 
 CHOSEN = (1, 2, 5)
 

@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Setting, Table
-from saelab.metrics.probing.codes import Entries, TaskCodes, codes_of, mean_rows, written_directions
+from saelab.metrics.probing.codes import Entries, TaskCodes, codes_of, mean_rows, rows_of, written_directions
 from saelab.metrics.probing.logistic import together
-from saelab.metrics.probing.rows import Examples, rows_of
 from saelab.metrics.probing.score import mean_of_means
 from saelab.metrics.probing.sparse_probing import f1, found_by, full_probe
 from saelab.metrics.truth.absorption import ABSORBING_COSINE, absorbed
 from saelab.sae.sae import SAE
+from saelab.tasks.rows import Examples
 
 GOOD_PROBE, JUMP, MOST_MAIN = 0.6, 0.03, 10
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Setting, Table
-from saelab.metrics.probing.codes import codes_of, mean_rows, written_directions
+from saelab.metrics.probing.codes import codes_of, mean_rows, rows_of, written_directions
 from saelab.metrics.probing.removal import REMOVED, SCORED, along, ranks, right_without
-from saelab.metrics.probing.rows import Examples, rows_of
 from saelab.metrics.probing.score import mean_of_means
 from saelab.metrics.probing.sparse_probing import full_probe
 from saelab.sae.sae import SAE
+from saelab.tasks.rows import Examples
 
 FAMILY_TASKS, GOOD_PROBE = 6, 0.7
 

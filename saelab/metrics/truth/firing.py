@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saelab.metrics.truth.counts import PairCounts
+from saelab.geometry.pair_counts import PairCounts
 
 BLOCK_ENTRIES = 1 << 20
 

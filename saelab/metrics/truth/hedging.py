@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.data.synthetic.world import World
-from saelab.metrics.truth.counts import PairCounts
+from saelab.geometry.pair_counts import PairCounts
 from saelab.metrics.truth.matching import Matching
 
 CORRELATION, STANDARD_ERRORS, TOGETHER = 0.1, 5.0, 5

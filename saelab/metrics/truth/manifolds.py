@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from saelab.core.codes import Codes
-from saelab.metrics.truth.counts import PairCounts
+from saelab.geometry.pair_counts import PairCounts
 
 DISCOVERED = 0.5
 """Coverage from which a feature counts as discovered."""

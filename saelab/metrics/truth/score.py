@@ -29,12 +29,12 @@ from torch import Tensor
 
 from saelab.core.codes import Codes
 from saelab.data.synthetic.world import World
+from saelab.geometry.pair_counts import DENSE_ENTRIES, PairCounts
 from saelab.metrics.base import GROUPS, Score, View, score_of_latents
 from saelab.metrics.l0 import L0
 from saelab.metrics.reconstruction import Reconstruction
 from saelab.metrics.truth import firing
 from saelab.metrics.truth.absorption import Absorption
-from saelab.metrics.truth.counts import DENSE_ENTRIES, PairCounts
 from saelab.metrics.truth.hedging import static_hedging
 from saelab.metrics.truth.manifolds import DISCOVERED, Coverage, latents_per_feature, single_coverage
 from saelab.metrics.truth.matching import RECOVERED, cosines, match

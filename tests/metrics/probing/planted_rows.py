@@ -5,10 +5,10 @@ from torch import Tensor
 
 from saelab.metrics import Metric, Score
 from saelab.metrics.base import Setting
-from saelab.metrics.probing.rows import Examples, TaskRows
-from saelab.metrics.probing.task import WHOLE, Task, Texts
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.sae import SAE
+from saelab.tasks.rows import Examples, TaskRows
+from saelab.tasks.task import WHOLE, Task, Texts
 
 
 class Data:

@@ -11,11 +11,11 @@ from saelab.metrics.base import Setting
 from saelab.metrics.probing import probe_loss as module
 from saelab.metrics.probing.logistic import one_each
 from saelab.metrics.probing.probe_loss import ProbeLoss, permuted_labels, pooled, rows_behind
-from saelab.metrics.probing.rows import Examples, TaskRows
 from saelab.metrics.probing.score import mean_over_tasks
-from saelab.metrics.probing.task import WHOLE, Task, Texts
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
+from saelab.tasks.rows import Examples, TaskRows
+from saelab.tasks.task import WHOLE, Task, Texts
 
 LN2 = math.log(2)
 

@@ -9,9 +9,9 @@ from saelab.metrics.probing import scr
 from saelab.metrics.probing.codes import TaskCodes, written_directions
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.removal import along, ranks, right_without
-from saelab.metrics.probing.rows import TaskRows
 from saelab.metrics.probing.scr import SCR, joined
 from saelab.metrics.probing.tpp import TPP
+from saelab.tasks.rows import TaskRows
 
 N, D = 800, 16
 

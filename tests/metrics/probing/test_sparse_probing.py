@@ -5,10 +5,10 @@ import torch
 from planted_rows import made, sae_of, told, values, whole
 
 from saelab.metrics.probing.codes import TaskCodes, mean_rows, spread, written_directions
-from saelab.metrics.probing.rows import Examples, TaskRows
 from saelab.metrics.probing.sparse_probing import SparseProbing
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
+from saelab.tasks.rows import Examples, TaskRows
 
 N, D = 400, 12
 

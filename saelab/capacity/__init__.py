@@ -1,0 +1,1 @@
+"""Where capacity goes: allocation over features, loss curves of manifolds, their theory, and an SAE's diagnosis."""

@@ -1,0 +1,1 @@
+"""Explanations of latents by a language model, and scores of how well they hold."""
