@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from saelab.analysis.meta import read_meta
 from saelab.analysis.stitch import read_stitch
-from saelab.core.files import read_json
+from saelab.core.read import read_json
 from saelab.figures.comparisons import LINES, bars_figure, curves_figure, path_figure, scatter_figure, styled
 
 FAMILY_NAMES = {

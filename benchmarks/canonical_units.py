@@ -56,7 +56,8 @@ from saelab.analysis.meta import MetaSettings, add_controls, decompose, similar_
 from saelab.analysis.rows import Rows
 from saelab.analysis.stitch import THRESHOLD_ROWS, StitchSettings, stitch
 from saelab.analysis.unions import swapped
-from saelab.core.files import read_json, write_json
+from saelab.core.files import write_json
+from saelab.core.read import read_json
 from saelab.data.synthetic.sparse import SparseWorld
 from saelab.geometry import nearest
 from saelab.metrics import TextEvaluation, measure

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from saelab.capacity.allocate import Allocator, frequencies
 from saelab.capacity.curves import Discrete, Shift
 from saelab.capacity.diagnose import BENIGN, PATHOLOGICAL, diagnose
-from saelab.core.files import read_json, write_json
+from saelab.core.files import write_json
+from saelab.core.read import read_json
 from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
 

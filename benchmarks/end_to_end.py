@@ -24,7 +24,8 @@ from torch import Tensor
 
 from saelab.capacity.allocate import Allocation, Allocator
 from saelab.capacity.manifolds import as_curve
-from saelab.core.files import read_json, write_json
+from saelab.core.files import write_json
+from saelab.core.read import read_json
 from saelab.data.synthetic import ManifoldWorld
 from saelab.metrics.truth import compare
 from saelab.sae import SAE

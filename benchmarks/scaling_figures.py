@@ -19,7 +19,8 @@ import torch
 
 from saelab.capacity.manifolds import points_of
 from saelab.capacity.small import Recipe, Small, measure
-from saelab.core.files import read_json, write_text
+from saelab.core.files import write_text
+from saelab.core.read import read_json
 from saelab.data.synthetic.shapes import shape_named
 from saelab.figures.scaling import (
     Circle,

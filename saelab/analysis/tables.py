@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.core.files import check_format, read_json, write_json, write_whole
+from saelab.core.files import write_json, write_whole
+from saelab.core.read import check_format, read_json
 
 FORMAT = 1
 Columns = dict[str, Tensor | Sequence[Any]]

@@ -17,6 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from saelab.core.read import REMEDY, parse_json
+
 PART = ".part"
 """Ending of a file that is being written."""
 HEADER = "saelab"
@@ -74,61 +76,86 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; ValueError that names the file if it is missing, damaged or not an object."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"there is no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: not JSON ({error}); restore it from a copy or make it again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def check_format(path: Path, found: Any, known: int) -> None:
-    """ValueError if a file's format number is missing or newer than this program knows."""
-    if type(found) is not int:
-        raise ValueError(f"{path} has no format number: it was not written by saelab")
-    if found > known:
-        raise ValueError(f"{path} has format {found}, newer than {known}, the newest this saelab reads; update saelab")
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
-    """Write a safetensors file whole, with a description and a checksum of its tensors in its header."""
+    """Write a safetensors file whole, with a description, and a checksum of both, in its header."""
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    said = json.loads(json.dumps(about or {}, allow_nan=False))
     # One key only: several would come in any order, and equal content should give equal files.
-    header = {HEADER: json.dumps({**(about or {}), "sha256": _digest(plain)}, allow_nan=False)}
+    header = {HEADER: json.dumps({**said, "sha256": _digest(plain, said)})}
     data = safetensors.torch.save(plain, header)
     write_whole(path, lambda file: file.write(data))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a safetensors file; the description of one that saelab did not write is empty.
+def read_tensors(path: Path, foreign: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a safetensors file, by its checksum those that were written.
+
+    Args:
+        path: of the file.
+        foreign: whether it may be another program's, without checksum; its description is then empty.
 
     Raises:
         ValueError: that names the file if it is missing or damaged.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            about = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}") from None
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it from a copy or make it again") from None
-    if about and about.pop("sha256", None) != _digest(tensors):
-        raise ValueError(f"{path} is damaged (checksum); restore it from a copy or make it again")
+    file = TensorFile(path)
+    tensors, about = {name: file.get(name) for name in file.names}, file.about
+    if not about and foreign:
+        return tensors, about
+    if "sha256" not in about:
+        raise ValueError(f"{path} has no checksum: it was not written by saelab, or is damaged; {REMEDY}")
+    found = about.pop("sha256")
+    # Files written before 2026-11-28 have a checksum of their tensors alone.
+    if found not in (_digest(tensors, about), _digest(tensors)):
+        raise ValueError(f"{path} is damaged (checksum); {REMEDY}")
     return tensors, about
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+class TensorFile:
+    """A safetensors file of which some tensors are read, or parts of them; the checksum is not looked at.
+
+    Attributes:
+        names: of its tensors.
+        about: what saelab wrote into its header, the checksum of everything among it; empty in files of others.
+
+    Raises:
+        ValueError: that names the file, if it is missing or not such a file, or has no such tensor.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._file = self._tried(lambda: safetensors.safe_open(path, framework="pt"))
+        self.names: list[str] = self._tried(lambda: list(self._file.keys()))
+        said = self._tried(lambda: (self._file.metadata() or {}).get(HEADER, "{}"))
+        self.about: dict[str, Any] = parse_json(said, f"the header of {path}")
+
+    def get(self, name: str) -> Tensor:
+        """A tensor, mapped from the disk: what is looked at of it is read then."""
+        tensor: Tensor = self._tried(lambda: self._file.get_tensor(name))
+        return tensor
+
+    def part(self, name: str, first: int, last: int) -> Tensor:
+        """The entries first <= i < last along a tensor's first axis."""
+        tensor: Tensor = self._tried(lambda: self._file.get_slice(name)[first:last])
+        return tensor
+
+    def _tried(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(f"there is no file {self.path}") from None
+        except IsADirectoryError:
+            raise ValueError(f"{self.path} is a folder, expected a file") from None
+        except (safetensors.SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged ({' '.join(str(error).split())}); {REMEDY}") from None
+
+
+def _digest(tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    if about is not None:
+        digest.update(json.dumps(about, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from saelab.core.files import check_format, is_vacant, read_json, write_json, write_text
+from saelab.core.files import is_vacant, write_json, write_text
+from saelab.core.read import check_format, read_json, read_yaml
 
 FORMAT = 1
 
@@ -70,12 +71,7 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The run's settings; ValueError if the file is damaged or newer than this program."""
-        try:
-            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.config_file} is damaged: {error}") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{self.config_file} is damaged: not a table of settings")
+        config: dict[str, Any] = read_yaml(self.config_file)
         check_format(self.config_file, config.pop("format", None), FORMAT)
         return config
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from saelab.core.components import near_miss
-from saelab.core.files import HEADER, check_format, is_vacant, read_json, sha256, write_json, write_tensors
+from saelab.core.files import HEADER, is_vacant, sha256, write_json, write_tensors
+from saelab.core.read import check_format, read_json
 from saelab.data.source import WindowSource, generator_for
 
 FORMAT = 1

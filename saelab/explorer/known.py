@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.analysis.stitch import read_stitch
-from saelab.core.files import read_json
+from saelab.core.read import read_json
 from saelab.explorer.database import Database, say
 from saelab.explorer.workspace import Member, Workspace
 from saelab.metrics.table import read_columns

@@ -19,7 +19,8 @@ import numpy as np
 import safetensors
 import torch
 
-from saelab.core.files import read_json, write_json, write_tensors
+from saelab.core.files import write_json, write_tensors
+from saelab.core.read import read_json
 
 IDENTITY = "identity.json"
 BLOCK_ENTRIES = 1 << 22

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.core.components import near_miss
-from saelab.core.files import read_json
+from saelab.core.read import read_json
 from saelab.core.run import Run
 from saelab.explorer.database import FILE, Database
 from saelab.models.language_model import LanguageModel

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from saelab.core.components import near_miss
-from saelab.core.files import read_json, read_tensors
+from saelab.core.files import read_tensors
+from saelab.core.read import read_json
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
 AGAIN = "restore it from a copy or download it again"
@@ -82,7 +83,7 @@ class Files:
 
 def _entries(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
+        return read_tensors(path, foreign=True)[0]
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:

@@ -12,7 +12,8 @@ from saelab.capacity.curves import Discrete, LossCurve, Shift, Two
 from saelab.capacity.diagnose import diagnose as diagnosed
 from saelab.capacity.theory import Regime
 from saelab.core.components import near_miss
-from saelab.core.files import read_json, write_json
+from saelab.core.files import write_json
+from saelab.core.read import read_json
 from saelab.core.run import Run
 from saelab.data.store import StoreSource
 from saelab.data.synthetic.world import World

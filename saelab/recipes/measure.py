@@ -5,9 +5,10 @@ from typing import Any
 
 import yaml
 
-from saelab.core.files import read_json, read_tensors, write_json, write_tensors
+from saelab.core.files import read_tensors, write_json, write_tensors
 from saelab.core.log import note_down
 from saelab.core.mesh import device_named
+from saelab.core.read import read_json
 from saelab.core.run import Run
 from saelab.data.store import Store
 from saelab.metrics import Metric, StoreEvaluation, TextEvaluation, measure

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as RichText
 
-from saelab.core.files import read_json, write_json
+from saelab.core.files import write_json
 from saelab.core.log import read_log
+from saelab.core.read import read_json
 from saelab.core.run import Run
 from saelab.data.store import Store
 from saelab.metrics import TextEvaluation, measure

@@ -13,8 +13,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from saelab.core.components import near_miss
-from saelab.core.files import is_vacant, read_json, write_json
+from saelab.core.files import is_vacant, write_json
 from saelab.core.log import read_log
+from saelab.core.read import read_json
 from saelab.core.run import Run
 from saelab.recipes.train import Job, add_options, parsed, saved
 from saelab.sae.sae import CONFIG

@@ -8,8 +8,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from saelab.core.components import Component
-from saelab.core.files import read_json, write_json
+from saelab.core.files import write_json
 from saelab.core.mesh import Mesh, device_named, world_size
+from saelab.core.read import read_json
 from saelab.core.run import FORMAT, Run
 from saelab.data.source import Source
 from saelab.data.store import Store, StoreSource

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from saelab.core.codes import Codes
 from saelab.core.components import near_miss
-from saelab.core.files import check_format, read_json, write_json
+from saelab.core.files import write_json
 from saelab.core.mesh import ALONE, Mesh
+from saelab.core.read import check_format, read_json
 from saelab.kernels.decode import decode
 from saelab.sae.firing import Firing
 from saelab.sae.sae import SAE, load

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from saelab.core.codes import Codes
 from saelab.core.components import Component, check_kinds, near_miss
-from saelab.core.files import check_format, read_json, read_tensors, write_json, write_tensors
+from saelab.core.files import read_tensors, write_json, write_tensors
 from saelab.core.mesh import ALONE, Mesh
+from saelab.core.read import check_format, read_json
 from saelab.sae.base import Activation, Dictionary, Forward, Loss, Sizes
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.firing import Firing

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from saelab.core.files import read_json, write_whole
+from saelab.core.files import write_whole
 from saelab.core.log import read_log
+from saelab.core.read import read_json
 from saelab.core.run import Run
 from saelab.sae.base import Activation
 from saelab.sae.sae import CONFIG, WEIGHTS

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from saelab.core.files import check_format, read_json, write_json
+from saelab.core.files import write_json
+from saelab.core.read import check_format, read_json
 from saelab.scaling.fit import Estimate, Fit, Points
 from saelab.scaling.law import Law
 

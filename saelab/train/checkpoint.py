@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from saelab.core.files import PART, check_format, read_tensors, write_tensors
+from saelab.core.files import PART, read_tensors, write_tensors
+from saelab.core.read import check_format
 from saelab.sae.sae import fit
 
 if TYPE_CHECKING:

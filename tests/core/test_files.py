@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from saelab.core import files
+from saelab.core.read import read_json
 
 
 def failing(error: BaseException) -> Callable[..., Any]:
@@ -82,7 +83,7 @@ def test_permissions_follow_the_umask(tmp_path, umask, mode):
 def test_json_round_trip(tmp_path):
     value = {"a": [1, 2.5, None], "b": {"c": "ü"}}
     files.write_json(tmp_path / "file.json", value)
-    assert files.read_json(tmp_path / "file.json") == value
+    assert read_json(tmp_path / "file.json") == value
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -90,32 +91,6 @@ def test_json_has_no_nan(tmp_path, number):
     with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json(tmp_path / "file.json", {"a": number})
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "there is no file .*file.json"),
-        (b'{"a": ', "file.json is damaged: not JSON.*restore it from a copy or make it again"),
-        (b"\xff\xfe", "file.json is damaged: not JSON"),
-        (b"[1]", "file.json holds a list, expected a JSON object"),
-    ],
-)
-def test_bad_json_is_named(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "file.json").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        files.read_json(tmp_path / "file.json")
-
-
-def test_format_number():
-    files.check_format(Path("file"), 1, 2)
-    files.check_format(Path("file"), 2, 2)
-    with pytest.raises(ValueError, match="file has format 3, newer than 2, the newest.*; update saelab"):
-        files.check_format(Path("file"), 3, 2)
-    for found in (None, "1", 1.0):
-        with pytest.raises(ValueError, match="file has no format number: it was not written by saelab"):
-            files.check_format(Path("file"), found, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])

@@ -73,7 +73,7 @@ def test_a_folder_without_a_run_is_said(tmp_path, folder):
     [
         ("format: 2\nseed: 0\n", r"config\.yaml has format 2, newer than 1"),
         ("seed: 0\n", r"config\.yaml has no format number"),
-        ("- 1\n", r"config\.yaml is damaged: not a table of settings"),
+        ("- 1\n", r"config\.yaml: expected a table, got a list of 1"),
         ("a: [1\n", r"config\.yaml is damaged"),
         ("!!python/object/apply:os.getcwd []\n", r"config\.yaml is damaged"),
     ],

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saelab.core.files import read_json, write_json
+from saelab.core.files import write_json
+from saelab.core.read import read_json
 from saelab.data import Store, StoreSource
 from saelab.data.store import DTYPES, StoreWriter
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from saelab.core.files import read_json
+from saelab.core.read import read_json
 from saelab.explorer.workspace import Workspace, scaling_files
 from saelab.figures.scaling import BEYOND, MIDDLES
 from saelab.sae.sae import CONFIG

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from saelab.core.files import read_json
 from saelab.core.log import read_log
+from saelab.core.read import read_json
 from saelab.explorer.workspace import Member, Workspace
 
 POINTS = 600

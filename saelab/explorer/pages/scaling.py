@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from saelab.core.files import read_json
+from saelab.core.read import read_json
 from saelab.explorer.lens import Lens
 from saelab.explorer.pages.ladder import ladder
 from saelab.explorer.pages.prompt import lens_of
