@@ -79,7 +79,17 @@ def fresh(weight: Tensor, adam: Adam) -> State:
     if adam.touched:
         state["last"] = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
         state["rates"] = torch.zeros(1)  # of every step; none is the first
+    if on_gpu(weight):
+        from saelab.kernels.gpu import update as gpu  # imports triton
+
+        clock = gpu.Clock.start(weight.device)
+        state |= {"clock_step": clock.step, "clock_now": clock.now, "clock_rates": clock.rates}
     return state
+
+
+def on_gpu(weight: Tensor) -> bool:
+    """Whether a weight is updated by the kernels for GPUs, whose state also holds a clock."""
+    return tier.is_gpu(weight) and weight.is_contiguous()
 
 
 @torch.no_grad()
@@ -93,7 +103,7 @@ def update(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None
         dense: what else belongs to the gradient, [L, D].
         adam: the step's settings.
     """
-    if tier.is_gpu(weight) and weight.is_contiguous():
+    if on_gpu(weight):
         _gpu(weight, state, terms, dense, adam)
         if adam.unit:
             mark_unit(weight)
@@ -138,9 +148,6 @@ def _gpu(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None, 
     from saelab.kernels.gpu import sort  # imports triton
     from saelab.kernels.gpu import update as gpu
 
-    if "clock_step" not in state:
-        clock = gpu.Clock.start(weight.device)
-        state |= {"clock_step": clock.step, "clock_now": clock.now, "clock_rates": clock.rates}
     clock = gpu.Clock(state["clock_step"], state["clock_now"], state["clock_rates"])
     moments = gpu.Moments(state["exp_avg"], state["exp_avg_sq"], state.get("scale"), state.get("scale_sq"))
     settings = gpu.Adam(adam.beta1, adam.beta2, adam.epsilon, adam.unit, adam.seed)
@@ -209,9 +216,8 @@ def catch_up(weight: Tensor, state: State, adam: Adam) -> None:
     """Bring every latent to where the last step would have left it had all been visited; ends a run of touched rows."""
     if not adam.touched:
         return
-    if "clock_rates" in state:  # the last 512 steps' rates, in the order of their steps
-        done, ring = int(state["clock_step"]), state["clock_rates"].cpu()
-        state["rates"] = torch.cat([torch.zeros(1), ring[torch.arange(1, done + 1) % len(ring)]])
+    if "clock_rates" in state:
+        state["rates"] = _rates_of(state)
     missed = int(state["step"]) - state["last"].long()
     every = torch.arange(len(weight), device=weight.device)
     m, v = (read(state, name, every, adam.moments) for name in ("exp_avg", "exp_avg_sq"))
@@ -224,6 +230,32 @@ def catch_up(weight: Tensor, state: State, adam: Adam) -> None:
         for name, value, beta in (("exp_avg", m, adam.beta1), ("exp_avg_sq", v, adam.beta2)):
             write(state, name, every, value * beta ** missed[:, None], adam.moments, chance)
     state["last"].fill_(int(state["step"]))
+
+
+def _rates_of(state: State) -> Tensor:
+    """Every step's rate, from the clock's ring of the last 512; those before them do not count any more."""
+    done, ring = int(state["clock_step"]), state["clock_rates"].cpu()
+    return torch.cat([torch.zeros(1), ring[torch.arange(1, done + 1) % len(ring)]])
+
+
+def carried(state: State, weight: Tensor) -> State:
+    """A state as it is where the weight is: on a GPU with a clock, elsewhere without."""
+    state = dict(state)
+    if on_gpu(weight) and "clock_step" not in state:
+        from saelab.kernels.gpu import update as gpu  # imports triton
+
+        clock = gpu.Clock.start(weight.device)
+        clock.step.fill_(int(state["step"]))
+        if "rates" in state:
+            steps = torch.arange(len(state["rates"]))[-len(clock.rates) :]
+            clock.rates[(steps % len(clock.rates)).to(weight.device)] = state["rates"][steps].to(weight.device)
+            state["rates"] = torch.zeros(1)
+        state |= {"clock_step": clock.step, "clock_now": clock.now, "clock_rates": clock.rates}
+    elif not on_gpu(weight) and "clock_step" in state:
+        if "rates" in state:
+            state["rates"] = _rates_of(state)
+        state = {name: value for name, value in state.items() if not name.startswith("clock_")}
+    return state
 
 
 def read(state: State, name: str, visited: Tensor, kind: str) -> Tensor:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from saelab.core.files import PART, read_tensors, write_tensors
 from saelab.core.read import check_format
 from saelab.sae.sae import fit
+from saelab.train.optimizer import Stepper
 
 if TYPE_CHECKING:
     from saelab.train.trainer import Trainer
@@ -22,8 +24,9 @@ def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
     """Write a checkpoint of a trainer whose source stands at `place`; older ones than the newest two are removed."""
     sae = trainer.sae
     tensors = {f"sae.{name}": value for name, value in sae.whole(sae.state_dict()).items()}
-    for part, values in _by_parameter(trainer).items():
-        tensors |= {f"{part}.{name}": value for name, value in sae.whole(values).items()}
+    tensors |= _optimizer_tensors(trainer)
+    if trainer.average:
+        tensors |= {f"average.{name}": value for name, value in sae.whole(_sums(trainer)).items()}
     for algorithm in trainer.algorithms:
         prefix = f"algorithm.{type(algorithm).__name__}"
         for name, value in algorithm.state_dict().items():
@@ -37,7 +40,7 @@ def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
         "source": place,
         "sae": trainer.sae.config(),
         "trainer": trainer.settings(),
-        "optimizer": {name: sorted(kept) for name, kept in _optimizer_state(trainer).items()},
+        "optimizer": {name: sorted(s.state[p]) for name, p, s in _moved(trainer) if s.state.get(p)},
     }
     path = folder / f"step-{trainer.step_number:08d}.safetensors"
     if sae.mesh.is_first:
@@ -96,47 +99,51 @@ def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
     if trainer.average:
         _restore_average(trainer, tensors, path)
         trainer.average.steps = about["step"]
-    trainer.step_number, trainer.rows_seen = about["step"], about["rows"]
+    trainer.step_number = trainer.began = about["step"]
+    trainer.rows_seen = about["rows"]
     trainer.rows_planned = about["rows_planned"]
     place: dict[str, Any] = about["source"]
     return place
 
 
-def _optimizer_state(trainer: "Trainer") -> dict[str, dict[str, Tensor]]:
-    """What the optimizer keeps of each parameter that it has moved, as {parameter's name: {key: tensor}}."""
-    states = [stepper.state for stepper in trainer.steppers]
-    named = trainer.sae.named_parameters()
-    return {name: state[parameter] for name, parameter in named for state in states if state.get(parameter)}
+def _moved(trainer: "Trainer") -> list[tuple[str, Parameter, Stepper]]:
+    """Each parameter's name, the parameter and the stepper that moves it."""
+    stepper_of = {p: stepper for stepper in trainer.steppers for group in stepper.param_groups for p in group["params"]}
+    return [(name, parameter, stepper_of[parameter]) for name, parameter in trainer.sae.named_parameters()]
 
 
-def _by_parameter(trainer: "Trainer") -> dict[str, dict[str, Tensor]]:
-    """What the optimizer and the average hold, as {part: {parameter's name: tensor}}."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, kept in _optimizer_state(trainer).items():
-        for key, value in kept.items():
-            parts.setdefault(f"optimizer.{key}", {})[name] = value
-    if trainer.average:
-        names = [name for name, _ in trainer.sae.named_parameters()]
-        parts["average"] = dict(zip(names, trainer.average.sums, strict=True))
-    return parts
+def _optimizer_tensors(trainer: "Trainer") -> dict[str, Tensor]:
+    """What the optimizer keeps of each parameter, with the latents of all shards."""
+    sharded, tensors = trainer.sae.sharded_names(), {}
+    for name, parameter, stepper in _moved(trainer):
+        for key, value in stepper.state.get(parameter, {}).items():
+            is_part = name in sharded and key not in stepper.common
+            tensors[f"optimizer.{key}.{name}"] = trainer.sae.mesh.all_latents(value) if is_part else value
+    return tensors
 
 
 def _restore_optimizer(trainer: "Trainer", tensors: dict[str, Tensor], path: Path, kept: dict[str, list[str]]) -> None:
-    own = {
-        key: trainer.sae.own(_group(tensors, f"optimizer.{key}."))
-        for key in sorted({key for keys in kept.values() for key in keys})
-    }
-    name_of = {parameter: name for name, parameter in trainer.sae.named_parameters()}
-    for stepper in trainer.steppers:
-        parameters = [parameter for group in stepper.param_groups for parameter in group["params"]]
+    sharded = trainer.sae.sharded_names()
+    for name, parameter, stepper in _moved(trainer):
+        stepper.state.pop(parameter, None)
         state = {}
-        for number, parameter in enumerate(parameters):
-            name, shape = name_of[parameter], list(parameter.shape)
-            state[number] = {
-                key: _fitting(path, own[key], name, [] if key == "step" else shape) for key in kept.get(name, ())
-            }
-        kept_groups = stepper.state_dict()["param_groups"]
-        stepper.load_state_dict({"state": state, "param_groups": kept_groups})
+        for key in kept.get(name, ()):
+            full = tensors.get(f"optimizer.{key}.{name}")
+            if full is not None:
+                is_part = name in sharded and key not in stepper.common and full.ndim
+                state[key] = trainer.sae.mesh.own_latents(full) if is_part else full
+        if name in kept:
+            try:
+                stepper.put_back(parameter, state)
+            except ValueError as error:
+                raise ValueError(f"{path} does not fit: of what is kept of {name}, {error}") from None
+
+
+def _sums(trainer: "Trainer") -> dict[str, Tensor]:
+    """What the weights' average holds, by parameter."""
+    assert trainer.average
+    names = [name for name, _ in trainer.sae.named_parameters()]
+    return dict(zip(names, trainer.average.sums, strict=True))
 
 
 def _restore_algorithms(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:

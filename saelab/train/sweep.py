@@ -53,7 +53,7 @@ class Sweep:
                 passed = self.stack.objective(x)
             losses: list[Tensor] = []
             for trainer, (terms, _) in zip(self.trainers, passed, strict=True):
-                losses.append(trainer.loss(terms))
+                losses.append(trainer.loss(terms, x))
                 trainer.zero_gradients()
             torch.stack(losses).sum().backward()
             for trainer, (_, forward) in zip(self.trainers, passed, strict=True):

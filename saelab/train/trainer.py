@@ -25,11 +25,13 @@ from saelab.train.average import WeightAverage
 from saelab.train.convergence import Convergence
 from saelab.train.loop import Habits, run_loop
 from saelab.train.optimizer import Optimizer
-from saelab.train.optimizers.adam import Adam, LatentAdam
+from saelab.train.optimizers.adam import Adam
 from saelab.train.ramp import Ramp, ramped
 from saelab.train.schedule import default_rate, rate_at
 
 SAMPLE_ROWS = 32_768
+HUGE = 1e6
+"""An entry of so many times the data's scale is no activation like the others."""
 
 
 class Trainer:
@@ -77,7 +79,7 @@ class Trainer:
         self.algorithms, self.ramps = list(algorithms), list(ramps)
         self._set_up()
         self.average = WeightAverage(parameters, average) if average is not None else None
-        self.step_number = 0
+        self.step_number = self.began = 0
         self.rows_seen = 0
         self.rows_planned: int | None = None
         self._prepared = False
@@ -128,7 +130,7 @@ class Trainer:
         with self.ramped():
             with self.precision():
                 terms, forward = self.sae.objective(x, target, gradient, batch.downstream)
-            loss = self.loss(terms)
+            loss = self.loss(terms, x)
             self.zero_gradients()
             loss.backward()
             self.update(forward, len(batch.x))
@@ -144,13 +146,22 @@ class Trainer:
         """Matrix products run in the trainer's precision inside."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def loss(self, terms: dict[str, Tensor]) -> Tensor:
-        """The sum of an objective's terms; ValueError if it is not finite."""
+    def loss(self, terms: dict[str, Tensor], x: Tensor) -> Tensor:
+        """The sum of an objective's terms on rows [B, D]; ValueError if it is not finite."""
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             words = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-            raise ValueError(f"the loss at step {self.step_number} is not finite ({words}); lower lr or set clip")
+            raise ValueError(f"the loss at step {self.step_number} is not finite ({words}); {self._why(x)}")
         return loss
+
+    def _why(self, x: Tensor) -> str:
+        """What can have made a loss on rows [B, D] infinite or NaN, and what to do."""
+        largest = self.sae.scale.apply_to(x).abs().max().item()
+        if largest > HUGE:
+            return f"the batch's entries are up to {largest:.2g} times as large as usual: check the source's rows"
+        if self.step_number == self.began:
+            return "no step was taken yet, so it is the weights that training began with: check where they come from"
+        return "lower lr or set clip"
 
     def zero_gradients(self) -> None:
         """Forget the last step's gradients."""
@@ -187,9 +198,7 @@ class Trainer:
         for name, parameter in self.sae.named_parameters():
             if name.startswith("dictionary.") and name in sharded:
                 for stepper in self.steppers:
-                    for value in stepper.state.get(parameter, {}).values():
-                        if value.shape == parameter.shape:
-                            value[latents] = 0
+                    stepper.forget(parameter, latents)
 
     @torch.no_grad()
     def _clip_gradient(self, largest: float) -> None:
@@ -262,8 +271,7 @@ class Trainer:
     def finish(self) -> None:
         """What optimizers have put off is done: the SAE is then as it is to be used."""
         for stepper in self.steppers:
-            if isinstance(stepper, LatentAdam):
-                stepper.finish()
+            stepper.finish()
 
     def save(self, folder: Path) -> None:
         """Save the SAE, with the averaged weights where there is an average."""

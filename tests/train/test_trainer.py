@@ -187,7 +187,7 @@ def test_rows_that_are_not_finite_are_named_and_change_nothing():
 
 def test_rows_that_only_look_infinite_in_sum_are_taken():
     trainer = make()
-    with pytest.raises(ValueError, match="the loss at step 0 is not finite"):
+    with pytest.raises(ValueError, match=r"the loss at step 0 is not finite .* up to .*e\+38 times as large as usual"):
         trainer.step(Batch(torch.full((B, D), 3e38)))
 
 
@@ -195,10 +195,23 @@ def test_a_loss_that_is_not_finite_is_said_and_changes_no_weight():
     trainer = make()
     trainer.step(Batch(rows(B)))
     before = snapshot(trainer)
-    with pytest.raises(ValueError, match=r"the loss at step 1 is not finite \(reconstruction .*lower lr or set clip"):
+    with pytest.raises(
+        ValueError, match=r"the loss at step 1 is not finite \(reconstruction .*check the source's rows"
+    ):
         trainer.step(Batch(rows(B) * 1e30))
     for key, _ in trainer.sae.named_parameters():
         assert torch.equal(trainer.sae.state_dict()[key], before[key])
+
+
+def test_a_lower_rate_is_advised_only_where_steps_were_taken():
+    trainer = make()
+    with torch.no_grad():
+        trainer.sae.dictionary.W_enc.fill_(float("nan"))
+    with pytest.raises(ValueError, match="it is the weights that training began with"):
+        trainer.step(Batch(rows(B)))
+    trainer.step_number = 1
+    with pytest.raises(ValueError, match="lower lr or set clip"):
+        trainer.step(Batch(rows(B)))
 
 
 @pytest.mark.parametrize("activation", [TopK(K), ReLU()], ids=["TopK", "ReLU"])

@@ -7,7 +7,7 @@ There is no weight decay: directions have unit norm. Weights that have a row a l
 (kernels/update.py), with a gradient that is never held as a whole where kernels are compiled; the rest by torch's own.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from saelab.kernels import tier
 from saelab.kernels.gradient import defer, deferred
-from saelab.kernels.update import MOMENTS, catch_up, fresh, update
+from saelab.kernels.update import MOMENTS, carried, catch_up, fresh, update
 from saelab.kernels.update import Adam as Step
 from saelab.sae.sae import SAE
-from saelab.train.optimizer import Optimizer
+from saelab.train.optimizer import DenseAdam, Optimizer, Stepper
 
 
 class Adam(Optimizer):
@@ -48,18 +48,18 @@ class Adam(Optimizer):
         self.moments = moments
         self.touched = touched
 
-    def make(self, sae: SAE, lr: float) -> list[torch.optim.Optimizer]:
+    def make(self, sae: SAE, lr: float) -> list[Stepper]:
         self._check(sae)
         units = sae.dictionary.latent_rows()
         rows = [parameter for parameter in sae.parameters() if parameter in units]
-        rest = [parameter for parameter in sae.parameters() if parameter not in units]
+        rest: list[Tensor] = [parameter for parameter in sae.parameters() if parameter not in units]
         betas = (self.beta1, self.beta2)
-        made: list[torch.optim.Optimizer] = []
+        made: list[Stepper] = []
         if rows:
             step = Step(lr, *betas, self.epsilon, self.moments, self.touched, seed=sae.seed)
             made.append(LatentAdam(rows, lr, step, units))
         if rest:
-            made.append(torch.optim.Adam(rest, lr=lr, betas=betas, eps=self.epsilon, fused=True))
+            made.append(DenseAdam(rest, lr, betas, self.epsilon))
         return made
 
     def _check(self, sae: SAE) -> None:
@@ -76,7 +76,7 @@ class Adam(Optimizer):
             raise ValueError(f"Adam: touched and narrow moments need weights with a row a latent; {name} has none")
 
 
-class LatentAdam(torch.optim.Optimizer):
+class LatentAdam(Stepper):
     """Adam on weights [L, D], a latent at a time.
 
     Args:
@@ -85,6 +85,9 @@ class LatentAdam(torch.optim.Optimizer):
         step: the other settings.
         units: whether a weight's rows have unit norm.
     """
+
+    common = frozenset({"step", "rates", "clock_step", "clock_now", "clock_rates"})
+    growing = frozenset({"rates"})
 
     def __init__(self, rows: Iterable[Tensor], lr: float, step: Step, units: dict[Tensor, bool]):
         self.settings, self.units = step, units
@@ -102,6 +105,17 @@ class LatentAdam(torch.optim.Optimizer):
             elif deferred(weight) is not None:
                 del weight.deferred  # type: ignore[attr-defined]
 
+    def fresh(self, weight: Tensor) -> dict[str, Any]:
+        return fresh(weight, self.settings)
+
+    def put_back(self, weight: Tensor, kept: Mapping[str, Tensor]) -> None:
+        state = carried(dict(kept), weight)
+        super().put_back(weight, state)
+        if self.settings.touched:
+            step, last = int(state["step"]), state["last"]
+            if not 0 <= int(last.min()) <= int(last.max()) <= step or len(state["rates"]) not in (1, step + 1):
+                raise ValueError(f"last and rates should be of steps up to {step}, the file holds others")
+
     def _step_for(self, weight: Tensor, lr: float, comes_in_terms: bool) -> Step:
         # A gradient that comes as a whole went through the dictionary's own hooks, which see to the norms.
         own = self.settings
@@ -118,11 +132,11 @@ class LatentAdam(torch.optim.Optimizer):
                     continue
                 step = self._step_for(weight, group["lr"], bool(terms))
                 if not self.state[weight]:
-                    self.state[weight] = fresh(weight, step)
+                    self.state[weight] = self.fresh(weight)
                 update(weight, self.state[weight], terms, weight.grad, step)
 
     def finish(self) -> None:
-        """Bring latents that were not visited lately to where they belong."""
+        # Latents that were not visited lately come to where they belong.
         for group in self.param_groups:
             for weight in group["params"]:
                 if self.state[weight]:

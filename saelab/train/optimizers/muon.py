@@ -25,7 +25,7 @@ from torch import Tensor
 
 from saelab.core.mesh import ALONE, Mesh
 from saelab.sae.sae import SAE
-from saelab.train.optimizer import Optimizer
+from saelab.train.optimizer import DenseAdam, Optimizer, Stepper
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 LIKE_ADAM = 0.2
@@ -56,7 +56,7 @@ class Muon(Optimizer):
         self.beta2 = beta2
         self.epsilon = epsilon
 
-    def make(self, sae: SAE, lr: float) -> list[torch.optim.Optimizer]:
+    def make(self, sae: SAE, lr: float) -> list[Stepper]:
         for name in ("momentum", "beta1", "beta2"):
             self.check_share(name)
         if self.steps < 1:
@@ -65,28 +65,31 @@ class Muon(Optimizer):
             raise ValueError(f"Muon: epsilon must not be negative, infinite or NaN, got {self.epsilon}")
         sharded = sae.sharded_names()
         matrices: dict[bool, list[Tensor]] = {True: [], False: []}
-        others = []
+        others: list[Tensor] = []
         for name, parameter in sae.named_parameters():
             if parameter.ndim == 2:
                 matrices[name in sharded].append(parameter)
             else:
                 others.append(parameter)
         groups = [{"params": params, "sharded": is_sharded} for is_sharded, params in matrices.items() if params]
-        made: list[torch.optim.Optimizer] = []
+        made: list[Stepper] = []
         if groups:
             defaults = {"lr": lr, "momentum": self.momentum, "steps": self.steps}
             made.append(OrthogonalSteps(groups, defaults, sae.mesh))
         if others:
-            made.append(torch.optim.Adam(others, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=True))
+            made.append(DenseAdam(others, lr, (self.beta1, self.beta2), self.epsilon))
         return made
 
 
-class OrthogonalSteps(torch.optim.Optimizer):
+class OrthogonalSteps(Stepper):
     """Muon's update of matrices; those of a group marked `sharded` are this shard's rows of larger ones."""
 
     def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any], mesh: Mesh):
         self.mesh = mesh
         super().__init__(groups, defaults)
+
+    def fresh(self, weight: Tensor) -> dict[str, Any]:
+        return {"mean": torch.zeros_like(weight)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -97,9 +100,9 @@ class OrthogonalSteps(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                if not self.state[parameter]:
+                    self.state[parameter] = self.fresh(parameter)
                 state = self.state[parameter]
-                if not state:
-                    state["mean"] = torch.zeros_like(parameter)
                 mean = state["mean"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = orthogonal(parameter.grad.lerp(mean, group["momentum"]), group["steps"], mesh)
                 size = LIKE_ADAM * math.sqrt(max(len(parameter) * mesh.shards, parameter.shape[1]))

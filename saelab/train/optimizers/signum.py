@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saelab.sae.sae import SAE
-from saelab.train.optimizer import Optimizer
+from saelab.train.optimizer import Optimizer, Stepper
 
 
 class Signum(Optimizer):
@@ -26,13 +27,16 @@ class Signum(Optimizer):
     def __init__(self, momentum: float = 0.9):
         self.momentum = momentum
 
-    def make(self, sae: SAE, lr: float) -> list[torch.optim.Optimizer]:
+    def make(self, sae: SAE, lr: float) -> list[Stepper]:
         self.check_share("momentum")
         return [SignSteps(sae.parameters(), {"lr": lr, "momentum": self.momentum})]
 
 
-class SignSteps(torch.optim.Optimizer):
+class SignSteps(Stepper):
     """Moves every entry by `lr` against the sign of its averaged gradient; parameters without a gradient stay."""
+
+    def fresh(self, weight: Tensor) -> dict[str, Any]:
+        return {"mean": torch.zeros_like(weight)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -42,8 +46,8 @@ class SignSteps(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                if not self.state[parameter]:
+                    self.state[parameter] = self.fresh(parameter)
                 state = self.state[parameter]
-                if not state:
-                    state["mean"] = torch.zeros_like(parameter)
                 state["mean"].lerp_(parameter.grad, 1 - group["momentum"])
                 parameter.add_(state["mean"].sign(), alpha=-group["lr"])
