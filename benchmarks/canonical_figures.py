@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 from saelab.analysis.meta import read_meta
 from saelab.analysis.stitch import read_stitch
 from saelab.core.read import read_json
-from saelab.figures.comparisons import LINES, bars_figure, curves_figure, path_figure, scatter_figure, styled
+from saelab.figures.comparisons import bars_figure, curves_figure, path_figure, scatter_figure
+from saelab.figures.theme import LEGEND_BELOW, PALETTE, styled
 
 FAMILY_NAMES = {
     "ladder": "TopK, one threshold",
@@ -23,7 +24,7 @@ FAMILY_NAMES = {
 }
 PAGE = """<!doctype html><div id="f"></div>{plot}<script>
 const f = document.getElementsByClassName("plotly-graph-div")[0];
-Plotly.toImage(f, {{format: "{kind}", width: 720, height: 440, scale: 1}}).then(u => {{
+Plotly.toImage(f, {{format: "{kind}", width: 760, height: 480, scale: 1}}).then(u => {{
   document.body.innerHTML = "<pre id=u>" + u + "</pre>"; }});</script>"""
 
 
@@ -79,7 +80,7 @@ def scatter(out: Path) -> go.Figure:
 def novel(out: Path) -> go.Figure:
     """The share of novel latents by width, of each family; of TopK, read in both ways, with what other seeds gave."""
     figure = go.Figure()
-    for (family, name), colour in zip(FAMILY_NAMES.items(), LINES, strict=False):
+    for (family, name), colour in zip(FAMILY_NAMES.items(), PALETTE, strict=False):
         folder = out / ("stitch" if family == "ladder" else f"{family}-stitch")
         for file, dash in (("stitch", "solid"), ("as-trained", "dash")):
             if (folder / f"{file}.json").exists():
@@ -90,14 +91,15 @@ def novel(out: Path) -> go.Figure:
                 figure.add_scatter(x=sizes, y=shares, mode="lines+markers", name=said, line=line)
     seeds = read_json(out / "seeds.json")["ladder"]["pairs"] if (out / "seeds.json").exists() else []
     for reading, symbol in (("by_threshold", "circle-open"), ("as_trained", "diamond-open")):
-        mark = {"color": LINES[0], "symbol": symbol, "size": 9}
+        mark = {"color": PALETTE[0], "symbol": symbol, "size": 9}
         sizes, shares = [pair["large"] for pair in seeds], [pair[reading]["share_novel"] for pair in seeds]
         said = {"by_threshold": "one threshold, every two seeds", "as_trained": "as trained, every two seeds"}[reading]
         figure.add_scatter(x=sizes, y=shares, mode="markers", name=said, marker=mark)
     ticks = sorted({int(x) for trace in figure.data for x in trace.x})
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
     figure.update_yaxes(range=[0, 1])
-    return styled(figure, "Novel latents", "latents of the larger SAE, twice the smaller one's", "share of the decided")
+    title, x = "Novel latents", "latents of the larger SAE, twice the smaller one's"
+    return styled(figure, title, x, "share of the decided", legend=LEGEND_BELOW)
 
 
 def path_of(folder: Path, title: str) -> go.Figure:

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from saelab.figures.scores import COLOURS, write_figures
+from saelab.figures.theme import colour, write_figures
 from saelab.recipes.bench import bench
 
 WIDTH_K_BATCH = {"d_in": 768, "k": 32, "batch": 2048}
@@ -55,7 +55,7 @@ def figure(found: dict[int, dict]):
 
     drawn = Figure()
     for number, (name, seconds) in enumerate(times(found).items()):
-        line = {"color": COLOURS[number % len(COLOURS)], "dash": "dot" if name.startswith("one ") else "solid"}
+        line = {"color": colour(number), "dash": "dot" if name.startswith("one ") else "solid"}
         short = name.replace("one ", "").replace(" reference", "").replace(" encoder", "")
         drawn.add_trace(Scatter(x=list(seconds), y=list(seconds.values()), name=short, mode="lines+markers", line=line))
     title = "A training step: width {d_in}, k {k}, batch {batch:,}".format(**WIDTH_K_BATCH)

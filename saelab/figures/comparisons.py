@@ -1,39 +1,28 @@
-"""Figures of what was found, drawn with plotly: pages that open from the disk, offline."""
+"""Figures of comparisons: stitching, paths between SAEs, pairs and clusters of directions."""
 
 import html
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
 from saelab.analysis.insertion import CLASSES
-from saelab.core.files import write_text
+from saelab.figures.theme import BLACK, BLUE, DARK_GREY, GREEN, GREY, LEGEND_BELOW, PURPLE, VERMILION, styled
 
-COLOURS = {"novel": "#0072B2", "reconstruction": "#D55E00", "undecided": "#999999"}
-"""Okabe and Ito's, which the colour-blind can tell apart."""
-PHASE_COLOURS = {"insert": "#0072B2", "swap": "#D55E00", "remove": "#009E73", "finish": "#000000"}
+CLASS_COLOURS = {"novel": BLUE, "reconstruction": VERMILION, "undecided": GREY}
+PHASE_COLOURS = {"insert": BLUE, "swap": VERMILION, "remove": GREEN, "finish": BLACK}
 PAIR_COLOURS = {
-    "duplicate": "#CC79A7",
-    "overlapping": "#0072B2",
-    "disjoint": "#D55E00",
-    "between": "#009E73",
-    "undecided": "#999999",
-}
-LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    "duplicate": PURPLE, "overlapping": BLUE, "disjoint": VERMILION, "between": GREEN, "undecided": GREY,
+}  # fmt: skip
 MOST_POINTS = 5000
 MOST_NAMED = 8
 """Latents of a cluster that its colours are told by."""
 
 
-def styled(figure: go.Figure, title: str, x: str, y: str, **more: Any) -> go.Figure:
-    """The look that all figures share."""
-    return figure.update_layout(
-        title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", width=720, height=440,
-        margin={"l": 80, "r": 20, "t": 50, "b": 60}, colorway=LINES,
-        legend={"orientation": "h", "y": -0.22}, **more,
-    )  # fmt: skip
+def _styled(figure: go.Figure, title: str, x: str, y: str, **layout: Any) -> go.Figure:
+    margin = {"l": 80, "r": 20, "t": 50, "b": 60}
+    return styled(figure, title, x, y, **({"margin": margin, "legend": LEGEND_BELOW} | layout))
 
 
 def scatter_figure(
@@ -59,17 +48,17 @@ def scatter_figure(
         own = all_own[:: -(-len(all_own) // MOST_POINTS) or 1]
         figure.add_scattergl(
             x=[float(cosine[i]) for i in own], y=[math.asinh(changes[i] / unit) for i in own], mode="markers",
-            name=f"{name} ({len(all_own):,})", marker={"size": 5, "color": COLOURS[name], "opacity": 0.6},
+            name=f"{name} ({len(all_own):,})", marker={"size": 5, "color": CLASS_COLOURS[name], "opacity": 0.6},
             customdata=[[i, changes[i]] for i in own],
             hovertemplate="latent %{customdata[0]}: cosine %{x:.3f}, %{customdata[1]:.3g}",
         )  # fmt: skip
     ticks = _signed_powers(min(changes, default=0.0), max(changes, default=0.0), unit)
     figure.update_yaxes(tickvals=[math.asinh(tick / unit) for tick in ticks], ticktext=[f"{tick:g}" for tick in ticks])
-    said = {"text": f"cosine {threshold:g}", "font_color": "#555555", "xanchor": "right", "textangle": -90}
-    figure.add_vline(x=threshold, line_dash="dot", line_color="#555555", annotation=said)
-    figure.add_hline(y=0, line_color="#555555", line_width=1)
+    said = {"text": f"cosine {threshold:g}", "font_color": DARK_GREY, "xanchor": "right", "textangle": -90}
+    figure.add_vline(x=threshold, line_dash="dot", line_color=DARK_GREY, annotation=said)
+    figure.add_hline(y=0, line_color=DARK_GREY, line_width=1)
     y = "change of the mean squared error<br>(of an entry, data's units squared)"
-    return styled(figure, title, "largest cosine with the small SAE", y, legend_itemsizing="constant")
+    return _styled(figure, title, "largest cosine with the small SAE", y, legend_itemsizing="constant")
 
 
 def _signed_powers(low: float, high: float, unit: float) -> list[float]:
@@ -112,14 +101,14 @@ def path_figure(
         )  # fmt: skip
     figure.add_scatter(
         x=[sae[against] for sae in saes], y=[sae["fvu"] for sae in saes], mode="markers", name="trained",
-        marker={"size": 9, "color": "#000000", "symbol": "diamond"},
+        marker={"size": 9, "color": BLACK, "symbol": "diamond"},
     )  # fmt: skip
     if against == "n_latents":
         sizes = [int(sae["n_latents"]) for sae in saes]
         most = max([*sizes, *map(int, path["n_latents"])])
         ends = [math.log10(sizes[0] * 0.85), math.log10(most * 1.15)]
         figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{size:,}" for size in sizes], range=ends)
-    return styled(figure, title, {"n_latents": "number of latents", "l0": "L0"}[against], "FVU")
+    return _styled(figure, title, {"n_latents": "number of latents", "l0": "L0"}[against], "FVU")
 
 
 def kinds_figure(pairs: Mapping[str, Sequence[Any]], threshold: float, title: str) -> go.Figure:
@@ -145,7 +134,7 @@ def kinds_figure(pairs: Mapping[str, Sequence[Any]], threshold: float, title: st
     room = max(0.02, 0.1 * (most - threshold))
     figure.update_xaxes(range=[threshold - room, min(1.02, most + room)])
     figure.update_yaxes(range=[-0.04, 1.04])
-    return styled(
+    return _styled(
         figure,
         title,
         "cosine of the directions",
@@ -185,7 +174,7 @@ def clouds_figure(points: Mapping[str, Sequence[Any]], clusters: Sequence[Mappin
         visible = [other == number for other in shown]
         buttons.append({"label": label, "method": "update", "args": [{"visible": visible}]})
     menu = {"buttons": buttons, "x": 0.02, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
-    figure = styled(figure, title, "", "", updatemenus=[menu], showlegend=False)
+    figure = _styled(figure, title, "", "", updatemenus=[menu], showlegend=False)
     axes = {f"{axis}axis_title": f"component {number + 1}" for number, axis in enumerate("xyz")}
     figure.update_scenes(camera_eye={"x": 1.5, "y": 1.5, "z": 1.1}, **axes)
     return figure.update_layout(height=640, title_y=0.97, margin={"l": 30, "r": 10, "t": 110, "b": 30})
@@ -208,18 +197,11 @@ def curves_figure(
     figure = go.Figure()
     for name, (xs, ys) in lines.items():
         figure.add_scatter(x=xs, y=ys, mode="lines+markers" if len(xs) < 30 else "lines", name=name)
-    return styled(figure, title, x, y, **more)
+    return _styled(figure, title, x, y, **more)
 
 
 def bars_figure(bars: dict[str, float], title: str, y: str) -> go.Figure:
     """One bar for each name."""
     said = [f"{value:.3g}" for value in bars.values()]
     figure = go.Figure(go.Bar(x=list(bars), y=list(bars.values()), text=said, textposition="outside", cliponaxis=False))
-    return styled(figure, title, "", y)
-
-
-def save_page(figures: list[go.Figure], path: Path, title: str) -> None:
-    """Write figures as one page, with plotly's own script beside them in it: about 5 MB."""
-    parts = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)]
-    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>'
-    write_text(path, head + "\n".join(parts))
+    return _styled(figure, title, "", y)

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelab.figures.scores import COLOURS, write_figures
+from saelab.figures.theme import GREY, new_figure, write_figures
+from saelab.figures.theme import colour as colour_of
 from saelab.scaling.cells import Cell
 from saelab.scaling.fit import Fit
 
@@ -48,7 +49,6 @@ MIDDLES = [(number - 19.5) / 20 for number in range(40)]
 BEYOND = 4.0
 """How far a law is drawn beyond the cells."""
 STROKES = ("solid", "dash", "dot", "dashdot")
-GREY = "#888888"
 
 
 def write_figure(path: Path, figure: "Figure") -> None:
@@ -63,20 +63,13 @@ def write_panel(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _figure(title: str, x: str, y: str, **axes: Any) -> "Figure":
-    from plotly.graph_objects import Figure
-
-    figure = Figure()
-    figure.update_layout(
-        title=title, template="simple_white", width=760, height=480, legend={"font": {"size": 11}},
-        xaxis={"title": {"text": x}, **axes.get("across", LOG)},
-        yaxis={"title": {"text": y}, **axes.get("up", LOG)},
-    )  # fmt: skip
-    return figure
+    """With logarithmic axes, unless `across` and `up` say otherwise."""
+    return new_figure(title, x, y, xaxis=axes.get("across", LOG), yaxis=axes.get("up", LOG))
 
 
 def _trace(x: Sequence[float], y: Sequence[float], name: str, number: int | str, **more: Any) -> dict[str, Any]:
     """A line of the colour with a number, or of a colour by its name."""
-    colour = number if isinstance(number, str) else COLOURS[number % len(COLOURS)]
+    colour = number if isinstance(number, str) else colour_of(number)
     line = {"color": colour, "dash": more.pop("dash", "solid")} | more.pop("line", {})
     marker = {"color": colour, "size": more.pop("size", 7)} | more.pop("marker", {})
     kept = {"type": "scatter", "mode": "lines", "line": line, "marker": marker, "name": name} | more

@@ -16,21 +16,18 @@ rows behind `zf` and `violin` are in the tables of the run.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from saelab.core.files import write_text
-from saelab.figures.svg import svg
+from saelab.figures.theme import GREY, colour, new_figure
 from saelab.metrics.base import Table
 from saelab.metrics.causal.ablation_sparsity import reference_points
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6", "#dd4477", "#66aa00", "#b82e2e", "#316395")
 BANDS = (0.25, 0.5, 1.0)
 POINTS = 2000
 """Rows that a scatter plot shows of one SAE."""
@@ -56,42 +53,14 @@ def figures(saes: Sequence[Drawn]) -> dict[str, "Figure"]:
     return {name: figure for name, figure in made.items() if figure.data}
 
 
-def write_figures(made: Mapping[str, "Figure"], folder: Path) -> list[Path]:
-    """Write figures as HTML and SVG into a folder; the files, HTML first."""
-    from plotly.offline import get_plotlyjs
-
-    pages, images = [], []
-    if made:
-        write_text(folder / "plotly.min.js", get_plotlyjs())
-    for name, figure in made.items():
-        pages.append(folder / f"{name}.html")
-        write_text(pages[-1], figure.to_html(include_plotlyjs="plotly.min.js", div_id=name))
-        images.append(folder / f"{name}.svg")
-        write_text(images[-1], svg(figure.to_plotly_json()))
-    return pages + images
-
-
-def _figure(title: str, x: str, y: str, **axes: Any) -> "Figure":
-    from plotly.graph_objects import Figure
-
-    figure = Figure()
-    figure.update_layout(
-        title=title, template="simple_white", width=760, height=480, legend={"font": {"size": 10}},
-        xaxis={"title": {"text": x}, **axes.pop("xaxis", {})},
-        yaxis={"title": {"text": y}, **axes.pop("yaxis", {})},
-        **axes,
-    )  # fmt: skip
-    return figure
-
-
 def _line(figure: "Figure", x: Sequence[Any], y: Sequence[Any], name: str, number: int | None, **more: Any) -> None:
     """A line, in the colour of its number, or grey and dashed without one."""
     from plotly.graph_objects import Scatter
 
-    colour = "#888888" if number is None else COLOURS[number % len(COLOURS)]
-    line = {"color": colour, "width": 1.5} | ({"dash": "dash"} if number is None else {}) | more.pop("line", {})
+    shade = GREY if number is None else colour(number)
+    line = {"color": shade, "width": 1.5} | ({"dash": "dash"} if number is None else {}) | more.pop("line", {})
     style = {"mode": "lines"} | more
-    figure.add_trace(Scatter(x=list(x), y=list(y), name=name, line=line, marker={"color": colour, "size": 6}, **style))
+    figure.add_trace(Scatter(x=list(x), y=list(y), name=name, line=line, marker={"color": shade, "size": 6}, **style))
 
 
 def _level(figure: "Figure", x: Sequence[Any], y: Sequence[Any], name: str) -> None:
@@ -101,7 +70,7 @@ def _level(figure: "Figure", x: Sequence[Any], y: Sequence[Any], name: str) -> N
 
 
 def _density(saes: Sequence[Drawn]) -> "Figure":
-    figure = _figure("Density spectrum", "density, share of rows", "share of latents", xaxis={"type": "log"})
+    figure = new_figure("Density spectrum", "density, share of rows", "share of latents", xaxis={"type": "log"})
     edges = torch.linspace(-6, 0, 49)
     for number, sae in enumerate(saes):
         if "density" in sae.latents:
@@ -115,13 +84,13 @@ def _density(saes: Sequence[Drawn]) -> "Figure":
 
 
 def _zf(saes: Sequence[Drawn]) -> "Figure":
-    figure = _figure("ZF plot", "norm of the row", "norm of the codes, the bias being one")
+    figure = new_figure("ZF plot", "norm of the row", "norm of the codes, the bias being one")
     largest = 0.0
     for number, sae in enumerate(saes):
         if table := sae.tables.get("zf"):
             some = slice(0, POINTS)
             largest = max(largest, max(table["norm_x"][some], default=0.0))
-            marker = {"size": 4, "opacity": 0.5, "color": COLOURS[number % len(COLOURS)]}
+            marker = {"size": 4, "opacity": 0.5, "color": colour(number)}
             _points(figure, (table["norm_x"][some], table["norm_f"][some]), sae.name, marker, table.get("text"))
     if largest:
         for name, slope in _bands():
@@ -152,7 +121,7 @@ def _violin(saes: Sequence[Drawn]) -> "Figure":
     right = {"title": {"text": "ε_LBO (right halves)"}, "overlaying": "y", "side": "right"}
     having = [sae for sae in saes if sae.tables.get("zf")]
     names = {"tickvals": list(range(len(having))), "ticktext": [sae.name for sae in having]}
-    figure = _figure("Errors and ε_LBO of rows", "", "normalised error (left halves)", xaxis=names, yaxis2=right)
+    figure = new_figure("Errors and ε_LBO of rows", "", "normalised error (left halves)", xaxis=names, yaxis2=right)
     for number, sae in enumerate(having):
         for column, side, axis in (("nmse", -1, "y"), ("eps_lbo", 1, "y2")):
             values = torch.tensor(sae.tables["zf"][column], dtype=torch.float64)
@@ -177,7 +146,7 @@ def _against_l0(score: str, title: str, y: str, beside: Mapping[str, str]) -> Ca
     """A score against L0, a line for the SAEs of one size, other scores dashed beside it."""
 
     def draw(saes: Sequence[Drawn]) -> "Figure":
-        figure = _figure(title, "L0, latents active on a row", y, xaxis={"type": "log"})
+        figure = new_figure(title, "L0, latents active on a row", y, xaxis={"type": "log"})
         for number, (name, having) in enumerate(_lines([sae for sae in saes if sae.score(score) and sae.score("l0")])):
             x = [sae.scores["l0"]["value"] for sae in having]
             found = [sae.scores[score] for sae in having]
@@ -232,7 +201,7 @@ def _constant(key: str) -> float | None:
 def _precision_recall(saes: Sequence[Drawn]) -> "Figure":
     having = [sae for sae in saes if all(map(sae.score, ("n2g_recall", "n2g_precision", "l0")))]
     title = "Token patterns (N2G); at each point its L0"
-    figure = _figure(title, "recall", "precision", xaxis={"type": "log"}, yaxis={"range": [0, 1]})
+    figure = new_figure(title, "recall", "precision", xaxis={"type": "log"}, yaxis={"range": [0, 1]})
     for number, (name, line) in enumerate(_lines(having)):
         recall, precision = ([sae.scores[f"n2g_{key}"] for sae in line] for key in ("recall", "precision"))
         more = {"mode": "lines+markers+text", "error_x": _bars(recall), "error_y": _bars(precision)}
@@ -243,7 +212,7 @@ def _precision_recall(saes: Sequence[Drawn]) -> "Figure":
 
 
 def _refinement(saes: Sequence[Drawn]) -> "Figure":
-    figure = _figure("Refined codes", "code", "refined over original code", xaxis={"type": "log"})
+    figure = new_figure("Refined codes", "code", "refined over original code", xaxis={"type": "log"})
     for number, sae in enumerate(saes):
         if table := sae.tables.get("refinement"):
             pairs = [(code, new / code) for code, new in zip(table["code"], table["refined"], strict=True) if code > 0]
@@ -253,7 +222,7 @@ def _refinement(saes: Sequence[Drawn]) -> "Figure":
 
 def _test_time(saes: Sequence[Drawn]) -> "Figure":
     log = {"type": "log"}
-    figure = _figure("Read with another k or a threshold", "mean L0", "FVU", xaxis=log, yaxis=log)
+    figure = new_figure("Read with another k or a threshold", "mean L0", "FVU", xaxis=log, yaxis=log)
     for number, sae in enumerate(saes):
         if table := sae.tables.get("test_time"):
             for reading, dash in (("topk", "solid"), ("threshold", "dot"), ("own", "solid")):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from saelab.core.files import read_tensors
 from saelab.core.run import Run
-from saelab.figures.scores import Drawn, figures, write_figures
+from saelab.figures.scores import Drawn, figures
+from saelab.figures.theme import write_figures
 from saelab.metrics.table import read_columns, write_csv
 from saelab.sae.sae import load
 

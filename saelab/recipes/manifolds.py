@@ -51,12 +51,13 @@ def manifolds_of(
 
 
 def _draw(written: dict[str, Any], folder: Path, name: str) -> None:
-    from saelab.figures.comparisons import clouds_figure, kinds_figure, save_page
+    from saelab.figures.comparisons import clouds_figure, kinds_figure
+    from saelab.figures.theme import write_page
 
     drawn = [kinds_figure(written["pairs"], written["settings"]["threshold"], f"Close pairs of {name}")]
     if len(written["points"]["cluster"]):
         drawn.append(clouds_figure(written["points"], written["clusters"], f"Clusters of {name}"))
-    save_page(drawn, folder / "manifolds.html", f"Manifolds of {name}")
+    write_page(drawn, folder / "manifolds.html", f"Manifolds of {name}")
 
 
 def _print(found: Manifolds, written: dict[str, Any], sae: SAE, show: int) -> None:

@@ -61,17 +61,18 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
 
 
 def _draw(found: Stitched, folder: Path) -> None:
-    from saelab.figures.comparisons import path_figure, save_page, scatter_figure
+    from saelab.figures.comparisons import path_figure, scatter_figure
+    from saelab.figures.theme import write_page
 
     path = path_figure(found.path(), found.summary()["saes"], "Stitching a ladder")
-    save_page([path], folder / "path.html", "The way from one SAE to the next")
+    write_page([path], folder / "path.html", "The way from one SAE to the next")
     scatters = []
     for pair in found.pairs:
         kinds = [CLASSES[kind] for kind in pair.insertion.kind.tolist()]
         title = " to ".join(Path(name).name for name in pair.names)
         cosine, delta = pair.cosine.tolist(), pair.insertion.delta.tolist()
         scatters.append(scatter_figure(cosine, delta, kinds, title, found.settings.threshold))
-    save_page(scatters, folder / "scatter.html", "Insertion test")
+    write_page(scatters, folder / "scatter.html", "Insertion test")
 
 
 def _print(found: Stitched) -> None:

@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from saelab.figures.scores import FIGURES, Drawn, figures, write_figures
+from saelab.figures.scores import FIGURES, Drawn, figures
 from saelab.figures.svg import Axis, svg
+from saelab.figures.theme import write_figures
 from saelab.metrics.base import Score
 from saelab.metrics.table import read_columns, write_columns, write_csv
 
