@@ -16,12 +16,12 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
-PLAIN = (int, float, bool, str, NoneType)
+from saelab.core.read import fits
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
@@ -36,20 +36,28 @@ def near_miss(name: str, known: Iterable[str]) -> str:
 def check_kinds(built: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """ValueError if an argument read from a file is not of the plain type that a constructor's signature asks for.
 
-    Only numbers, booleans, strings, lists and None are checked; other annotations are left to the constructor.
+    Only numbers, booleans, strings, lists of these and None are checked; others are left to the constructor.
     """
     hints = get_type_hints(inspect.getattr_static(built, "__init__"))
     for key, value in arguments.items():
-        allowed = get_args(hints.get(key)) if isinstance(hints.get(key), UnionType) else (hints.get(key),)
-        if all(kind in PLAIN for kind in allowed) and not any(_is_a(value, kind) for kind in allowed):
-            names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
+        hint = hints.get(key, Any)
+        if not fits(value, _kind(hint)):
+            names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in _allowed(hint))
             raise ValueError(f"{built.__name__}: {key} must be {names.replace('NoneType', 'null')}, got {value!r}")
 
 
-def _is_a(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+def _allowed(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+def _kind(hint: Any) -> Any:
+    """A signature's annotation as `saelab.core.read` says what is expected; Any for one that it cannot."""
+    if isinstance(hint, UnionType):
+        kinds = tuple(_kind(part) for part in get_args(hint))
+        return Any if Any in kinds else kinds
+    if get_origin(hint) in (list, Sequence):
+        return [_kind(get_args(hint)[0])]
+    return None if hint is NoneType else hint if hint in (int, float, bool, str) else Any
 
 
 class Component:

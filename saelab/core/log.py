@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from saelab.core.files import write_text
+from saelab.core.read import expect, parse_json
 
 Record = dict[str, float | int]
+STEP = {"step": int}
+TRAINING = {"rows": int, "lr": float, "l0": float, "fvu": (float, None), "rows_per_second": (float, None)}
+REMOVE = "remove that line"
 
 
 class Log:
@@ -56,15 +60,35 @@ def note_down(path: Path, record: Record) -> None:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log. A last line cut short by a kill is left out; any other damage is a ValueError."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not `text_of`: a kill may have cut a character of the last line in two.
+    lines = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
+        where = f"{path}, line {number}"
+        if number == len(lines):  # only a line that ends was written whole
+            try:
+                records += [_record(line, where)] if line else []
+            except ValueError:
                 break
-            raise ValueError(f"{path} is damaged at line {number} ({error}); remove that line") from None
+        else:
+            records.append(_record(line, where))
+    return records
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    record: dict[str, Any] = parse_json(line, where, STEP, remedy=REMOVE)
+    expect(record, {str: (float, None, [int])}, where, REMOVE)
+    return record
+
+
+def read_training(path: Path) -> list[dict[str, Any]]:
+    """The records of training steps, without those that measurements left; ValueError for a log that is damaged.
+
+    Of each `step`, `rows`, `lr` and `l0` are numbers, `fvu` and `rows_per_second` numbers or None.
+    """
+    records = [record for record in read_log(path) if "lr" in record]
+    for record in records:
+        expect(record, TRAINING, f"{path}, step {record['step']}", REMOVE)
     return records
 
 

@@ -61,6 +61,11 @@ def expect(value: Any, kind: Any, where: str | Path, remedy: str = REMEDY) -> An
     return value
 
 
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is as expected."""
+    return _misfit(value, kind, "") is None
+
+
 def _misfit(value: Any, kind: Any, place: str) -> tuple[str, str, str] | None:
     """Place, what was expected and what was found instead; None if all is as expected."""
     if isinstance(kind, dict) and str not in kind and isinstance(value, dict):

@@ -6,9 +6,20 @@ from typing import Any
 import yaml
 
 from saelab.core.files import is_vacant, write_json, write_text
-from saelab.core.read import check_format, read_json, read_yaml
+from saelab.core.read import REMEDY, check_format, read_json, read_yaml
 
 FORMAT = 1
+SWEEP = "sweep.json"
+"""In the folder of a sweep: the names of its members, runs in folders beside it."""
+SCORE = {"value": float, "low": (float, None), "high": (float, None), "n": int, "unit": str}
+SOURCE = {
+    **{f"{key}?": str for key in ("model", "site", "text", "field", "split", "fingerprint", "device", "precision")},
+    **{f"{key}?": (str, None) for key in ("target", "average")},
+    **{f"{key}?": int for key in ("seq_len", "seed")},
+    "piece?": (int, None),
+    "world?": {"name": str},
+}
+"""What is known of the keys of a source.json; other kinds of rows have others."""
 
 README = """# A saelab run
 
@@ -77,8 +88,31 @@ class Run:
 
     def scores(self) -> dict[str, Any]:
         """What was measured; empty if nothing was."""
-        return read_json(self.scores_file) if self.scores_file.exists() else {}
+        again = f"restore it from a copy, or remove it and `saelab measure {self.folder}`"
+        return read_json(self.scores_file, {str: SCORE}, remedy=again) if self.scores_file.exists() else {}
+
+    def measured(self) -> dict[str, Any]:
+        """The data that it was measured on, and what was left out; empty if nothing was measured."""
+        again = f"restore it from a copy, or remove it and `saelab measure {self.folder}`"
+        kinds = {"data": dict, "skipped": {str: str}}
+        return read_json(self.measured_file, kinds, remedy=again) if self.measured_file.exists() else {}
+
+    def source(self) -> dict[str, Any]:
+        """What its rows were made from; empty if it does not say."""
+        return read_json(self.source_file, SOURCE) if self.source_file.exists() else {}
 
     def write_scores(self, scores: dict[str, Any]) -> None:
         """Keep these scores in place of earlier ones: what stands together was measured together."""
         write_json(self.scores_file, scores)
+
+
+def members_of(sweep: str | Path) -> list[Path]:
+    """The folders of a sweep's members; ValueError if its list of them is missing or damaged."""
+    path = Path(sweep) / SWEEP
+    names = read_json(path, {"members": [str]})["members"]
+    for number, name in enumerate(names):
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise ValueError(f"{path}: members[{number}]: expected the name of a folder, got {name!r}; {REMEDY}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: members: expected at least one name, each once; {REMEDY}")
+    return [Path(sweep) / name for name in names]

@@ -22,14 +22,12 @@ from saelab.core.codes import Codes
 from saelab.core.components import near_miss
 from saelab.core.files import write_json
 from saelab.core.mesh import ALONE, Mesh
-from saelab.core.read import check_format, read_json
 from saelab.kernels.decode import decode
 from saelab.sae.firing import Firing
-from saelab.sae.sae import SAE, load
+from saelab.sae.sae import ENSEMBLE, SAE, load, read_config
 from saelab.sae.scale import Scale
 
 FORMAT = 1
-KIND = "ensemble"
 CONFIG = "config.json"
 HOW = ("bagging", "boosting")
 
@@ -160,7 +158,7 @@ class Ensemble(nn.Module):
         folder = Path(folder)
         for number, sae in enumerate(self.saes):
             sae.save(folder / _member(number))
-        write_json(folder / CONFIG, {"format": FORMAT, "kind": KIND, "how": self.how, "members": len(self.members)})
+        write_json(folder / CONFIG, {"format": FORMAT, "kind": ENSEMBLE, "how": self.how, "members": len(self.members)})
 
     def __repr__(self) -> str:
         return f"Ensemble({self.how} of {self.saes})"
@@ -203,12 +201,11 @@ def load_ensemble(folder: str | Path) -> Ensemble:
         ValueError: naming the file and what is wrong with it, of the ensemble or of a member.
     """
     folder = Path(folder)
-    path, config = folder / CONFIG, read_json(folder / CONFIG)
-    check_format(path, config.get("format"), FORMAT)
-    if config.get("kind") != KIND:
+    path, config = folder / CONFIG, read_config(folder)
+    if config.get("kind") != ENSEMBLE:
         raise ValueError(f"{path} is not that of an ensemble; saelab.load opens an SAE")
-    members = config.get("members")
-    if type(members) is not int or members < 1:
+    members = config["members"]
+    if members < 1:
         raise ValueError(f"{path}: members must be a number of at least 1, got {members!r}")
     saes = [load(folder / _member(number)) for number in range(members)]
     try:

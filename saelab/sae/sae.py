@@ -18,7 +18,7 @@ from saelab.core.codes import Codes
 from saelab.core.components import Component, check_kinds, near_miss
 from saelab.core.files import read_tensors, write_json, write_tensors
 from saelab.core.mesh import ALONE, Mesh
-from saelab.core.read import check_format, read_json
+from saelab.core.read import check_format, expect, read_json
 from saelab.sae.base import Activation, Dictionary, Forward, Loss, Sizes
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.firing import Firing
@@ -26,6 +26,11 @@ from saelab.sae.scale import Scale
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+ENSEMBLE = "ensemble"
+TOGETHER = {"how": str, "members": int}
+PART = {"name": str}
+DESCRIBED = {"d_in": int, "n_latents": int, "activation": PART, "losses?": [PART], "dictionary?": PART, "seed?": int}
+"""What the config of an SAE holds; of an ensemble, the one above."""
 
 
 class SAE(nn.Module):
@@ -313,9 +318,8 @@ def load(folder: str | Path) -> SAE:
         raise ValueError(f"the run {folder} is not finished; `saelab train --resume {folder}` goes on with it")
     if not is_saved(folder) and (folder.is_file() or _holds_weights(folder)):
         raise ValueError(f"{folder} was not written by saelab; `saelab convert {folder} NEW` makes a run of it")
-    config = read_json(folder / CONFIG)
-    check_format(folder / CONFIG, config.get("format"), FORMAT)
-    if config.get("kind") == "ensemble":
+    config = read_config(folder)
+    if config.get("kind") == ENSEMBLE:
         from saelab.sae.ensemble import load_ensemble  # here, because it is made of SAEs
 
         return load_ensemble(folder)  # type: ignore[return-value]
@@ -327,6 +331,18 @@ def load(folder: str | Path) -> SAE:
     sae.to(tensors.get("scale.mean", torch.empty(0)).dtype)  # the precision it was saved in
     fit(sae, tensors, folder / WEIGHTS)
     return sae
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What describes the SAE or ensemble saved in a folder; ValueError that names the file if it is damaged or newer.
+
+    Of an ensemble `kind` is "ensemble", and there is nothing else but `how` and the number of `members`.
+    """
+    path = folder / CONFIG
+    config: dict[str, Any] = read_json(path)
+    check_format(path, config.get("format"), FORMAT)
+    expect(config, TOGETHER if config.get("kind") == ENSEMBLE else DESCRIBED, path)
+    return config
 
 
 def is_saved(folder: str | Path) -> bool:
