@@ -41,7 +41,7 @@ def check_kinds(built: Callable[..., Any], arguments: Mapping[str, Any]) -> None
     hints = get_type_hints(inspect.getattr_static(built, "__init__"))
     for key, value in arguments.items():
         hint = hints.get(key, Any)
-        if not fits(value, _kind(hint)):
+        if not fits(value, kind_of(hint)):
             names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in _allowed(hint))
             raise ValueError(f"{built.__name__}: {key} must be {names.replace('NoneType', 'null')}, got {value!r}")
 
@@ -50,13 +50,13 @@ def _allowed(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
-def _kind(hint: Any) -> Any:
+def kind_of(hint: Any) -> Any:
     """A signature's annotation as `saelab.core.read` says what is expected; Any for one that it cannot."""
     if isinstance(hint, UnionType):
-        kinds = tuple(_kind(part) for part in get_args(hint))
+        kinds = tuple(kind_of(part) for part in get_args(hint))
         return Any if Any in kinds else kinds
     if get_origin(hint) in (list, Sequence):
-        return [_kind(get_args(hint)[0])]
+        return [kind_of(get_args(hint)[0])]
     return None if hint is NoneType else hint if hint in (int, float, bool, str) else Any
 
 

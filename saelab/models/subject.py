@@ -1,6 +1,6 @@
 """What is looked at: a language model, sites in it, and text to run it on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +55,11 @@ class Subject:
             raise ValueError(f"average must be 'document' or left out, got {self.average!r}")
         if self.seq_len < 2:
             raise ValueError(f"seq_len must be at least 2, got {self.seq_len}")
+
+    @classmethod
+    def of(cls, origin: Mapping[str, Any]) -> "Subject":
+        """The one that rows were made from, by what a run's source.json says of them."""
+        return cls(**{key: origin[key] for key in cls.__dataclass_fields__ if key in origin})
 
     def language_model(self, rank: int = 0) -> LanguageModel:
         """Load the model; of several processes, each names its rank to get a GPU of its own."""

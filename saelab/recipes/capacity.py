@@ -13,12 +13,11 @@ from saelab.capacity.diagnose import diagnose as diagnosed
 from saelab.capacity.theory import Regime
 from saelab.core.components import near_miss
 from saelab.core.files import write_json
-from saelab.core.read import read_json
-from saelab.core.run import Run
+from saelab.core.run import SWEEP, Run, members_of
 from saelab.data.store import StoreSource
 from saelab.data.synthetic.world import World
 from saelab.metrics.evaluation import TextEvaluation
-from saelab.recipes.train import is_run, origin_of, subject_of
+from saelab.recipes.train import is_run, subject_of
 from saelab.sae.sae import CONFIG, SAE, load
 
 
@@ -163,12 +162,11 @@ def _check_out(out: str | None) -> None:
 
 def _members(folder: Path) -> list[Path]:
     """The runs of a sweep, or the folder itself; ValueError for one that is neither a run nor a saved SAE."""
-    if not any((folder / name).exists() for name in ("sweep.json", "config.yaml", CONFIG)):
+    if not any((folder / name).exists() for name in (SWEEP, "config.yaml", CONFIG)):
         raise ValueError(f"there is no run, sweep or saved SAE at {folder}")
-    if not (folder / "sweep.json").exists():
+    if not (folder / SWEEP).exists():
         return [folder]
-    names = [folder / name for name in read_json(folder / "sweep.json")["members"]]
-    return [path for path in names if (path / "sae" / CONFIG).exists()]
+    return [path for path in members_of(folder) if (path / "sae" / CONFIG).exists()]
 
 
 def _narrower(saes: dict[str, SAE]) -> dict[str, SAE]:
@@ -178,7 +176,7 @@ def _narrower(saes: dict[str, SAE]) -> dict[str, SAE]:
 
 def _rows_for(name: str, sae: SAE, rows: int, store: str | None) -> Iterator[Tensor]:
     """Chunks of rows of a store, of the run's world, or of the held-out part of its text."""
-    origin = origin_of(Run(name)) if is_run(name) else {}
+    origin = Run(name).source() if is_run(name) else {}
     if store:
         source = StoreSource(store)
         if source.d_in != sae.d_in:

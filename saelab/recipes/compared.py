@@ -15,7 +15,7 @@ from saelab.core.run import Run
 from saelab.metrics import StoreEvaluation, TextEvaluation
 from saelab.models.subject import Subject
 from saelab.recipes.measure import about
-from saelab.recipes.train import is_run, origin_of, subject_of
+from saelab.recipes.train import is_run, subject_of
 from saelab.sae.sae import SAE, load
 
 README = """# An SAE that was put together
@@ -79,7 +79,7 @@ def opened(names: list[str], device: str, across: bool = False) -> dict[str, SAE
 
 def origin(name: str) -> dict[str, Any]:
     """What an SAE's rows were made from, as far as its folder says."""
-    return origin_of(Run(name)) if is_run(name) else {}
+    return Run(name).source() if is_run(name) else {}
 
 
 def rows_of(evaluation: TextEvaluation | StoreEvaluation, first: str) -> Rows:

@@ -9,7 +9,7 @@ from typing import Any
 from saelab.core.files import is_vacant, write_json, write_text
 from saelab.core.run import Run
 from saelab.interchange import Description, read, write
-from saelab.recipes.train import is_run, origin_of
+from saelab.recipes.train import is_run
 from saelab.sae.sae import SAE, is_saved, load
 
 README = """# A converted SAE
@@ -49,7 +49,7 @@ def convert(path: str, out: str, to: str | None = None) -> None:
 
 def _own(path: str) -> tuple[SAE, Description]:
     """An SAE of ours, and what its folder says of it."""
-    sae, origin = load(path), origin_of(Run(path)) if is_run(path) else {}
+    sae, origin = load(path), Run(path).source() if is_run(path) else {}
     source = {key: origin.get(key) for key in ("model", "site", "target", "seq_len")}
     name = type(getattr(sae, "activation", sae)).__name__
     return sae, Description("saelab", name, source if origin.get("model") else {})

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from saelab.core.files import read_tensors, write_json, write_tensors
 from saelab.core.log import note_down
 from saelab.core.mesh import device_named
-from saelab.core.read import read_json
+from saelab.core.read import parse_yaml
 from saelab.core.run import Run
 from saelab.data.store import Store
 from saelab.metrics import Metric, StoreEvaluation, TextEvaluation, measure
@@ -17,7 +15,7 @@ from saelab.metrics.table import write_columns, write_table
 from saelab.models.subject import Subject
 from saelab.recipes.show import print_scores
 from saelab.recipes.tasks import first_few, tasks_for
-from saelab.recipes.train import is_run, origin_of, subject_of
+from saelab.recipes.train import is_run, subject_of
 from saelab.sae.sae import load
 
 
@@ -101,7 +99,7 @@ def with_options(metrics: list[str], options: list[str]) -> list[str | dict[str,
         name, dot, key = path.partition(".")
         if not (equals and dot and name and key):
             raise ValueError(f"--options takes METRIC.SETTING=VALUE, such as Stability.most=64; got '{option}'")
-        settings.setdefault(name, {"name": name})[key] = yaml.safe_load(value)
+        settings.setdefault(name, {"name": name})[key] = parse_yaml(value, f"--options {path}", Any, "mend that value")
     for name in settings:
         if name not in metrics and not (DEFAULT in metrics and Metric.named(name).by_default):
             raise ValueError(f"--options has a setting for {name}, which is not measured: name it in --metrics")
@@ -113,7 +111,7 @@ def _trained_on_it(runs: list[str], split: str, store: str | None) -> list[str]:
     seen = Store(store).manifest.origin if store else {}
     notes = []
     for name in runs:
-        origin = origin_of(Run(name)) if is_run(name) else {}
+        origin = Run(name).source() if is_run(name) else {}
         if origin and (origin == seen if store else origin.get("split") in ("all", split)):
             notes.append(f"note: {name} was trained on these documents")
     return notes
@@ -135,7 +133,7 @@ def keep(run: Run, measured: Measured, data: dict[str, Any]) -> bool:
 
     Earlier scores on the same data stay unless they were measured again; scores on other data go.
     """
-    before = read_json(run.measured_file) if run.measured_file.exists() else {}
+    before = run.measured()
     same, held = before.get("data") == data, run.scores()
     earlier = {key: score for key, score in held.items() if same and key not in measured.skipped}
     scores = earlier | measured.as_json()
@@ -165,7 +163,7 @@ def _check_models(names: list[str], evaluation: TextEvaluation | StoreEvaluation
     else:
         found, of = evaluation.store.manifest.origin, str(evaluation.store.folder)
     for name in names:
-        own = origin_of(Run(name)) if is_run(name) else {}
+        own = Run(name).source() if is_run(name) else {}
         if _differ(own, found, "fingerprint"):
             raise ValueError(f"{name} was trained on another model than {of}: their weights differ")
         for key in ("site", "target"):

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text as RichText
 
 from saelab.core.files import write_json
-from saelab.core.log import read_log
+from saelab.core.log import read_training
 from saelab.core.read import read_json
-from saelab.core.run import Run
+from saelab.core.run import READINGS, Run
 from saelab.data.store import Store
 from saelab.metrics import TextEvaluation, measure
 from saelab.models.harvest import harvest
@@ -124,12 +124,12 @@ def _latents(sae: SAE, store: Store, model: LanguageModel) -> list[dict[str, Any
 
 def _rate(run: Run) -> float:
     """Rows per second that training went through, from its log: the median over its records."""
-    rates = sorted(found["rows_per_second"] for found in read_log(run.log_file) if "rows_per_second" in found)
-    return rates[len(rates) // 2]
+    rates = sorted(record["rows_per_second"] or 0 for record in read_training(run.log_file))
+    return rates[len(rates) // 2] if rates else 0.0
 
 
 def _show(run: Run, console: Console) -> None:
-    scores, found = run.scores(), read_json(run.folder / "latents.json")
+    scores, found = run.scores(), read_json(run.folder / "latents.json", READINGS)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     lines = {

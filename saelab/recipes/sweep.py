@@ -4,26 +4,24 @@ Settings that change shapes (`sae.n_latents`, another dictionary, the batch) mak
 another, each from the same row on. A sweep that is stopped goes on in the group that it was in.
 """
 
+import copy
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from saelab.core.components import near_miss
 from saelab.core.files import is_vacant, write_json
-from saelab.core.log import read_log
-from saelab.core.read import read_json
-from saelab.core.run import Run
-from saelab.recipes.train import Job, add_options, parsed, saved
+from saelab.core.log import read_training
+from saelab.core.read import parse_yaml
+from saelab.core.run import SWEEP, Run, members_of
+from saelab.recipes.train import Job, add_options, dumped, parsed, saved
 from saelab.sae.sae import CONFIG
 from saelab.train.convergence import Convergence, at_full_rate
 from saelab.train.loop import Habits
 from saelab.train.sweep import Sweep
-
-MEMBERS = "sweep.json"
 
 
 def add_sweep_options(parser: ArgumentParser) -> None:
@@ -49,11 +47,11 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
         raise ValueError(f"{out} is not an empty folder; choose another --out, or go on with --resume {out}")
     if options.store:
         options.store = str(Path(options.store).resolve())
-    settings = saved(yaml.safe_load(parser.dump(options)))
+    settings = saved(dumped(parser, options))
     grid = [_values(one) for one in vary]
     members = {}
     for choice in itertools.product(*grid):
-        own = yaml.safe_load(yaml.safe_dump(settings))
+        own = copy.deepcopy(settings)
         for path, value in choice:
             _set(own, path, value)
         name = "-".join(f"{path.rpartition('.')[2]}{value}" for path, value in choice)
@@ -63,7 +61,7 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
     made = [parsed(own, f"the member {name} of the sweep does not fit") for name, own in members.items()]
     first = _check(made)
     first.trainer.prepare(first.source)  # reads rows, so that nothing is made in vain
-    write_json(out / MEMBERS, {"members": list(members)})
+    write_json(out / SWEEP, {"members": list(members)})
     runs = [Run.create(out / name, own) for name, own in members.items()]
     for run in runs:
         write_json(run.source_file, first.origin)
@@ -71,13 +69,14 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
 
 
 def _members_of(folder: Path) -> tuple[list[Namespace], list[Run]]:
-    if not (folder / MEMBERS).exists():
-        raise ValueError(f"{folder} is not a sweep: it has no {MEMBERS}; `saelab sweep --out {folder}` makes one")
-    names = read_json(folder / MEMBERS)["members"]
-    for name in names:
-        if not (folder / name / "config.yaml").exists():
-            raise ValueError(f"{folder} was stopped while it was being made: it lacks {name}; remove it, begin anew")
-    runs = [Run.open(folder / name) for name in names]
+    if not (folder / SWEEP).exists():
+        raise ValueError(f"{folder} is not a sweep: it has no {SWEEP}; `saelab sweep --out {folder}` makes one")
+    members = members_of(folder)
+    for member in members:
+        if not (member / "config.yaml").exists():
+            why = f"it lacks {member.name}; remove it, begin anew"
+            raise ValueError(f"{folder} was stopped while it was being made: {why}")
+    runs = [Run.open(member) for member in members]
     return [parsed(run.config(), f"{run.config_file} is damaged") for run in runs], runs
 
 
@@ -128,7 +127,7 @@ def _train_group(jobs: list[Job], runs: list[Run], title: str) -> None:
 
 def _ended(run: Run, tolerance: float) -> str:
     """How far a member came, in words."""
-    records = read_log(run.log_file)
+    records = read_training(run.log_file)
     first = Convergence(tolerance).first(*at_full_rate(records))
     when = f"converged at {first:,} rows" if first else "not converged"
     return f"{when}, trained on {records[-1]['rows']:,}; FVU of the last batch {records[-1]['fvu']:.4f}"
@@ -139,7 +138,7 @@ def _values(text: str) -> list[tuple[str, Any]]:
     path, equals, values = text.partition("=")
     if not equals or not values or not path:
         raise ValueError(f"--vary takes SETTING=VALUE,VALUE,..., such as sae.activation.k=16,32; got '{text}'")
-    return [(path, yaml.safe_load(value)) for value in values.split(",")]
+    return [(path, parse_yaml(value, f"--vary {path}", Any, "mend that value")) for value in values.split(",")]
 
 
 def _set(settings: dict[str, Any], path: str, value: Any) -> None:

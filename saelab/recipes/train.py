@@ -1,16 +1,14 @@
 """`saelab train`: train an SAE on a store or on a live model, into a run folder."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from saelab.core.components import Component
 from saelab.core.files import write_json
 from saelab.core.mesh import Mesh, device_named, world_size
-from saelab.core.read import read_json
+from saelab.core.read import parse_yaml
 from saelab.core.run import FORMAT, Run
 from saelab.data.source import Source
 from saelab.data.store import Store, StoreSource
@@ -76,7 +74,7 @@ def train_from_options(parser: ArgumentParser, options: Namespace) -> None:
         raise ValueError("--out is missing: the folder for the new run (or --resume RUN to go on with one)")
     if options.store:
         options.store = str(Path(options.store).resolve())  # so that a resume finds it from anywhere
-    settings = yaml.safe_load(parser.dump(options))
+    settings = dumped(parser, options)
     job = Job(parser.instantiate(options))
     job.train(job.new_run(options.out, saved(settings)))
 
@@ -86,7 +84,7 @@ def resume(run: Run) -> None:
     job = Job(parsed(run.config(), f"{run.config_file} is not the config of a training run"))
     if not run.source_file.exists():  # killed while the folder was being made
         write_json(run.source_file, job.origin)
-    found = read_json(run.source_file)
+    found = run.source()
     for key in {**found, **job.origin}:
         if found.get(key) != job.origin.get(key):
             raise ValueError(f"the data of {run.folder} changed: {key} was {found.get(key)!r}")
@@ -108,7 +106,13 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the defaults of all others, as a run keeps them."""
     parser = ArgumentParser(exit_on_error=False)
     add_options(parser)
-    return saved(yaml.safe_load(parser.dump(parser.parse_object(settings))))
+    return saved(dumped(parser, parser.parse_object(settings)))
+
+
+def dumped(parser: ArgumentParser, options: Namespace) -> dict[str, Any]:
+    """Options as plain values."""
+    found: dict[str, Any] = parse_yaml(parser.dump(options), "the options", remedy="mend that option")
+    return found
 
 
 class Job:
@@ -217,13 +221,7 @@ def subject_of(run: Run) -> Subject:
             f"{run.folder} does not say which model and text it was trained on: give --subject.model, --subject.site "
             "and --subject.text"
         )
-    origin = read_json(run.source_file)
-    return Subject(**{key: origin[key] for key in asdict(Subject()) if key in origin})
-
-
-def origin_of(run: Run) -> dict[str, Any]:
-    """What a run's rows were made from, as far as it says."""
-    return read_json(run.source_file) if run.source_file.exists() else {}
+    return Subject.of(run.source())
 
 
 def is_run(folder: str) -> bool:

@@ -21,24 +21,28 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from saelab.core.files import write_whole
-from saelab.core.log import read_log
-from saelab.core.read import read_json
-from saelab.core.run import Run
+from saelab.core.components import kind_of
+from saelab.core.files import TensorFile
+from saelab.core.log import read_training
+from saelab.core.read import expect
+from saelab.core.run import SWEEP, Run, members_of
+from saelab.data.parquet import read_parquet, write_parquet
 from saelab.sae.base import Activation
-from saelab.sae.sae import CONFIG, WEIGHTS
+from saelab.sae.sae import CONFIG, ENSEMBLE, WEIGHTS, read_config
 from saelab.scaling.compute import flops_a_row
 from saelab.scaling.fit import Points
 from saelab.scaling.law import Law
 from saelab.train.convergence import Convergence, at_full_rate, fall
 
+SETTINGS = {"converge?": (float, None), "trainer?": {"batch?": int}}
+"""What is read of a run's config.yaml."""
+FIT_AGAIN = "restore it from a copy, or `saelab scaling fit` writes it anew"
 TAIL = 0.05
 """Share of the rows, at the end, that a training loss is averaged over."""
-MEMBERS = "sweep.json"
 DATA = ("model", "fingerprint", "site", "target", "average", "world", "text")
 """What of a source says whether two cells saw the same kind of rows."""
 
@@ -94,7 +98,7 @@ def read_cells(paths: Iterable[str | Path], tolerance: float | None = None) -> l
     for path in map(Path, paths):
         if path.suffix == ".parquet":
             found += _from_table(path, tolerance)
-        elif (path / MEMBERS).exists():
+        elif (path / SWEEP).exists():
             found += _of_sweep(path, tolerance)
         else:
             _check_run(path)
@@ -113,13 +117,13 @@ def _check_run(path: Path) -> None:
     if not path.is_dir():
         raise ValueError(f"there is no run or sweep {path}; tables of cells end in .parquet")
     if not (path / "config.yaml").exists():
-        inside = sorted(p.parent for name in (MEMBERS, "config.yaml") for p in path.glob(f"*/{name}"))
+        inside = sorted(p.parent for name in (SWEEP, "config.yaml") for p in path.glob(f"*/{name}"))
         if inside:
             raise ValueError(f"{path} holds {len(inside)} runs or sweeps and is none: give {path}/*")
 
 
 def _of_sweep(path: Path, tolerance: float | None) -> list[Cell]:
-    cells = [read_cell(path / name, tolerance) for name in read_json(path / MEMBERS)["members"]]
+    cells = [read_cell(member, tolerance) for member in members_of(path)]
     widths = Counter(cell.n for cell in cells)
     return [replace(cell, together=widths[cell.n]) for cell in cells]
 
@@ -127,11 +131,13 @@ def _of_sweep(path: Path, tolerance: float | None) -> list[Cell]:
 def read_cell(folder: str | Path, tolerance: float | None = None) -> Cell:
     """The cell of one run; ValueError if it is none, or is not finished."""
     run = Run.open(folder)
-    settings = run.config()
+    settings = expect(run.config(), SETTINGS, run.config_file)
     if not (run.sae / CONFIG).exists() or not run.log_file.exists():
         raise ValueError(f"{folder} is not finished: `saelab train --resume {folder}` goes on with it")
-    sae = read_json(run.sae / CONFIG)
-    records = [record for record in read_log(run.log_file) if "lr" in record]  # a measurement leaves its own lines
+    sae = read_config(run.sae)
+    if sae.get("kind") == ENSEMBLE:
+        raise ValueError(f"{folder} is an ensemble: laws are of single SAEs")
+    records = read_training(run.log_file)
     if not records:
         raise ValueError(f"{run.log_file} has no records")
     activation = Activation.build(sae["activation"])
@@ -147,9 +153,9 @@ def read_cell(folder: str | Path, tolerance: float | None = None) -> Cell:
         folder=str(folder),
         n=sae["n_latents"],
         k=k,
-        seed=sae["seed"],
+        seed=sae.get("seed", 0),
         lr=max(record["lr"] for record in records),
-        batch=(settings.get("trainer") or {}).get("batch", 0),
+        batch=settings.get("trainer", {}).get("batch", 0),
         d_in=sae["d_in"],
         rows=records[-1]["rows"],
         loss=losses,
@@ -161,7 +167,7 @@ def read_cell(folder: str | Path, tolerance: float | None = None) -> Cell:
         fall=fall(rows, fvus),
         tolerance=criterion.tolerance,
         compute=cost * records[-1]["rows"],
-        rows_per_second=float(np.median([record["rows_per_second"] for record in records])),
+        rows_per_second=float(np.median([record["rows_per_second"] or 0.0 for record in records])),
         together=1,
         architecture=_architecture(sae),
         data=_data(run),
@@ -179,27 +185,26 @@ def _loss(run: Run, tail: Sequence[dict[str, Any]]) -> tuple[float, float | None
     score = run.scores().get("fvu")
     if score:
         return score["value"], score["low"], score["high"], "held-out"
-    return float(np.mean([record["fvu"] for record in tail])), None, None, "training"
+    fvus = [record["fvu"] for record in tail if record["fvu"] is not None]
+    if not fvus:
+        raise ValueError(f"{run.log_file}: the FVU of the last records is not finite: train {run.folder} anew")
+    return float(np.mean(fvus)), None, None, "training"
 
 
 def _architecture(sae: dict[str, Any]) -> str:
-    parts = [sae["dictionary"]["name"], sae["activation"]["name"], *(loss["name"] for loss in sae["losses"])]
-    return " ".join(parts)
+    parts = [sae.get("dictionary", {"name": "Dense"}), sae["activation"], *sae.get("losses", [])]
+    return " ".join(part["name"] for part in parts)
 
 
 def _data(run: Run) -> str:
-    origin = read_json(run.source_file) if run.source_file.exists() else {}
+    origin = run.source()
     return "; ".join(f"{key} {origin[key]}" for key in DATA if origin.get(key) is not None)
 
 
 def _scale(path: Path) -> float | None:
     """The one number of an SAE's normalisation, read alone from its file."""
-    import safetensors
-
-    if not path.exists():
-        return None
-    with safetensors.safe_open(path, framework="np") as file:
-        return float(np.mean(file.get_tensor("scale.scale"))) if "scale.scale" in file.keys() else None  # noqa: SIM118
+    file = TensorFile(path) if path.exists() else None
+    return float(file.get("scale.scale").double().mean()) if file and "scale.scale" in file.names else None
 
 
 # ---- whether cells go together, and as numbers ----
@@ -266,7 +271,6 @@ def _column(cell: Cell, name: str) -> float:
 def write_cells(folder: str | Path, cells: Sequence[Cell]) -> Path:
     """Write cells.parquet and curves.parquet; returns the path of the first."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     folder = Path(folder)
     lines = [{key: value for key, value in asdict(cell).items() if key != "curve"} for cell in cells]
@@ -276,29 +280,24 @@ def write_cells(folder: str | Path, cells: Sequence[Cell]) -> Path:
         curves["name"] += [cell.name] * count
         for key in ("rows", "compute", "loss", "lr"):
             curves[key] += cell.curve.get(key, [])
-    write_whole(folder / "curves.parquet", lambda file: pq.write_table(pa.table(curves), file))
-    write_whole(folder / "cells.parquet", lambda file: pq.write_table(pa.Table.from_pylist(lines), file))
+    write_parquet(folder / "curves.parquet", pa.table(curves))
+    write_parquet(folder / "cells.parquet", pa.Table.from_pylist(lines))
     return folder / "cells.parquet"
 
 
 def _from_table(path: Path, tolerance: float | None) -> list[Cell]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        raise ValueError(f"there is no table {path}")
-    try:
-        lines = pq.read_table(path).to_pylist()
-        curves: dict[str, dict[str, list[float]]] = {}
-        if (beside := path.with_name("curves.parquet")).exists():
-            for line in pq.read_table(beside).to_pylist():
-                own = curves.setdefault(line.pop("name"), {})
-                for key, value in line.items():
-                    own.setdefault(key, []).append(value)
-        cells = [Cell(**line, curve=curves.get(line["name"], {})) for line in lines]
-    except (pa.ArrowException, OSError, TypeError) as error:
-        words = str(error).partition("Cell.__init__")[0] or "it lacks columns of one"
-        raise ValueError(f"{path} is not a table of cells as `saelab scaling fit` writes it ({words})") from None
+    kinds = {name: kind_of(hint) for name, hint in get_type_hints(Cell).items() if name != "curve"}
+    lines = read_parquet(path, kinds, FIT_AGAIN).select(list(kinds)).to_pylist()
+    curves: dict[str, dict[str, list[float]]] = {}
+    if (beside := path.with_name("curves.parquet")).exists():
+        columns = {"name": str, "rows": float, "compute": float, "loss": float, "lr": float}
+        for line in read_parquet(beside, columns, FIT_AGAIN).to_pylist():
+            own = curves.setdefault(line.pop("name"), {})
+            for key, value in line.items():
+                own.setdefault(key, []).append(value)
+    if not lines:
+        raise ValueError(f"{path} holds no cells; {FIT_AGAIN}")
+    cells = [Cell(**line, curve=curves.get(line["name"], {})) for line in lines]
     return [_judged(cell, tolerance) for cell in cells] if tolerance else cells
 
 

@@ -27,11 +27,24 @@ from typing import Any
 import numpy as np
 
 from saelab.core.files import write_json
-from saelab.core.read import check_format, read_json
+from saelab.core.read import Row, check_format, expect, read_json
 from saelab.scaling.fit import Estimate, Fit, Points
 from saelab.scaling.law import Law
 
 FORMAT = 1
+FIT_AGAIN = "restore it from a copy or fit again"
+ESTIMATE = {"value": (float, None), "low": (float, None), "high": (float, None), "why": str}
+HELD_OUT = {
+    "cells": [{"name": str, "y": float, "predicted": float, "low": float, "high": float}], "inside": int,
+    "mean_abs_log_error": float, "mean_log_error": float, "estimates": {str: ESTIMATE},
+}  # fmt: skip
+LAW = {
+    "law": str, "irreducible": bool, "k": (float, None), "parameters": {str: ESTIMATE}, "theta": [float],
+    "draws": [[float]], "sigma": float, "r2": (float, None), "aicc": (float, None), "range": {str: Row(float, float)},
+    "cells": [{"name": str, "y": float, "fitted": float, "weight": float}], "held_out": (HELD_OUT, None),
+    "rival": (dict, None), "rival_holds": bool, "notes": [str],
+}  # fmt: skip
+"""A law's file; its own variables and parameters are looked at besides."""
 
 
 def as_json(fit: Fit, k: float | None = None, notes: list[str] | None = None) -> dict[str, Any]:
@@ -77,26 +90,32 @@ def read_fit(path: str | Path) -> Fit:
     check_format(path, found.get("format"), FORMAT)
     if found.get("kind") != "law":
         raise ValueError(f"{path} is not a fitted law; `saelab scaling fit` writes one")
-    try:
-        return _fit(found)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}; fit again") from None
+    return _fit(found, path)
 
 
-def _fit(found: dict[str, Any]) -> Fit:
+def _fit(found: dict[str, Any], path: Path) -> Fit:
+    expect(found, LAW, path, FIT_AGAIN)
     law = Law.named(found["law"])(irreducible=found["irreducible"])
-    cells = found["cells"]
+    cells, names = found["cells"], [parameter.shown or parameter.name for parameter in law.parameters]
+    expect(found["range"], dict.fromkeys(law.variables, Row(float, float)), f"{path}: range", FIT_AGAIN)
+    expect(cells, [dict.fromkeys(law.variables, float)], f"{path}: cells", FIT_AGAIN)
+    expect(found["parameters"], dict.fromkeys(names, ESTIMATE), f"{path}: parameters", FIT_AGAIN)
+    for theta in (found["theta"], *found["draws"]):
+        if len(theta) != len(names):
+            raise ValueError(f"{path}: theta and draws: expected {len(names)} numbers, got {len(theta)}; {FIT_AGAIN}")
+    if not cells or any(value <= 0 for cell in cells for value in (cell["y"], *(cell[name] for name in law.variables))):
+        raise ValueError(f"{path}: cells: expected numbers above 0; {FIT_AGAIN}")
     x = np.array([[cell[name] for name in law.variables] for cell in cells], float)
     points = Points(x, np.array([cell["y"] for cell in cells], float), [cell["name"] for cell in cells])
     return Fit(
         law,
         points,
-        np.array(found["theta"]),
-        np.array(found["draws"]),
+        np.array(found["theta"], float),
+        np.array(found["draws"], float).reshape(-1, len(names)),
         found["sigma"],
         np.array([cell["weight"] for cell in cells]),
         found["aicc"],
         {name: Estimate(**estimate) for name, estimate in found["parameters"].items()},
-        _fit(found["rival"]) if found["rival"] else None,
+        _fit(found["rival"], path) if found["rival"] else None,
         found["held_out"],
     )

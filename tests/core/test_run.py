@@ -87,6 +87,7 @@ def test_a_bad_config_is_named(tmp_path, text, message):
 def test_new_scores_take_the_place_of_earlier_ones(tmp_path):
     run = Run.create(tmp_path / "run", CONFIG)
     assert run.scores() == {}
-    run.write_scores({"fvu": {"value": 0.5}, "l0": {"value": 4}})
-    run.write_scores({"fvu": {"value": 0.25}})
-    assert run.scores() == {"fvu": {"value": 0.25}}
+    score = {"low": None, "high": None, "n": 8, "unit": ""}
+    run.write_scores({"fvu": {"value": 0.5} | score, "l0": {"value": 4} | score})
+    run.write_scores({"fvu": {"value": 0.25} | score})
+    assert run.scores() == {"fvu": {"value": 0.25} | score}

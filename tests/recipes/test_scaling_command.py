@@ -152,7 +152,7 @@ def test_capacity_is_shared_out(tmp_path, capsys):
         (["plan", "nowhere", "--tokens", "1", "--k", "[]"], "k must name at least one number"),
         (["plan", "file", "--tokens", "1"], "file is a file: give the folder that"),
         (["fit", "nowhere", "--out", "o"], "there is no run or sweep nowhere"),
-        (["fit", "nowhere.parquet", "--out", "o"], "there is no table nowhere.parquet"),
+        (["fit", "nowhere.parquet", "--out", "o"], "there is no file nowhere.parquet"),
         (["fit", "ladder", "--out", "o"], "ladder holds 2 runs or sweeps and is none: give ladder/*"),
         (["fit", "ladder", "--out", "file"], "out must be a folder, file is a file"),
         (["fit", "ladder", "--out", "o", "--tolerance", "0"], "converge must be between 0 and 1"),

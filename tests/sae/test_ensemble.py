@@ -230,9 +230,9 @@ def test_a_member_is_an_sae_of_its_own(tmp_path):
     [
         ({"format": 9}, "has format 9, newer than 1"),
         ({"how": "stacking"}, "unknown how 'stacking' of an ensemble"),
-        ({"how": None}, "unknown how 'None' of an ensemble"),
+        ({"how": None}, "how: expected a text, got null"),
         ({"members": 0}, "members must be a number of at least 1, got 0"),
-        ({"members": "3"}, "members must be a number of at least 1, got '3'"),
+        ({"members": "3"}, r"members: expected a whole number, got \"3\""),
         ({"members": 4}, "there is no file .*member-3"),
     ],
 )
