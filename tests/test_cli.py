@@ -17,6 +17,7 @@ from recipes.world import SITE, SMALL, command, die, files, in_process
 from saelab import cli, load
 from saelab.core.log import read_log
 from saelab.data.store import Store
+from saelab.recipes import commands
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.train.trainer import Trainer
 
@@ -73,7 +74,7 @@ def parser_of(name: str, monkeypatch: pytest.MonkeyPatch) -> ArgumentParser:
         raise Caught(parser)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "parse", catch)
+        patch.setattr(commands, "parse", catch)
         with pytest.raises(Caught) as caught:
             cli.main([name])
     return caught.value.args[0]
@@ -175,6 +176,103 @@ def test_a_config_file_that_cannot_be_read_is_named(saelab, tmp_path, words):
     ended = saelab("train", *[word.format(folder=tmp_path) for word in words])
     assert ended.status == 2
     assert str(tmp_path) in ended.complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--sae.activation", "TopK(k=8)"], {"activation": {"class_path": "TopK", "init_args": {"k": 8}}}),
+        (["--sae.activation=TopK(8)"], {"activation": {"class_path": "TopK", "init_args": {"k": 8}}}),
+        (["--sae.losses", "[MultiTopK(k=16, weight=0.25)]"], {"losses": [{"class_path": "MultiTopK"}]}),
+        (["--sae.losses+=MultiTopK(k=16)"], {"losses": [{"class_path": "AuxK"}, {"class_path": "MultiTopK"}]}),
+    ],
+)
+def test_a_component_may_be_written_as_in_python(train, tmp_path, words, kept):
+    ended = train("--out", tmp_path / "run", *words)
+    assert ended.status == 0, ended.err
+    found = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["sae"]
+    if "activation" in kept:
+        assert found["activation"] == kept["activation"]
+    else:
+        assert [one["class_path"] for one in found["losses"]] == [one["class_path"] for one in kept["losses"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("TopQ(k=8)", "--sae.activation: TopQ(k=8): unknown component 'TopQ'; did you mean 'TopK'?"),
+        ("TopK(kk=8)", "--sae.activation: TopK(kk=8): unknown option 'kk' of TopK; did you mean 'k'?"),
+        ("TopK(8, 9)", "--sae.activation: TopK(8, 9): too many positional arguments"),
+        ("TopK(k=open('x'))", "--sae.activation: TopK(k=open('x')): malformed node"),
+        ("TopK(k={1})", "--sae.activation: TopK(k={1}): "),
+        ("TopK(k=8", "--sae.activation: TopK(k=8: '(' was never closed"),
+        ("TopK(k='x')", "--sae.activation.k: expected int"),
+    ],
+)
+def test_a_component_that_is_written_wrongly_is_named(train, tmp_path, value, message):
+    ended = train("--out", tmp_path / "run", "--sae.activation", value)
+    assert ended.status == 2
+    assert message in ended.complaint
+    assert ended.err.count("\n") == 1
+
+
+# ---- several processes, too little memory ----
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "train"])
+def test_a_command_that_does_not_share_its_work_runs_in_one_process_only(saelab, monkeypatch, name, rank, lines):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    ended = saelab(name, "x")
+    assert ended.status == 2
+    assert ended.err.count("\n") == lines
+    if lines:
+        assert f"`saelab {name}` does not share its work, and 2 processes were started" in ended.complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sae.n_latents", "20000000000"], "20,000,000,000 latents of 16 entries, with gradients and an optimizer's"),
+        (["--trainer.batch", "20000000000"], "a batch of 20,000,000,000 rows of 16 entries needs about 5.12 TB"),
+    ],
+)
+def test_what_cannot_fit_into_memory_is_said_before_it_is_made(train, tmp_path, words, message):
+    ended = train("--out", tmp_path / "run", *words)
+    assert ended.status == 2
+    assert ended.complaint.startswith("saelab: not enough memory: ")
+    assert message in ended.complaint
+    assert ended.complaint.endswith(f"lower {words[0]}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "not enough memory for more; lower --trainer.batch"),
+        (MemoryError("Unable to allocate 7.45 GiB for an array"), "not enough memory for 7.45 GiB more; lower"),
+        (RuntimeError("can't allocate memory: you tried to allocate 8192000000 bytes."), "for 8.19 GB more; lower"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "for 2.00 GiB more; lower"),
+    ],
+)
+def test_an_allocator_that_refuses_is_told_in_one_line(train, monkeypatch, tmp_path, error, message):
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", refuse)
+    ended = train("--out", tmp_path / "run")
+    assert ended.status == 1
+    assert message in ended.complaint
+
+
+def test_another_fault_of_ours_keeps_its_traceback(train, monkeypatch, tmp_path):
+    def fail(*_: object) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        train("--out", tmp_path / "run")
 
 
 # ---- configs execute nothing ----

@@ -180,6 +180,25 @@ def test_import_saelab_is_light():
     assert done.stdout.split() == [], "import saelab loads them"
 
 
+WITHOUT_TORCH = """
+import contextlib, sys
+from saelab.cli import main
+for words in ([], ["--help"], ["--version"], ["frobnicate"]):
+    with contextlib.suppress(SystemExit):
+        main(words)
+print(*[name for name in ("torch", "numpy", "jsonargparse", "rich") if name in sys.modules])
+import saelab
+assert {"SAE", "Codes", "load"} <= set(dir(saelab)) and not hasattr(saelab, "nothing")
+assert saelab.load is saelab.sae.load and isinstance(saelab.SAE, type)
+"""
+
+
+def test_what_needs_no_command_is_said_without_torch():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "", "these words load them"
+
+
 # --- the rules see what they should ----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from saelab.core.components import Component
 from saelab.core.files import write_json
+from saelab.core.memory import check_fits
 from saelab.core.mesh import Mesh, device_named, world_size
 from saelab.core.read import parse_yaml
 from saelab.core.run import FORMAT, Run
@@ -17,6 +18,7 @@ from saelab.models.contexts import ContextSource
 from saelab.models.harvest import LiveSource
 from saelab.models.subject import Subject
 from saelab.sae.base import Activation, Dictionary, Loss
+from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.sae import SAE
 from saelab.train.algorithm import Algorithm
 from saelab.train.convergence import Convergence
@@ -141,6 +143,7 @@ class Job:
         found = (shared.source, shared.origin) if shared else _source(made, self.mesh.rank)
         self.source: Source = found[0]
         self.origin: dict[str, Any] = found[1]
+        _check_memory(made, self.source)
         self.sae = SAE(self.source.d_in, **vars(made.sae), mesh=self.mesh, d_out=self.source.d_out)
         self.sae.to(device_named(made.device, self.mesh.rank))
         self.trainer = Trainer(self.sae, **vars(made.trainer))
@@ -173,6 +176,21 @@ class Job:
         if self.mesh.is_first:
             seen = f"{self.trainer.rows_seen:,} rows"
             print(f"{run.folder}: trained on {seen}; `saelab measure {run.folder}` tells how well")
+
+
+def _check_memory(made: Namespace, source: Source) -> None:
+    """ValueError if this machine can never hold the weights, or a batch of rows."""
+    width, device = source.d_in + (source.d_out or source.d_in), device_named(made.device)
+    dictionary = made.sae.dictionary or Dense()
+    if type(dictionary) is Dense:
+        latents = made.sae.n_latents // made.mesh.shards
+        weights = 4 * latents * (source.d_in if dictionary.tied else width)
+        # What an optimizer keeps, and gradients, make it about four times that; how much less depends on settings.
+        words = f"{made.sae.n_latents:,} latents of {source.d_in:,} entries, with gradients and an optimizer's state,"
+        check_fits(2 * weights, 4 * weights, device, words, "--sae.n_latents")
+    rows = 4 * (made.trainer.batch // made.mesh.replicas) * width
+    words = f"a batch of {made.trainer.batch:,} rows of {source.d_in:,} entries"
+    check_fits(rows, 2 * rows, device, words, "--trainer.batch")
 
 
 def _mesh(made: Namespace) -> Mesh:

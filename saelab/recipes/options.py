@@ -1,0 +1,152 @@
+"""Options of commands: how they are parsed, and what is said of a wrong one.
+
+Their types and help come from the signatures and docstrings of the functions and classes they belong to. A wrong
+setting is one line that names it and the nearest right one.
+"""
+
+import ast
+import difflib
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from saelab.cli import COMMANDS
+from saelab.core.components import Component, near_miss
+
+CALL = re.compile(r"\[?\s*[A-Za-z_]\w*\(")
+"""How a component, or a list of them, begins that is written as in Python: `TopK(k=8)`."""
+HELD = ("--sae.", "--trainer.", "--world")
+"""Beginnings of the options that take components."""
+
+
+def parser_for(command: str) -> ArgumentParser:
+    """The parser of a command, without options yet."""
+    return ArgumentParser(
+        prog=f"saelab {command}", description=COMMANDS[command], exit_on_error=False, allow_abbrev=False
+    )
+
+
+def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
+    """Parse options; ValueError of one line that names the wrong one, and the near miss if there is one."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word == "--config" or word.startswith("--config="):
+            _check_config(Path(word.partition("=")[2] or following))
+    try:
+        options = parser.parse_args(_with_components(words))
+    except Exception as error:  # jsonargparse raises its own and argparse's errors
+        raise ValueError(explained(parser, str(error))) from error
+    options.pop("config", None)
+    return options
+
+
+def _with_components(words: list[str]) -> list[str]:
+    """The words, with components that are written as in Python, `TopK(k=8)`, in the parser's own form."""
+    found, option = list[str](), ""
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else (option, "", word)
+        if name.startswith(HELD) and CALL.match(value):
+            word = name * bool(equals) + equals + _component(value, name.removesuffix("+"))
+        option = word if word.startswith("--") else ""
+        found.append(word)
+    return found
+
+
+def _component(text: str, option: str) -> str:
+    """What a component, or a list of them, stands for in a config, as JSON; ValueError that names the option."""
+    known = {name: variant for kind in _kinds() for name, variant in kind.variants().items()}
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        parts = tree.elts if isinstance(tree, ast.List) else [tree]
+        found = [_called(part, known) for part in parts]
+        return json.dumps(found if isinstance(tree, ast.List) else found[0])
+    except (SyntaxError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{option}: {text}: {str(error).partition(' (<')[0]}") from None
+
+
+def _called(tree: ast.expr, known: dict[str, type[Component]]) -> dict[str, Any]:
+    name = tree.func if isinstance(tree, ast.Call) else tree
+    if not isinstance(name, ast.Name):
+        raise ValueError("expected a component such as TopK(k=8)")
+    if name.id not in known:
+        raise ValueError(f"unknown component '{name.id}'{near_miss(name.id, known)}")
+    given: list[Any] = [ast.literal_eval(value) for value in tree.args] if isinstance(tree, ast.Call) else []
+    named = {key.arg or "**": ast.literal_eval(key.value) for key in getattr(tree, "keywords", ())}
+    for key in named:
+        if key not in known[name.id].options():
+            raise ValueError(f"unknown option '{key}' of {name.id}{near_miss(key, known[name.id].options())}")
+    arguments = inspect.signature(known[name.id]).bind_partial(*given, **named).arguments
+    return {"class_path": name.id, "init_args": dict(arguments)}
+
+
+def _check_config(path: Path) -> None:
+    """ValueError that names a config file which cannot be read or is no table of settings."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"the config {path} is not a table of settings but a {type(config).__name__}")
+
+
+def _kinds() -> list[type[Component]]:
+    from saelab.data.synthetic.world import World
+    from saelab.sae.base import Activation, Dictionary, Loss
+    from saelab.train.algorithm import Algorithm
+    from saelab.train.optimizer import Optimizer
+    from saelab.train.ramp import Ramp
+
+    return [Activation, Dictionary, Loss, Algorithm, Optimizer, Ramp, World]
+
+
+def explained(parser: ArgumentParser, message: str) -> str:
+    """A parser's complaint as one line, with the near miss."""
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        option = found[1].partition("=")[0]
+        if not option.startswith("-"):
+            return f"'{option}' is one word too many, or belongs to no option"
+        return f"unknown option {option}{_near_option(option, _spelled(parser))}"
+    key = re.search(r'key "([^"]+)"', message)
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        name = found[1].rstrip(".,")
+        kind = next((kind for kind in _kinds() if key and kind.__name__.lower() in key[1]), None)
+        known_names = kind.variants() if kind else {name: kind for kind in _kinds() for name in kind.variants()}
+        return f"--{key[1] if key else ''}: unknown component '{name}'{near_miss(name, known_names)}"
+    if found := re.search(r"Importing '([^']+)' is not allowed", message):
+        known_names = {name: kind for kind in _kinds() for name in kind.variants()}
+        return f"unknown component '{found[1]}'{near_miss(found[1], known_names)}"
+    if found := re.search(r"Option '([^']+)' is not accepted", message):
+        path = re.search(r"class_path '([^']+)'", message)
+        variants = {v.__name__: v for kind in _kinds() for v in kind.variants().values()}
+        variant = variants.get(path[1].rsplit(".", 1)[-1]) if path else None
+        if not variant:
+            return f"unknown option '{found[1]}' in the config{near_miss(found[1], _top_level(parser))}"
+        return f"--{key[1] if key else ''}: unknown option '{found[1]}'{near_miss(found[1], variant.options())}"
+    if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        own = [name.removeprefix(f"--{found[1]}.") for name in _spelled(parser) if name.startswith(f"--{found[1]}.")]
+        return f"unknown option '{found[2]}' of {found[1]}{near_miss(found[2], own)}"
+    keys = re.findall(r'[Kk]ey "([^"]+)"', message)
+    if found := re.search(r"Expected an? (.+)", message):
+        wanted = re.sub(r"<class '([^']+)'>", r"\1", found[1])
+        return f"--{'.'.join(keys)}: expected {wanted}"
+    return " ".join(dict.fromkeys(line.strip() for line in message.splitlines() if line.strip()))
+
+
+def _spelled(parser: ArgumentParser) -> list[str]:
+    """Every option of a parser as it is written."""
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+
+
+def _top_level(parser: ArgumentParser) -> set[str]:
+    return {name.removeprefix("--").partition(".")[0] for name in _spelled(parser)}
+
+
+def _near_option(option: str, known: list[str]) -> str:
+    # First the end of a dotted name: `--lr` is meant for `--trainer.lr`.
+    close = [name for name in known if name.rsplit(".", 1)[-1] == option.lstrip("-")][:1]
+    close = close or difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else "; --help lists the options"
