@@ -42,7 +42,8 @@ class Step:
         narrow: bool = False,
         gathered: torch.dtype = torch.bfloat16,
     ):
-        from saelab.kernels.gpu.update import Adam, Clock, fresh
+        from saelab.kernels.adam import AdamSettings
+        from saelab.kernels.gpu.update import Clock, fresh
 
         self.k, self.gathered, self.lr = k, gathered, torch.tensor(3e-4, device=directions.device)
         n_latents, width = directions.shape
@@ -57,7 +58,7 @@ class Step:
         kinds |= {"decoder": kinds["encoder"], "bias": torch.float32, "centre": torch.float32}
         self.moments = {name: fresh(weight, kinds[name]) for name, weight in self.weights.items()}
         self.shadows = {name: self.weights[name].bfloat16() for name in ("encoder", "decoder")}
-        self.adam = {name: Adam(unit=name == "decoder", seed=seed) for seed, name in enumerate(self.weights)}
+        self.adam = {name: AdamSettings(unit=name == "decoder", seed=seed) for seed, name in enumerate(self.weights)}
         self.clock = Clock.start(directions.device)
         self.last = {
             name: torch.zeros(n_latents, dtype=torch.int32, device=directions.device) if touched else None

@@ -92,6 +92,7 @@ def compiling(found: dict[str, Any], check: bool) -> Iterator[None]:
 
 def start_everything(width: int, n_latents: int) -> None:
     """Start every kernel: a step with each way to keep averages, and what is in no step."""
+    from saelab.kernels.adam import AdamSettings
     from saelab.kernels.gpu import auxk, decode, moments, update
 
     spec = importlib.util.spec_from_file_location("gpu_step", ROOT / "benchmarks" / "gpu_step.py")
@@ -105,9 +106,9 @@ def start_everything(width: int, n_latents: int) -> None:
     clock, last = update.Clock.start("cpu"), torch.zeros(n_latents, dtype=torch.int32)
     for kind in (torch.float32, torch.int16, torch.uint8):
         averages: moments.Moments = update.fresh(directions, kind)
-        update.catch_up(directions, averages, update.Adam(unit=True), clock, last, directions.bfloat16())
+        update.catch_up(directions, averages, AdamSettings(unit=True), clock, last, directions.bfloat16())
         slots = update.Whole(x, last)
-        update.update(directions, averages, [], update.Adam(), clock, last, slots)
+        update.update(directions, averages, [], AdamSettings(), clock, last, slots)
     latents = torch.zeros(ROWS, KEPT, dtype=torch.int64)
     decode.bag(latents, directions, latents.float())
     auxk.keep_largest(torch.zeros(ROWS, 1000), KEPT)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saelab.analysis.assembled import encoded
 from saelab.kernels.decode import dot_at
-from saelab.kernels.select import bag
+from saelab.kernels.sums import bag
 from saelab.sae.sae import SAE
 
 ROWS = 16_384

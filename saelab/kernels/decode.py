@@ -16,20 +16,23 @@ from torch import Tensor
 
 from saelab.core.codes import Codes, Entries
 from saelab.kernels import tier
-from saelab.kernels.gradient import Term, deferred, hand_over
+from saelab.kernels.gradient import Term, hand_over
 from saelab.kernels.native import sparse as native_sparse
-from saelab.kernels.select import bag
+from saelab.kernels.sums import bag
 
 DENSE_SHARE = 16
 """Codes with K > L / 16 decode densely: a gather moves about that many times fewer values a second than a product."""
 
 
-def decode(codes: Codes, weight: Tensor) -> Tensor:
-    """Sum of each row's directions, weighted by its codes: [B, D] from codes [B, K] and weight [L, D]."""
+def decode(codes: Codes, weight: Tensor, terms: list[Term] | None = None) -> Tensor:
+    """Sum of each row's directions, weighted by its codes: [B, D] from codes [B, K] and weight [L, D].
+
+    The weight's gradient goes to the terms, if there are any, instead of into its `.grad` (see gradient.py).
+    """
     kept = codes.values.shape[1]
     if tier.is_reference() or codes.is_full or not kept or kept * DENSE_SHARE > codes.n_latents:
         return reference(codes, weight)
-    return _Decode.apply(codes.values, weight, codes.entries, deferred(weight))
+    return _Decode.apply(codes.values, weight, codes.entries, terms)
 
 
 def reference(codes: Codes, weight: Tensor) -> Tensor:

@@ -4,19 +4,22 @@ The gradient of a dictionary's weight [L, D] is a sum over a batch's entries,
 
     grad[l] = sum over terms, and over latent l's entries in each, of  value * row of the entry
 
-An optimizer that visits one latent at a time can form it there and never hold it as a whole. It says so by `defer`;
-the kernels then hand over terms instead of a dense gradient. `settle` adds them up for whoever needs `.grad` after all.
+An optimizer that visits one latent at a time can form it there and never hold it as a whole. It owns a
+`LatentGradients`, which the dictionary hands to the kernels; they add terms to it and return no dense
+gradient. `settle` adds them up for whoever needs `.grad` after all.
 """
 
 # Shape letters: B rows, D width, L latents, K entries per row.
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from saelab.core.codes import Entries
+from saelab.kernels.sums import sum_by_latent
 
 
 @dataclass(frozen=True)
@@ -31,23 +34,49 @@ class Term:
 
     def dense(self) -> Tensor:
         """The sum as a whole; [L, D]."""
-        from saelab.kernels.select import sum_by_latent  # which hands out terms itself
-
         return sum_by_latent(self.entries, self.values, self.rows)
 
 
-def defer(weight: Tensor) -> None:
-    """Ask for a weight's gradient in terms, and forget those that came already."""
-    terms = deferred(weight)
-    if terms is None:
-        weight.deferred = []  # type: ignore[attr-defined]
-    else:
-        terms.clear()  # the same list, which passes under way hand over to
+class LatentGradients:
+    """Terms of the gradients of some weights, from the start of a step until the optimizer has used them.
 
+    Outside of a step nothing is collected, and gradients go into `.grad` as always.
+    """
 
-def deferred(weight: Tensor) -> list[Term] | None:
-    """The list that a weight's terms go to; None where its gradient is wanted as a whole."""
-    return getattr(weight, "deferred", None)
+    def __init__(self) -> None:
+        self._terms: dict[Tensor, list[Term]] = {}
+        self._unit: dict[Tensor, int] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)()  # a copied SAE's weights are no optimizer's yet
+
+    def collect(self, weights: Iterable[Tensor]) -> None:
+        """Begin a step: forget earlier terms, and collect those of these weights."""
+        self._terms = {weight: [] for weight in weights}
+
+    def stop(self) -> None:
+        """End a step."""
+        self._terms = {}
+
+    def of(self, weight: Tensor) -> list[Term] | None:
+        """The list that a weight's terms go to; None where its gradient is wanted as a whole."""
+        return self._terms.get(weight)
+
+    def settle(self, weight: Tensor) -> None:
+        """Add the terms of a weight's gradient into its `.grad`."""
+        terms = self._terms.get(weight, [])
+        for term in terms:
+            dense = term.dense()
+            weight.grad = dense if weight.grad is None else weight.grad + dense
+        terms.clear()
+
+    def mark_unit(self, weight: Tensor) -> None:
+        """Remember that the rows of a weight have unit norm as it is now."""
+        self._unit[weight] = weight._version
+
+    def is_unit(self, weight: Tensor) -> bool:
+        """Whether the rows were marked and not changed since; answered once, as kernels change them without a trace."""
+        return self._unit.pop(weight, None) == weight._version
 
 
 def hand_over(terms: list[Term] | None, entries: Entries, values: Tensor, rows: Tensor) -> Tensor | None:
@@ -59,9 +88,8 @@ def hand_over(terms: list[Term] | None, entries: Entries, values: Tensor, rows: 
     return None
 
 
-def take(weight: Tensor, latents: Tensor) -> Tensor:
-    """The rows of some latents [n] of a weight [L, D], as `weight[latents]`; their gradient is handed over."""
-    terms = deferred(weight)
+def take(weight: Tensor, latents: Tensor, terms: list[Term] | None) -> Tensor:
+    """The rows of some latents [n] of a weight [L, D], as `weight[latents]`; their gradient goes to the terms."""
     return weight[latents] if terms is None else _Take.apply(weight, latents, terms)
 
 
@@ -78,12 +106,3 @@ class _Take(torch.autograd.Function):
         # As if each latent were active once, with a value of 1, on a row that is its gradient.
         entries = Entries(latents[:, None], ctx.n_latents)
         return hand_over(ctx.terms, entries, torch.ones_like(grad[:, :1]), grad), None, None
-
-
-def settle(weight: Tensor) -> None:
-    """Add the terms of a weight's gradient into its `.grad`."""
-    for term in deferred(weight) or ():
-        dense = term.dense()
-        weight.grad = dense if weight.grad is None else weight.grad + dense
-    if deferred(weight):
-        defer(weight)

@@ -12,7 +12,6 @@ gradient of x: it is -(sum of the entries' gradients by latent) @ weight.
 
 # Shape letters: B rows, D input width, L latents, K kept per row.
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,9 +20,9 @@ from torch import Tensor
 
 from saelab.core.codes import Codes, Entries
 from saelab.kernels import tier
-from saelab.kernels.gradient import Term, deferred, hand_over
+from saelab.kernels.gradient import Term, hand_over
 from saelab.kernels.native import encode as native_encode
-from saelab.kernels.native import sparse as native_sparse
+from saelab.kernels.sums import bag, sum_by_latent
 
 BLOCK_ENTRIES, BLOCK_ROWS = 1 << 21, 256
 """Rows are taken in blocks of about this many pre-activations, so that a block is still in cache when its largest are
@@ -31,7 +30,14 @@ picked, but of no fewer rows than this, below which the product itself slows dow
 
 
 def topk_linear(
-    x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, k: int, absolute: bool = False, groups: int = 1
+    x: Tensor,
+    centre: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    k: int,
+    absolute: bool = False,
+    groups: int = 1,
+    terms: list[Term] | None = None,
 ) -> tuple[Tensor, Entries]:
     """The k largest of each row of (x - centre) @ weight.T + bias, largest first; ties fall the same way every time.
 
@@ -40,6 +46,7 @@ def topk_linear(
         k: 1 <= k <= L / groups.
         absolute: whether the largest absolute values are meant; they keep their signs.
         groups: cuts the latents into this many equal parts, one after another; the k largest of each are chosen.
+        terms: where the weight's gradient goes instead of into its `.grad` (see gradient.py).
 
     Returns:
         values [B, groups * K], differentiable in all four tensors, and their entries.
@@ -48,7 +55,7 @@ def topk_linear(
     if tier.is_reference():
         return reference(x, centre, weight, bias, k, absolute, groups)
     entries = Entries(torch.empty(0), len(weight))
-    return _TopKLinear.apply(x, centre, weight, bias, (k, absolute, groups), entries, deferred(weight)), entries
+    return _TopKLinear.apply(x, centre, weight, bias, (k, absolute, groups), entries, terms), entries
 
 
 def reference(
@@ -200,36 +207,3 @@ def _topk_of(pre: Tensor, k: int, absolute: bool, groups: int) -> tuple[Tensor, 
     if groups > 1:
         indices = indices.view(len(pre), groups, k) + width * torch.arange(groups, device=pre.device)[:, None]
     return values.view(len(pre), groups * k), indices.view(len(pre), groups * k)
-
-
-def sort_once(entries: Entries, sort: Callable[[Tensor, int], Any]) -> None:
-    """Let a kernel work out the order of entries by latent, unless they have it."""
-    if "order" not in entries.__dict__:
-        found = sort(entries.indices, entries.n_latents)
-        entries.order, entries.offsets, entries.rows = found.order, found.offsets, found.rows
-
-
-def bag(indices: Tensor, weight: Tensor, values: Tensor) -> Tensor:
-    """Row b is the sum over its entries of value * weight[index]; [B, D] from [B, K], [L, D], [B, K]."""
-    values = values.to(weight.dtype)
-    if tier.is_native(weight, values):
-        return native_sparse.bag(indices, weight, values)
-    if tier.is_gpu(weight, values):
-        from saelab.kernels.gpu import decode as gpu_decode
-
-        return gpu_decode.bag(indices, weight, values)
-    return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
-
-
-def sum_by_latent(entries: Entries, values: Tensor, rows: Tensor) -> Tensor:
-    """Row l is the sum over latent l's entries of value * rows[row of the entry]; [L, D] from [B, K] and [B, D]."""
-    values = values.to(rows.dtype)
-    if tier.is_native(values, rows):
-        return native_sparse.sum_by_latent(entries, values, rows)
-    if tier.is_gpu(values, rows):
-        from saelab.kernels.gpu import sort, sums
-
-        sort_once(entries, sort.sort_by_latent)
-        return sums.sum_by_latent(entries, values, rows)
-    weights = values.flatten()[entries.order]
-    return F.embedding_bag(entries.rows, rows, entries.offsets, per_sample_weights=weights, mode="sum")

@@ -22,7 +22,7 @@ Two ways to spend less on latents, neither of them the default:
 # Shape letters: B rows, D width, L latents, K entries per row.
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.optim.adam import adam as adam_of_torch
 
 from saelab.kernels import tier
+from saelab.kernels.adam import AdamSettings
 from saelab.kernels.gradient import Term
 from saelab.kernels.native import update as native_update
-from saelab.kernels.select import sort_once
+from saelab.kernels.sums import sort_once
 
-MOMENTS = ("float32", "bfloat16", "float8")
 CODES = {"float32": None, "bfloat16": torch.int16, "float8": torch.uint8}
 """Narrow moments are kept as the bits they are made of, so that nothing converts them by the way."""
 TOP = 448.0
@@ -43,33 +43,10 @@ LONGEST = 400
 """Missed steps that are made up; what is further back has decayed to nothing."""
 
 
-@dataclass(frozen=True)
-class Adam:
-    """What a step of Adam needs beside gradient and state."""
-
-    lr: float
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    moments: str = "float32"
-    touched: bool = False
-    unit: bool = False
-    """Whether rows have unit norm, before and after."""
-    seed: int = 0
-
-    def rate(self, step: int) -> float:
-        """lr / (1 - beta1^t)."""
-        return self.lr / (1 - self.beta1**step)
-
-    def correction(self, step: int) -> float:
-        """1 / sqrt(1 - beta2^t)."""
-        return 1 / math.sqrt(1 - self.beta2**step)
-
-
 State = dict[str, Any]
 
 
-def fresh(weight: Tensor, adam: Adam) -> State:
+def fresh(weight: Tensor, adam: AdamSettings) -> State:
     """State of a weight that has not moved yet."""
     kind = CODES[adam.moments]
     state: State = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(weight, dtype=kind)}
@@ -93,7 +70,7 @@ def on_gpu(weight: Tensor) -> bool:
 
 
 @torch.no_grad()
-def update(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None, adam: Adam) -> None:
+def update(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None, adam: AdamSettings) -> None:
     """One step of a weight [L, D], in place.
 
     Args:
@@ -105,8 +82,6 @@ def update(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None
     """
     if on_gpu(weight):
         _gpu(weight, state, terms, dense, adam)
-        if adam.unit:
-            mark_unit(weight)
         return
     if not terms and dense is not None and adam == replace(adam, moments="float32", touched=False, unit=False):
         _fused(weight, state, dense, adam)
@@ -120,11 +95,9 @@ def update(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None
         _native(weight, state, terms, dense, adam, step)
     else:
         reference(weight, state, total(weight, terms, dense), adam, touched_by(weight, terms, dense, adam))
-    if adam.unit:
-        mark_unit(weight)
 
 
-def _fused(weight: Tensor, state: State, dense: Tensor, adam: Adam) -> None:
+def _fused(weight: Tensor, state: State, dense: Tensor, adam: AdamSettings) -> None:
     """Nothing but Adam is wanted: PyTorch's own, in one pass."""
     state["step"] = state["step"].to(weight.device)
     moments = ([state["exp_avg"]], [state["exp_avg_sq"]])
@@ -134,29 +107,25 @@ def _fused(weight: Tensor, state: State, dense: Tensor, adam: Adam) -> None:
     )  # fmt: skip
 
 
-def _native(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None, adam: Adam, step: int) -> None:
+def _native(
+    weight: Tensor, state: State, terms: list[Term], dense: Tensor | None, adam: AdamSettings, step: int
+) -> None:
     moments = [state.get(name) for name in ("exp_avg", "exp_avg_sq", "scale", "scale_sq")]
-    settings = (adam.rate(step), adam.correction(step), adam.beta1, adam.beta2, adam.epsilon, step)
-    ways = (adam.moments, adam.unit, adam.touched)
-    seed = adam.seed * 0x9E3779B1 + step
-    native_update.update(
-        weight, moments, terms, dense, (*ways, *settings, seed), (state.get("last"), state.get("rates"))
-    )
+    native_update.update(weight, moments, terms, dense, adam, step, (state.get("last"), state.get("rates")))
 
 
-def _gpu(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None, adam: Adam) -> None:
+def _gpu(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None, adam: AdamSettings) -> None:
     from saelab.kernels.gpu import sort  # imports triton
     from saelab.kernels.gpu import update as gpu
 
     clock = gpu.Clock(state["clock_step"], state["clock_now"], state["clock_rates"])
     moments = gpu.Moments(state["exp_avg"], state["exp_avg_sq"], state.get("scale"), state.get("scale_sq"))
-    settings = gpu.Adam(adam.beta1, adam.beta2, adam.epsilon, adam.unit, adam.seed)
     for term in terms:
         sort_once(term.entries, sort.sort_by_latent)
     parts = [gpu.Term(term.entries, term.values.float(), term.rows.float()) for term in terms]
-    gpu.tick(clock, adam.lr, settings)
+    gpu.tick(clock, adam.lr, adam)
     whole = None if dense is None else gpu.Whole(dense)
-    gpu.update(weight, moments, parts, settings, clock, state.get("last"), whole)
+    gpu.update(weight, moments, parts, adam, clock, state.get("last"), whole)
     state["step"] += 1
 
 
@@ -168,7 +137,7 @@ def total(weight: Tensor, terms: list[Term], dense: Tensor | None) -> Tensor:
     return whole
 
 
-def touched_by(weight: Tensor, terms: list[Term], dense: Tensor | None, adam: Adam) -> Tensor:
+def touched_by(weight: Tensor, terms: list[Term], dense: Tensor | None, adam: AdamSettings) -> Tensor:
     """Numbers of the latents that a step visits."""
     everything = torch.arange(len(weight), device=weight.device)
     if not adam.touched or dense is not None:
@@ -179,7 +148,7 @@ def touched_by(weight: Tensor, terms: list[Term], dense: Tensor | None, adam: Ad
     return everything[named]
 
 
-def reference(weight: Tensor, state: State, gradient: Tensor, adam: Adam, visited: Tensor) -> None:
+def reference(weight: Tensor, state: State, gradient: Tensor, adam: AdamSettings, visited: Tensor) -> None:
     """`update` in plain PyTorch, from the whole gradient [L, D], for the latents visited [n]."""
     step = int(state["step"])
     w, g = weight[visited], gradient[visited]
@@ -203,7 +172,7 @@ def reference(weight: Tensor, state: State, gradient: Tensor, adam: Adam, visite
     weight[visited] = w
 
 
-def _behind(state: State, visited: Tensor, adam: Adam, missed: Tensor) -> Tensor:
+def _behind(state: State, visited: Tensor, adam: AdamSettings, missed: Tensor) -> Tensor:
     """How far, in units of m / sqrt(v), each visited latent's momentum would have moved it meanwhile; [n]."""
     rates, last = state["rates"].to(missed.device), state["last"][visited].long()
     behind, ratio = torch.zeros(len(visited), device=missed.device), adam.beta1 / math.sqrt(adam.beta2)
@@ -212,7 +181,7 @@ def _behind(state: State, visited: Tensor, adam: Adam, missed: Tensor) -> Tensor
     return behind
 
 
-def catch_up(weight: Tensor, state: State, adam: Adam) -> None:
+def catch_up(weight: Tensor, state: State, adam: AdamSettings) -> None:
     """Bring every latent to where the last step would have left it had all been visited; ends a run of touched rows."""
     if not adam.touched:
         return
@@ -225,7 +194,6 @@ def catch_up(weight: Tensor, state: State, adam: Adam) -> None:
         weight.sub_(m / (v.sqrt() + 1e-30) * _behind(state, every, adam, missed)[:, None])
         if adam.unit:
             weight.div_(weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny))
-            mark_unit(weight)
         chance = torch.Generator().manual_seed((adam.seed * 0x9E3779B1 + int(state["step"]) + 1) % (1 << 32))
         for name, value, beta in (("exp_avg", m, adam.beta1), ("exp_avg_sq", v, adam.beta2)):
             write(state, name, every, value * beta ** missed[:, None], adam.moments, chance)
@@ -293,14 +261,3 @@ def rounded(value: Tensor, mantissa: int, least_exponent: int, chance: torch.Gen
     exponent = torch.frexp(value.abs())[1] - 1
     unit = torch.ldexp(torch.ones_like(value), exponent.clamp(min=least_exponent) - mantissa)
     return (value / unit + torch.rand(value.shape, generator=chance).to(value)).floor() * unit
-
-
-def mark_unit(weight: Tensor) -> None:
-    """Remember that the rows of a weight have unit norm as it is now."""
-    weight.unit_at = weight._version  # type: ignore[attr-defined]
-
-
-def is_unit(weight: Tensor) -> bool:
-    """Whether the rows have unit norm because `update` has just seen to it. Answered once: later nobody knows."""
-    at, weight.unit_at = getattr(weight, "unit_at", None), None  # type: ignore[attr-defined]
-    return at == weight._version

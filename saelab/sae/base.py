@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from saelab.core.codes import Codes, Entries
 from saelab.core.components import Component
 from saelab.core.mesh import ALONE, Mesh
+from saelab.kernels.gradient import LatentGradients, Term
 from saelab.sae.scale import Scale
 
 if TYPE_CHECKING:
@@ -131,6 +132,9 @@ class Dictionary(Component, nn.Module, ABC):
     sites: int = 1
     """Places in a model that the columns of a row come from, in equal parts; each has a scale of its own."""
 
+    gradients: LatentGradients | None = None
+    """Where gradients of `latent_rows` are collected in a training step; the optimizer's, which sets it."""
+
     @abstractmethod
     def setup(self, sizes: Sizes) -> None:
         """Make the parameters, this shard's part of the latents; ValueError for sizes that do not fit."""
@@ -202,6 +206,10 @@ class Dictionary(Component, nn.Module, ABC):
     def set_directions(self, directions: Tensor) -> None:
         """Replace all directions, [L, D], of any norm other than zero; `unit_directions` is for the caller to do."""
         raise self._lacks("directions that can be set freely")
+
+    def terms_for(self, weight: Tensor) -> list[Term] | None:
+        """Where a weight's gradient is collected, if it is."""
+        return self.gradients.of(weight) if self.gradients else None
 
     def _lacks(self, what: str) -> ValueError:
         return ValueError(f"the dictionary {type(self).__name__}, as it is set, does not have {what}")

@@ -138,7 +138,8 @@ class _Member(DensePre):
     def __init__(self, sae: SAE, rows: Tensor):
         dictionary = sae.dictionary
         assert isinstance(dictionary, Dense)
-        super().__init__(dictionary, rows, dictionary.b_dec, dictionary.W_enc, dictionary.b_enc)
+        terms = dictionary.terms_for(dictionary.W_enc)
+        super().__init__(dictionary, rows, dictionary.b_dec, dictionary.W_enc, dictionary.b_enc, terms=terms)
 
     def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         if self.listed is None or absolute or k > self.listed.values.shape[1]:

@@ -49,12 +49,12 @@ class Sweep:
         with ExitStack() as settings:
             for trainer in self.trainers:
                 settings.enter_context(trainer.ramped())
+                trainer.zero_gradients()
             with lead.precision():
                 passed = self.stack.objective(x)
             losses: list[Tensor] = []
             for trainer, (terms, _) in zip(self.trainers, passed, strict=True):
                 losses.append(trainer.loss(terms, x))
-                trainer.zero_gradients()
             torch.stack(losses).sum().backward()
             for trainer, (_, forward) in zip(self.trainers, passed, strict=True):
                 trainer.update(forward, len(batch.x))

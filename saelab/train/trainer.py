@@ -17,7 +17,6 @@ from torch import Tensor
 
 from saelab.core.run import Run
 from saelab.data.source import Batch, Source
-from saelab.kernels.gradient import settle
 from saelab.sae.base import Forward
 from saelab.sae.sae import SAE
 from saelab.train.algorithm import Algorithm
@@ -75,6 +74,7 @@ class Trainer:
         parameters = list(sae.parameters())
         self.device = parameters[0].device
         self.optimizer = Adam() if optimizer is None else optimizer
+        sae.dictionary.gradients = None  # an earlier trainer's
         self.steppers = self.optimizer.make(sae, self.lr)
         self.algorithms, self.ramps = list(algorithms), list(ramps)
         self._set_up()
@@ -128,10 +128,10 @@ class Trainer:
             for part in (batch.target, batch.gradient)
         )
         with self.ramped():
+            self.zero_gradients()
             with self.precision():
                 terms, forward = self.sae.objective(x, target, gradient, batch.downstream)
             loss = self.loss(terms, x)
-            self.zero_gradients()
             loss.backward()
             self.update(forward, len(batch.x))
         return {"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()}, forward
@@ -164,15 +164,16 @@ class Trainer:
         return "lower lr or set clip"
 
     def zero_gradients(self) -> None:
-        """Forget the last step's gradients."""
+        """Begin a step, before its forward pass: forget the last one's gradients."""
         for stepper in self.steppers:
             stepper.zero_grad(set_to_none=True)
 
     def update(self, forward: Forward, rows: int) -> None:
         """Change the weights by their gradients and by what components and algorithms do around it; count the step."""
         if self.clip is not None or self.algorithms or self.sae.mesh.replicas > 1:
-            for parameter in self.sae.parameters():
-                settle(parameter)  # these look at whole gradients
+            for parameter in self.sae.dictionary.parameters():
+                if self.sae.dictionary.gradients:
+                    self.sae.dictionary.gradients.settle(parameter)  # these look at whole gradients
         self.sae.mesh.average_gradients(self.sae.parameters())
         self.sae.before_step()
         for algorithm in self.algorithms:

@@ -2,6 +2,7 @@
 
 # Shape letters: B rows, D width, L latents, K entries per row.
 
+import copy
 import ctypes
 import math
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from saelab.core.codes import Entries
 from saelab.kernels import native, tier
-from saelab.kernels.gradient import Term, defer, deferred, settle
+from saelab.kernels.adam import AdamSettings
+from saelab.kernels.gradient import LatentGradients, Term
 from saelab.kernels.select import topk_linear
-from saelab.kernels.update import Adam, catch_up, fresh, is_unit, mark_unit, read, rounded, update
+from saelab.kernels.update import catch_up, fresh, read, rounded, update
 
 B, D, L, K = 24, 19, 30, 3
 
@@ -59,7 +61,7 @@ def start(seed: int = 9) -> Tensor:
 @pytest.mark.parametrize("hot", [False, True])
 @pytest.mark.parametrize("unit", [False, True])
 def test_steps_match_torchs_adam_on_the_dense_gradient(kernels, unit, hot):
-    weight, adam = start(), Adam(lr=0.01, epsilon=1e-6, unit=unit)
+    weight, adam = start(), AdamSettings(lr=0.01, epsilon=1e-6, unit=unit)
     state = fresh(weight, adam)
     expected = weight.double().requires_grad_()
     by_torch = torch.optim.Adam([expected], lr=0.01, eps=1e-6)
@@ -76,11 +78,10 @@ def test_steps_match_torchs_adam_on_the_dense_gradient(kernels, unit, hot):
                 expected /= expected.norm(dim=1, keepdim=True)
         torch.testing.assert_close(weight.double(), expected.detach(), rtol=2e-5, atol=2e-6)
     assert int(state["step"]) == 5
-    assert is_unit(weight) == unit
 
 
 def test_a_latent_without_entries_still_follows_its_momentum(kernels):
-    weight, adam = start(), Adam(lr=0.01)
+    weight, adam = start(), AdamSettings(lr=0.01)
     state = fresh(weight, adam)
     update(weight, state, [batch(0, hot=True)], None, adam)
     before = weight[L - 1].clone()
@@ -91,7 +92,7 @@ def test_a_latent_without_entries_still_follows_its_momentum(kernels):
 @pytest.mark.parametrize("moments", ["bfloat16", "float8"])
 def test_narrow_moments_follow_the_wide_ones(kernels, moments):
     wide, narrow = start(), start()
-    plain, adam = Adam(lr=0.003, epsilon=1e-6), Adam(lr=0.003, epsilon=1e-6, moments=moments, seed=3)
+    plain, adam = AdamSettings(lr=0.003, epsilon=1e-6), AdamSettings(lr=0.003, epsilon=1e-6, moments=moments, seed=3)
     states = fresh(wide, plain), fresh(narrow, adam)
     for step in range(40):
         update(wide, states[0], [batch(step)], None, plain)
@@ -105,7 +106,7 @@ def test_narrow_moments_follow_the_wide_ones(kernels, moments):
 def test_narrow_moments_are_rounded_without_bias(kernels, moments):
     """A v of 0.3 that moves by a ten-thousandth a step is lost to the nearest and kept on average at random."""
     weight = torch.zeros(200, 64)
-    adam = Adam(lr=0.0, beta2=0.9999, moments=moments)
+    adam = AdamSettings(lr=0.0, beta2=0.9999, moments=moments)
     state = fresh(weight, adam)
     wide = torch.zeros(200, 64, dtype=torch.float64)
     for step in range(60):
@@ -120,7 +121,7 @@ def test_narrow_moments_are_rounded_without_bias(kernels, moments):
 
 def test_the_same_random_numbers_for_the_same_seed_only(kernels):
     def after(seed: int) -> Tensor:
-        weight, adam = start(), Adam(lr=0.01, moments="bfloat16", seed=seed)
+        weight, adam = start(), AdamSettings(lr=0.01, moments="bfloat16", seed=seed)
         state = fresh(weight, adam)
         for step in range(3):
             update(weight, state, [batch(step)], None, adam)
@@ -143,14 +144,14 @@ def test_rounding_gives_a_neighbour_and_the_value_on_average(mantissa):
 
 def test_missed_steps_are_made_up_as_if_none_had_been_missed(kernels):
     """Every latent meanwhile gets a gradient of zero: dense Adam with a negligible epsilon ends at the same place."""
-    adam = Adam(lr=0.01, epsilon=1e-12, touched=True)
+    adam = AdamSettings(lr=0.01, epsilon=1e-12, touched=True)
     weight, dense = start(), start()
-    state, everything = fresh(weight, adam), fresh(dense, plain := Adam(lr=0.01, epsilon=1e-12))
+    state, everything = fresh(weight, adam), fresh(dense, plain := AdamSettings(lr=0.01, epsilon=1e-12))
     for step in range(30):
-        own = Adam(lr=0.01 * (1 + step / 10), epsilon=1e-12, touched=True)
+        own = AdamSettings(lr=0.01 * (1 + step / 10), epsilon=1e-12, touched=True)
         terms = [batch(step, hot=step in (0, 1, 17))]
         update(weight, state, terms, None, own)
-        update(dense, everything, terms, None, Adam(lr=own.lr, epsilon=plain.epsilon))
+        update(dense, everything, terms, None, AdamSettings(lr=own.lr, epsilon=plain.epsilon))
     never = torch.arange(L // 2, L - 1)
     assert torch.equal(weight[never], start()[never])  # no entry ever
     assert not torch.allclose(weight[L - 1], dense[L - 1], atol=1e-4)
@@ -163,34 +164,44 @@ def test_missed_steps_are_made_up_as_if_none_had_been_missed(kernels):
 
 
 def test_gradients_come_in_terms_where_asked_for_and_settle_into_the_dense_one():
-    x, centre = torch.randn(B, D), torch.randn(D, requires_grad=True)
+    x, centre, gradients = torch.randn(B, D), torch.randn(D, requires_grad=True), LatentGradients()
     weight, bias = torch.nn.Parameter(start()), torch.nn.Parameter(torch.randn(L))
 
     def gradient() -> None:
-        values, _ = topk_linear(x, centre, weight, bias, K)
+        values, _ = topk_linear(x, centre, weight, bias, K, terms=gradients.of(weight))
         values.square().sum().backward()
 
     gradient()
     wanted, weight.grad = weight.grad, None
-    defer(weight)
+    gradients.collect([weight])
     gradient()
     gradient()
     assert weight.grad is None
-    assert len(deferred(weight)) == 2
-    settle(weight)
+    assert len(gradients.of(weight)) == 2
+    gradients.settle(weight)
     torch.testing.assert_close(weight.grad, 2 * wanted)
-    assert deferred(weight) == []
-    settle(weight)
+    assert gradients.of(weight) == []
+    gradients.settle(weight)
     torch.testing.assert_close(weight.grad, 2 * wanted)
+    gradients.stop()
+    weight.grad = None
+    gradient()
+    torch.testing.assert_close(weight.grad, wanted)
 
 
 def test_unit_norm_is_said_once_and_forgotten_when_the_weight_changes():
-    weight = torch.nn.Parameter(start())
-    assert not is_unit(weight)
-    mark_unit(weight)
-    assert is_unit(weight)
-    assert not is_unit(weight)
-    mark_unit(weight)
+    weight, gradients = torch.nn.Parameter(start()), LatentGradients()
+    assert not gradients.is_unit(weight)
+    gradients.mark_unit(weight)
+    assert gradients.is_unit(weight)
+    assert not gradients.is_unit(weight)
+    gradients.mark_unit(weight)
     with torch.no_grad():
         weight[3] *= 2
-    assert not is_unit(weight)
+    assert not gradients.is_unit(weight)
+
+
+def test_a_copy_collects_nothing():
+    weight, gradients = torch.nn.Parameter(start()), LatentGradients()
+    gradients.collect([weight])
+    assert copy.deepcopy(gradients).of(weight) is None

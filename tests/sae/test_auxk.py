@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saelab.kernels.gradient import defer, settle
+from saelab.kernels.gradient import LatentGradients
 from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
 from saelab.sae.base import Sizes
@@ -128,14 +128,14 @@ def test_gradients_handed_over_latent_by_latent_are_the_same():
         sae.firing.since.copy_(37 * torch.arange(200) % 90)
         weights = [sae.dictionary.W_enc, sae.dictionary.W_dec]
         if defers:
-            for weight in weights:
-                defer(weight)
+            sae.dictionary.gradients = LatentGradients()
+            sae.dictionary.gradients.collect(weights)
         terms, _ = sae.objective(rows())
         torch.stack(list(terms.values())).sum().backward()
         if defers:
             for weight in weights:
                 assert weight.grad is None
-                settle(weight)
+                sae.dictionary.gradients.settle(weight)
         found.append([weight.grad for weight in weights])
     for one, other in zip(*found, strict=True):
         assert_close(one, other)

@@ -14,7 +14,7 @@ from torch import Tensor
 from saelab.core.files import read_tensors, write_tensors
 from saelab.data import Batch
 from saelab.kernels import tier
-from saelab.kernels.update import MOMENTS
+from saelab.kernels.adam import MOMENTS
 from saelab.sae import SAE
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK

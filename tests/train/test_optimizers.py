@@ -235,3 +235,16 @@ def test_what_is_kept_of_latents_can_be_forgotten():
 def test_a_setting_out_of_range_is_named(optimizer, message):
     with pytest.raises(ValueError, match=message):
         make(optimizer)
+
+
+def test_after_a_step_gradients_are_dense_again_and_another_trainer_finds_no_trace():
+    sae = SAE(12, 64, TopK(4))
+    rows = torch.randn(16, 12, generator=torch.Generator().manual_seed(0))
+    Trainer(sae, batch=16).step(Batch(rows))
+    sae.zero_grad()
+    sum(sae.objective(rows)[0].values()).backward()
+    assert sae.dictionary.W_enc.grad.abs().sum() > 0
+    before = sae.dictionary.W_dec.detach().clone()
+    Trainer(sae, optimizer=Signum(), batch=16).step(Batch(rows))
+    assert sae.dictionary.gradients is None
+    assert not torch.equal(sae.dictionary.W_dec, before)

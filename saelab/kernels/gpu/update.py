@@ -22,7 +22,6 @@ that a captured step can be replayed.
 # Shape letters: B rows, D width, L latents, K entries per row.
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saelab.kernels.adam import AdamSettings
 from saelab.kernels.gpu.device import on
 from saelab.kernels.gpu.moments import BFLOAT16, FLOAT8, FLOAT32, Moments, chances, read, write
 from saelab.kernels.gpu.sums import Part, SortedEntries, bounds, prepared, shape_for, sum_of, warps_for
@@ -74,19 +74,6 @@ class Clock(NamedTuple):
         return cls(step, torch.zeros(2, device=device), torch.zeros(LONGEST, device=device))
 
 
-@dataclass(frozen=True)
-class Adam:
-    """Settings that stay the same."""
-
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    unit: bool = False
-    """Whether rows have unit norm, before and after."""
-    seed: int = 0
-    """Of the rounding of narrow averages; one of its own for every weight."""
-
-
 class _Settings(NamedTuple):
     """Numbers compiled into the kernel."""
 
@@ -112,7 +99,7 @@ class _Turn(NamedTuple):
     seed: int
 
 
-def tick(clock: Clock, lr: Tensor | float, adam: Adam) -> None:
+def tick(clock: Clock, lr: Tensor | float, adam: AdamSettings) -> None:
     """Begin the next step; `lr` is a number, or a tensor [] on the GPU that a captured step reads anew."""
     clock.step.add_(1)
     step = clock.step.double()
@@ -211,7 +198,7 @@ def update(
     weight: Tensor,
     moments: Moments,
     terms: Sequence[Term],
-    adam: Adam,
+    adam: AdamSettings,
     clock: Clock,
     last: Tensor | None = None,
     whole: Whole | None = None,
@@ -236,7 +223,7 @@ def update(
 
 @torch.no_grad()
 def catch_up(
-    weight: Tensor, moments: Moments, adam: Adam, clock: Clock, last: Tensor, shadow: Tensor | None = None
+    weight: Tensor, moments: Moments, adam: AdamSettings, clock: Clock, last: Tensor, shadow: Tensor | None = None
 ) -> None:
     """Bring every latent to where the last step would have left it had all been visited; before saving or measuring."""
     _launch(weight, moments, (), adam, clock, (last, None, shadow), only_missed=True)
@@ -246,7 +233,7 @@ def _launch(
     weight: Tensor,
     moments: Moments,
     parts: tuple[Part, ...],
-    adam: Adam,
+    adam: AdamSettings,
     clock: Clock,
     others: tuple[Tensor | None, Whole | None, Tensor | None],
     only_missed: bool,

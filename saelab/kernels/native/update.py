@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saelab.kernels.adam import MOMENTS, AdamSettings
 from saelab.kernels.gradient import Term
 from saelab.kernels.native import at, library
 from saelab.kernels.native.sparse import by_latent
 
-KINDS = {"float32": 0, "bfloat16": 1, "float8": 2}
 WIDEST = 16_384
 """Rows longer than this do not fit the buffers that 8-bit moments go through."""
 
@@ -22,11 +22,21 @@ def update(
     moments: Sequence[Tensor | None],
     terms: Sequence[Term],
     dense: Tensor | None,
-    settings: tuple[str, bool, bool, float, float, float, float, float, int, int],
+    adam: AdamSettings,
+    step: int,
     visits: tuple[Tensor | None, Tensor | None],
 ) -> None:
-    """Change a weight [L, D] and its moments in place; see kernels/update.py for the meaning of everything."""
-    kind, unit, touched, rate, root_correction, beta1, beta2, epsilon, step, seed = settings
+    """Change a weight [L, D] and its moments in place; see kernels/update.py for the formula.
+
+    Args:
+        weight: is changed.
+        moments: exp_avg, exp_avg_sq and, of 8-bit floats, their rows' scales; are changed.
+        terms: of the gradient.
+        dense: what else belongs to the gradient, [L, D].
+        adam: settings.
+        step: number of this step, from 1.
+        visits: with touched rows only, the step that last visited each latent [L] and the rate of every step.
+    """
     for term in terms:
         by_latent(term.entries)
     values = [term.values.to(weight.dtype).contiguous() for term in terms]
@@ -45,8 +55,10 @@ def update(
         *(at(weight.detach()), *(at(part) for part in moments), len(weight), weight.shape[1], len(terms)),
         *(addresses([one.order for one in entries]), addresses([one.offsets for one in entries])),
         *(addresses(values), addresses(rows), numbers([max(1, one.indices.shape[1]) for one in entries])),
-        *(numbers([one.order.numel() for one in entries]), at(dense), KINDS[kind], int(unit), int(touched)),
-        *(c_float(rate), c_float(root_correction), c_float(beta1), c_float(beta2), c_float(epsilon), step),
-        *(ctypes.c_uint32(seed & 0xFFFFFFFF), *(at(part) for part in visits)),
+        *(numbers([one.order.numel() for one in entries]), at(dense)),
+        *(MOMENTS.index(adam.moments), int(adam.unit), int(adam.touched)),
+        *(c_float(adam.rate(step)), c_float(adam.correction(step))),
+        *(c_float(adam.beta1), c_float(adam.beta2), c_float(adam.epsilon), step),
+        *(ctypes.c_uint32((adam.seed * 0x9E3779B1 + step) & 0xFFFFFFFF), *(at(part) for part in visits)),
     )
     torch.autograd.graph.increment_version(weight)

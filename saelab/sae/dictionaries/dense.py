@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from saelab.core.codes import Codes, Entries
 from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.decode import DENSE_SHARE, decode
-from saelab.kernels.gradient import take
+from saelab.kernels.gradient import Term, take
 from saelab.kernels.select import above_threshold, centred_linear, topk_linear
-from saelab.kernels.update import is_unit
 from saelab.sae.base import Activation, Dictionary, PreActivations, Sizes
 from saelab.sae.scale import Scale
 
@@ -41,22 +40,32 @@ class DensePre(PreActivations):
     """Pre-activations through one matrix [L, D]."""
 
     def __init__(
-        self, dictionary: Dictionary, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, mesh: Mesh = ALONE
+        self,
+        dictionary: Dictionary,
+        x: Tensor,
+        centre: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mesh: Mesh = ALONE,
+        terms: list[Term] | None = None,
     ):
         super().__init__(dictionary, x, centre, bias, mesh)
-        self.weight = weight
+        self.weight, self.terms = weight, terms
 
     def all(self) -> Tensor:
         return F.linear(self.centred, self.weight, self.bias)
 
     def of(self, latents: Tensor) -> Tensor:
-        return centred_linear(self.x, self.centre, take(self.weight, latents), self.bias[latents])
+        return centred_linear(self.x, self.centre, take(self.weight, latents, self.terms), self.bias[latents])
 
     def at(self, centred: Tensor) -> "DensePre":
-        return DensePre(self.dictionary, centred, torch.zeros_like(self.centre), self.weight, self.bias, self.mesh)
+        return self._on(centred, torch.zeros_like(self.centre))
 
     def first(self, rows: int) -> "DensePre":
-        return DensePre(self.dictionary, self.x[:rows], self.centre, self.weight, self.bias, self.mesh)
+        return self._on(self.x[:rows], self.centre)
+
+    def _on(self, x: Tensor, centre: Tensor) -> "DensePre":
+        return DensePre(self.dictionary, x, centre, self.weight, self.bias, self.mesh, self.terms)
 
     def above(self, threshold: Tensor) -> Codes:
         if self._dense is not None:
@@ -64,7 +73,7 @@ class DensePre(PreActivations):
         return above_threshold(self.x, self.centre, self.weight, self.bias, threshold)
 
     def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
-        return topk_linear(self.x, self.centre, self.weight, self.bias, k, absolute)
+        return topk_linear(self.x, self.centre, self.weight, self.bias, k, absolute, terms=self.terms)
 
 
 class Dense(Dictionary):
@@ -167,7 +176,8 @@ class Dense(Dictionary):
         return self.decode(activation.learning(self.pre(rows))) - self.b_dec
 
     def pre(self, x: Tensor) -> PreActivations:
-        return DensePre(self, x, self.centre(x), self.encoder, self.b_enc, self.sizes.mesh)
+        terms = self.terms_for(self.encoder)
+        return DensePre(self, x, self.centre(x), self.encoder, self.b_enc, self.sizes.mesh, terms)
 
     def centre(self, x: Tensor) -> Tensor:
         """What is subtracted from rows [B, D] before encoding; [D]."""
@@ -175,13 +185,14 @@ class Dense(Dictionary):
 
     def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
         weight, bias = (self.W_dec.detach(), self.b_dec.detach()) if frozen else (self.W_dec, self.b_dec)
-        return self.sizes.mesh.sum_over_shards(decode(codes, weight)) + bias
+        terms = None if frozen else self.terms_for(self.W_dec)
+        return self.sizes.mesh.sum_over_shards(decode(codes, weight, terms)) + bias
 
     def decode_among(self, codes: Codes, latents: Tensor) -> Tensor:
         if not self._is_plain() or codes.values.shape[1] * DENSE_SHARE <= len(latents):
             return super().decode_among(codes, latents)
         dense = codes.values.new_zeros(len(codes), len(latents)).scatter(1, codes.indices, codes.values)
-        weight = take(self.W_dec, latents)
+        weight = take(self.W_dec, latents, self.terms_for(self.W_dec))
         return self.sizes.mesh.sum_over_shards(dense.to(weight.dtype) @ weight) + self.b_dec
 
     def skip(self, x: Tensor) -> Tensor | None:
@@ -259,7 +270,7 @@ class Dense(Dictionary):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        if not is_unit(self.W_dec):
+        if not (self.gradients and self.gradients.is_unit(self.W_dec)):
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from saelab.kernels import tier
-from saelab.kernels.gradient import defer, deferred
-from saelab.kernels.update import MOMENTS, carried, catch_up, fresh, update
-from saelab.kernels.update import Adam as Step
+from saelab.kernels.adam import MOMENTS, AdamSettings
+from saelab.kernels.gradient import LatentGradients
+from saelab.kernels.update import carried, catch_up, fresh, update
 from saelab.sae.sae import SAE
 from saelab.train.optimizer import DenseAdam, Optimizer, Stepper
 
@@ -56,8 +56,10 @@ class Adam(Optimizer):
         betas = (self.beta1, self.beta2)
         made: list[Stepper] = []
         if rows:
-            step = Step(lr, *betas, self.epsilon, self.moments, self.touched, seed=sae.seed)
-            made.append(LatentAdam(rows, lr, step, units))
+            step = AdamSettings(lr, *betas, self.epsilon, self.moments, self.touched, seed=sae.seed)
+            stepper = LatentAdam(rows, lr, step, units)
+            sae.dictionary.gradients = stepper.gradients
+            made.append(stepper)
         if rest:
             made.append(DenseAdam(rest, lr, betas, self.epsilon))
         return made
@@ -89,21 +91,20 @@ class LatentAdam(Stepper):
     common = frozenset({"step", "rates", "clock_step", "clock_now", "clock_rates"})
     growing = frozenset({"rates"})
 
-    def __init__(self, rows: Iterable[Tensor], lr: float, step: Step, units: dict[Tensor, bool]):
-        self.settings, self.units = step, units
+    def __init__(self, rows: Iterable[Tensor], lr: float, step: AdamSettings, units: dict[Tensor, bool]):
+        self.settings, self.units, self.gradients = step, units, LatentGradients()
         super().__init__(rows, {"lr": lr})
-        self.zero_grad()
 
     def _weights(self) -> list[Tensor]:
         return [weight for group in self.param_groups for weight in group["params"]]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
-        for weight in self._weights():
-            if tier.is_native(weight) or tier.is_gpu(weight) or self.settings.touched:
-                defer(weight)
-            elif deferred(weight) is not None:
-                del weight.deferred  # type: ignore[attr-defined]
+        self.gradients.collect(weight for weight in self._weights() if self._by_latent(weight))
+
+    def _by_latent(self, weight: Tensor) -> bool:
+        """Whether a weight's gradient is best formed where it is used."""
+        return self.settings.touched or tier.is_native(weight) or tier.is_gpu(weight)
 
     def fresh(self, weight: Tensor) -> dict[str, Any]:
         return fresh(weight, self.settings)
@@ -116,28 +117,34 @@ class LatentAdam(Stepper):
             if not 0 <= int(last.min()) <= int(last.max()) <= step or len(state["rates"]) not in (1, step + 1):
                 raise ValueError(f"last and rates should be of steps up to {step}, the file holds others")
 
-    def _step_for(self, weight: Tensor, lr: float, comes_in_terms: bool) -> Step:
+    def _step_for(self, weight: Tensor, lr: float, comes_in_terms: bool) -> AdamSettings:
         # A gradient that comes as a whole went through the dictionary's own hooks, which see to the norms.
         own = self.settings
         unit = self.units[weight] and comes_in_terms
-        return Step(lr, own.beta1, own.beta2, own.epsilon, own.moments, own.touched, unit, own.seed)
+        return AdamSettings(lr, own.beta1, own.beta2, own.epsilon, own.moments, own.touched, unit, own.seed)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
             for weight in group["params"]:
-                terms = deferred(weight) or []
+                terms = self.gradients.of(weight) or []
                 if weight.grad is None and not terms:
                     continue
                 step = self._step_for(weight, group["lr"], bool(terms))
                 if not self.state[weight]:
                     self.state[weight] = self.fresh(weight)
                 update(weight, self.state[weight], terms, weight.grad, step)
+                if step.unit:
+                    self.gradients.mark_unit(weight)
+        self.gradients.stop()
 
     def finish(self) -> None:
         # Latents that were not visited lately come to where they belong.
         for group in self.param_groups:
             for weight in group["params"]:
                 if self.state[weight]:
-                    catch_up(weight, self.state[weight], self._step_for(weight, group["lr"], True))
+                    step = self._step_for(weight, group["lr"], True)
+                    catch_up(weight, self.state[weight], step)
+                    if step.unit and step.touched:
+                        self.gradients.mark_unit(weight)

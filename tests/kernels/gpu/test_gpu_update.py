@@ -10,9 +10,10 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton, whose interpreter runs GPU kernels here, is not installed")
 
+from saelab.kernels.adam import AdamSettings
 from saelab.kernels.gpu import sums
 from saelab.kernels.gpu.sort import sort_by_latent
-from saelab.kernels.gpu.update import Adam, Clock, Term, Whole, catch_up, fresh, tick, update
+from saelab.kernels.gpu.update import Clock, Term, Whole, catch_up, fresh, tick, update
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = [torch.float32, torch.int16, torch.uint8]
@@ -21,7 +22,7 @@ KINDS = [torch.float32, torch.int16, torch.uint8]
 class Written:
     """Adam in float64, every latent at every step."""
 
-    def __init__(self, weight: Tensor, adam: Adam):
+    def __init__(self, weight: Tensor, adam: AdamSettings):
         self.w, self.adam, self.t = weight.double(), adam, 0
         self.m, self.v = torch.zeros_like(self.w), torch.zeros_like(self.w)
 
@@ -71,7 +72,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
 def test_steps_are_those_of_adam(unit, n_latents, width):
     if unit and width == 1:
         pytest.skip("a unit row of one column cannot move")
-    adam = Adam(beta1=0.8, beta2=0.95, epsilon=1e-6, unit=unit)
+    adam = AdamSettings(beta1=0.8, beta2=0.95, epsilon=1e-6, unit=unit)
     weight = start(n_latents, width, unit)
     written, moments, clock = Written(weight, adam), fresh(weight), Clock.start(DEVICE)
     shadow = torch.empty_like(weight, dtype=torch.bfloat16)
@@ -90,7 +91,7 @@ def test_steps_are_those_of_adam(unit, n_latents, width):
 
 def test_several_terms_and_parts_that_are_there_already_add_up(monkeypatch):
     monkeypatch.setattr(sums, "CHUNK", 4)  # every latent is hot
-    adam = Adam(epsilon=1e-5)
+    adam = AdamSettings(epsilon=1e-5)
     weight = start(6, 10, unit=False)
     written, moments, clock = Written(weight, adam), fresh(weight), Clock.start(DEVICE)
     (one, gradient), (other, more) = batch(1, 20, 3, 6, 10), batch(2, 9, 2, 6, 10)
@@ -112,7 +113,7 @@ def test_several_terms_and_parts_that_are_there_already_add_up(monkeypatch):
 
 
 def test_a_hot_latent_gets_its_whole_gradient():
-    adam = Adam(epsilon=1e-5)
+    adam = AdamSettings(epsilon=1e-5)
     weight = start(5, 7, unit=False)
     written, moments, clock = Written(weight, adam), fresh(weight), Clock.start(DEVICE)
     term, _ = batch(0, 150, 1, 5, 7)
@@ -132,7 +133,7 @@ def test_a_hot_latent_gets_its_whole_gradient():
 @pytest.mark.parametrize("unit", [False, True])
 def test_latents_left_alone_are_made_up_for(unit):
     """After a catch-up, weights are near those that had every step; between, no latent is visited for nothing."""
-    adam = Adam(beta1=0.7, beta2=0.99, epsilon=1e-12, unit=unit)
+    adam = AdamSettings(beta1=0.7, beta2=0.99, epsilon=1e-12, unit=unit)
     n_latents, width = 12, 6
     weight = start(n_latents, width, unit)
     written, moments, clock = Written(weight, adam), fresh(weight), Clock.start(DEVICE)
@@ -161,7 +162,7 @@ def test_latents_left_alone_are_made_up_for(unit):
 
 
 def test_latents_in_slots_are_touched():
-    adam = Adam()
+    adam = AdamSettings()
     weight = start(4, 5, unit=False)
     before, moments, clock = weight.clone(), fresh(weight), Clock.start(DEVICE)
     last = torch.zeros(4, dtype=torch.int32, device=DEVICE)
@@ -177,7 +178,7 @@ def test_latents_in_slots_are_touched():
 @pytest.mark.parametrize("size", [1.0, 0.37, -0.0113, 3e-4])
 def test_narrow_averages_are_right_in_the_mean(kind, size):
     """Columns with the same gradient are rounded each in its own way, and right on average, step after step."""
-    adam, columns = Adam(beta1=0.9, beta2=0.9), 4096
+    adam, columns = AdamSettings(beta1=0.9, beta2=0.9), 4096
     weight = torch.zeros(2, columns, device=DEVICE)
     moments, clock = fresh(weight, kind), Clock.start(DEVICE)
     rows = torch.full((2, columns), size, device=DEVICE)
@@ -207,7 +208,7 @@ def floats(codes: Tensor, scale: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_seed_gives_the_same_bits(kind):
-    adam, found = Adam(seed=3), []
+    adam, found = AdamSettings(seed=3), []
     for _ in range(2):
         weight = start(4, 8, unit=False)
         moments, clock = fresh(weight, kind), Clock.start(DEVICE)
@@ -220,7 +221,7 @@ def test_the_same_seed_gives_the_same_bits(kind):
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_narrow_averages_can_be_made_up_for(kind):
-    adam = Adam(beta1=0.7, beta2=0.99, epsilon=1e-12)
+    adam = AdamSettings(beta1=0.7, beta2=0.99, epsilon=1e-12)
     weight = start(6, 8, unit=False)
     written, moments, clock = Written(weight, adam), fresh(weight, kind), Clock.start(DEVICE)
     last = torch.zeros(6, dtype=torch.int32, device=DEVICE)
@@ -234,7 +235,7 @@ def test_narrow_averages_can_be_made_up_for(kind):
 
 
 def test_a_long_absence_is_made_up_for_with_the_rates_of_its_first_steps():
-    adam = Adam(epsilon=1e-12)
+    adam = AdamSettings(epsilon=1e-12)
     weight = start(2, 4, unit=False)
     written, moments, clock = Written(weight, adam), fresh(weight), Clock.start(DEVICE)
     last = torch.zeros(2, dtype=torch.int32, device=DEVICE)
@@ -253,7 +254,7 @@ def test_a_long_absence_is_made_up_for_with_the_rates_of_its_first_steps():
 
 
 def test_nan_in_a_gradient_reaches_the_weight():
-    adam = Adam(unit=True)
+    adam = AdamSettings(unit=True)
     for kind in KINDS:
         weight = start(3, 8, unit=True)
         moments, clock = fresh(weight, kind), Clock.start(DEVICE)

@@ -5,7 +5,7 @@ import torch
 from saelab.core.codes import Entries
 from saelab.kernels import tier
 from saelab.kernels.decode import dot_at
-from saelab.kernels.select import bag, sum_by_latent
+from saelab.kernels.sums import bag, sum_by_latent
 
 B, D, L, K = 37, 21, 50, 6
 
