@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saelab.cli import main
-from saelab.models.language_model import bundled_folder
+from saelab.models.loading import bundled_folder
 
 ROOT = Path(__file__).parent.parent
 SAE_WEIGHTS = {"config.json", "weights.safetensors"}

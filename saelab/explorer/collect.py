@@ -21,7 +21,7 @@ from saelab.explorer import segments
 from saelab.explorer.coactivation import correlated
 from saelab.explorer.corpus import Corpus
 from saelab.explorer.database import FILE, packed, replacing
-from saelab.explorer.directions import directions_of, logits_of, neighbours_of, principal
+from saelab.explorer.directions import directions_of, head_of, logits_of, neighbours_of, principal
 from saelab.explorer.gather import NEAR, PARTS, gather, identity_of
 from saelab.explorer.layout import layout
 from saelab.explorer.record import Dictionary, look, write
@@ -48,7 +48,7 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
     triples = Triples(out / PARTS, sae.n_latents, identity_of(weights, corpus))
     gather(sae, corpus, triples, show)
     text, rows = text_of(triples, model), len(triples.column("token"))
-    about, maps = _dictionary(sae, triples, model)
+    about, maps, why_no_logits = _dictionary(sae, triples, model)
     with replacing(out / FILE) as connection, progress("write", sae.n_latents, "latents", show=show) as bar:
         for block in triples.blocks():
             found = look(block, text, rows)
@@ -65,6 +65,7 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
             "collected": time.time(),
             "has_text": bool(text.vocabulary),
         }
+        meta |= {"logits": why_no_logits}
         meta |= {"config": sae.config(), "corpus": corpus.identity(), "histogram_bins": segments.BINS}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(meta[key])) for key in meta])
     triples.remove()
@@ -74,11 +75,13 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
 # ---- the dictionary ----
 
 
-def _dictionary(sae: SAE, triples: Triples, model: LanguageModel | None) -> tuple[Dictionary, dict[str, Array]]:
+def _dictionary(
+    sae: SAE, triples: Triples, model: LanguageModel | None
+) -> tuple[Dictionary, dict[str, Array], str | None]:
+    """The second: maps and the like; the third: why there are no logits, None where there are."""
     directions = directions_of(sae)
     cosines, neighbours = neighbours_of(directions)
-    unembedding = None if model is None else model.unembedding()
-    fits = unembedding is not None and unembedding.shape[1] == directions.shape[1]
+    head, why_not = head_of(model, directions.shape[1])
     near_row, near_value = _best_near(triples, sae.n_latents)
     sample = [triples.columns(f"sample_{name}") for name in ("latent", "row", "value")]
     latent, row, value = (np.concatenate(part) if part else np.empty(0, np.int32) for part in sample)
@@ -86,12 +89,12 @@ def _dictionary(sae: SAE, triples: Triples, model: LanguageModel | None) -> tupl
         norms=sae.dictionary.directions().detach().float().norm(dim=1).cpu().numpy(),
         cosines=cosines.numpy(),
         neighbours=neighbours.numpy(),
-        logits=logits_of(directions, unembedding.cpu()) if fits and unembedding is not None else None,
+        logits=None if head is None else logits_of(directions, head),
         correlated=correlated(latent, row, value, sae.n_latents),
         near_row=near_row,
         near_value=near_value,
     )
-    return about, _maps(directions, cosines, neighbours)
+    return about, _maps(directions, cosines, neighbours), why_not
 
 
 def _maps(directions: Tensor, cosines: Tensor, neighbours: Tensor) -> dict[str, Array]:

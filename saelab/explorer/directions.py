@@ -1,9 +1,10 @@
 """What the dictionary alone tells about each latent: neighbours, promoted and suppressed tokens, places on a map.
 
-    logits of latent j    (g * d_j) @ W_U.T, less their mean over the vocabulary
+    logits of latent j    (f(r) - f(-r)) / 2, less their mean over the vocabulary;  r = sqrt(D) d_j
 
-d_j: its direction in the data's own units and at unit norm, g: the gain of the model's last norm, W_U: its unembedding.
-It is the direct path only: layers between the site and the unembedding are left out, as is the last norm's division.
+d_j: its direction in the data's own units and at unit norm, so that r has a root mean square of 1; f: the model's own
+last norm and head, with its scale and its cap, see `saelab.models.head`. It is the direct path only: layers between the
+site and the last norm are left out.
 """
 
 # Shape letters: L latents, D width, V vocabulary, C kept of each, H bins.
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.geometry import nearest
+from saelab.models.head import Head
+from saelab.models.language_model import LanguageModel
 from saelab.sae.sae import SAE
 
 BLOCK_ENTRIES = 1 << 24
@@ -26,6 +29,19 @@ def directions_of(sae: SAE) -> Tensor:
     """Unit directions in the data's own units; [L, D] float32 on the CPU."""
     directions = sae.dictionary.directions().detach().float().cpu()
     return F.normalize(directions * sae.target_scale.size.detach().float().cpu(), dim=1)
+
+
+def head_of(model: LanguageModel | None, width: int) -> tuple[Head | None, str | None]:
+    """What makes logits of directions of that width; None, and why, where that is not known."""
+    if model is None:
+        return None, "these rows are of no language model"
+    try:
+        head = model.head
+    except ValueError as error:
+        return None, str(error)
+    if head.width != width:
+        return None, f"directions are {width} wide, the model's residual stream {head.width}"
+    return head, None
 
 
 @dataclass(frozen=True)
@@ -43,13 +59,12 @@ class Logits:
 
 
 @torch.no_grad()
-def logits_of(directions: Tensor, unembedding: Tensor, count: int = 12) -> Logits:
-    """Direct logits of directions [L, D] through an unembedding [V, D], gain of the last norm included."""
+def logits_of(directions: Tensor, head: Head, count: int = 12) -> Logits:
+    """Direct logits of directions [L, D]."""
     parts: list[tuple[Tensor, ...]] = []
-    centred = (unembedding - unembedding.mean(0)).float()
-    count = min(count, len(centred))
-    for block in directions.split(max(1, BLOCK_ENTRIES // len(centred))):
-        values = block @ centred.T
+    for block in directions.split(max(1, BLOCK_ENTRIES // head.vocabulary)):
+        values = head.promoted_by(block)
+        count = min(count, values.shape[1])
         top, bottom = values.topk(count, 1), values.topk(count, 1, largest=False)
         parts.append((top.indices, top.values, bottom.indices, bottom.values, _histogram(values, LOGIT_BINS)))
     return Logits(*(torch.cat(column) for column in zip(*parts, strict=True)))

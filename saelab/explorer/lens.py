@@ -5,8 +5,11 @@ An intervention changes codes and keeps what the SAE does not explain:
     x'_t = x_t + decode(c'_t) - decode(c_t)          at the SAE's site (of a transcoder: at its target)
 
     by activation    c_tj
-    by logit         c_tj (d_j . u_next)             u: centred unembedding row of the token that follows; direct path
+    by logit         c_tj (dlogit_next/dz_t . d_j)   first order: what it adds to the logit of the token that follows
     by loss          -c_tj (dloss/dx_t . d_j)        first order: how much the text's loss would rise without the latent
+
+where z_t is what the model's last block gives at the token: the direct path, through the last norm and the head alone;
+the logit is that less the mean over the vocabulary.
 
 Exact ablation runs the model again. Continuations are chosen from the model's logits, greedily or by temperature, the
 same random numbers with and without steering; nothing is cached between tokens, so texts are kept short.
@@ -24,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.core.codes import Codes
+from saelab.explorer.directions import head_of
 from saelab.models.language_model import LanguageModel
 from saelab.sae.sae import SAE
 
@@ -53,14 +57,6 @@ class Lens:
 
     def __init__(self, sae: SAE, model: LanguageModel):
         self.sae, self.model = sae, model
-
-    @cached_property
-    def unembedding(self) -> Tensor | None:
-        """Centred unembedding [V, D], where the SAE writes to the residual stream."""
-        found = self.model.unembedding()
-        if found is None or found.shape[1] != (self.sae.d_out or self.sae.d_in):
-            return None
-        return found - found.mean(0)
 
     @cached_property
     def written(self) -> Tensor:
@@ -110,12 +106,11 @@ class Lens:
         gradient = self.gradient(ids, activations)
         along = torch.einsum("td,tkd->tk", gradient, self.written[codes.indices])
         loss = -codes.values * along
-        if self.unembedding is None:
+        direct = self.direct(ids)
+        if direct is None:
             logit = torch.zeros_like(loss)
         else:
-            following = torch.tensor([*ids[1:], ids[-1]])
-            logit = codes.values * torch.einsum("td,tkd->tk", self.unembedding[following], self.written[codes.indices])
-            logit[-1] = 0
+            logit = codes.values * torch.einsum("td,tkd->tk", direct, self.written[codes.indices])
         found = []
         for t in range(len(ids)):
             own = codes.values[t] != 0
@@ -136,6 +131,22 @@ class Lens:
                 ]
             )
         return found
+
+    def direct(self, ids: Sequence[int]) -> Tensor | None:
+        """Of the following token's logit, less the mean of all, with respect to what the last block gives; [T, D].
+
+        Zero at the last token. None where the SAE's directions are not of the residual stream's width, or where the
+        model's logits are not made of what its last block gives alone.
+        """
+        head, _ = head_of(self.model, self.written.shape[1])
+        if head is None:
+            return None
+        rows = head.stream(torch.tensor([list(ids)], device=self.model.device))[0].requires_grad_()
+        with torch.enable_grad():
+            logits = head(rows).float()
+            own = logits[:-1].gather(1, torch.tensor(ids[1:], device=logits.device)[:, None])[:, 0]
+            total = own.sum() - logits[:-1].mean(1).sum()
+        return torch.autograd.grad(total, rows)[0].float().cpu()
 
     def gradient(self, ids: Sequence[int], activations: Tensor) -> Tensor:
         """Of the text's summed cross entropy with respect to what stands at the site; [T, D]."""

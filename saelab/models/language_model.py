@@ -9,15 +9,11 @@ target sites where there are any. Generating text and training are left out.
 # Shape letters: R rows of tokens, T tokens a row, D width of all sites together, V vocabulary; "in" and "out" of the
 # sites that are read and of the target sites.
 
-import hashlib
-import importlib.resources
 import inspect
-import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,24 +21,25 @@ from torch import Tensor
 
 from saelab.core.components import near_miss
 from saelab.core.mesh import device_named
+from saelab.models.head import Head
+from saelab.models.loading import check_causal, check_tokenizer, fingerprint_of, loaded_model, named, trial_ids
 from saelab.models.sites import Site, sites_of
 
-BUNDLED = "pycode-7m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-# Of a config: what changes with the library, the place or the way of loading, but not with the model.
-VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
-SAMPLED = 64  # values of each parameter in the fingerprint
 
 
 class LanguageModel:
     """A causal language model in evaluation mode; its weights take no gradient.
 
     Args:
-        name: a folder, a name on the hub, or `pycode-7m`, the model that comes with saelab.
+        name: a folder, a name on the hub, or `pycode-7m`, the model that comes with saelab; or a model itself, of
+            transformers, which is then used as it is: set to evaluation, its weights without gradient.
         site: where to read activations, `module.path`, `module.path:in` or `module.path:out`; several joined by commas.
-        device: e.g. `cpu`, `cuda:1`.
-        dtype: of its weights and activations: float32, bfloat16, float16 or float64.
+        device: e.g. `cpu`, `cuda:1`; by default `cpu` or where a model that is given is.
+        dtype: of its weights and activations: float32, bfloat16, float16 or float64; by default float32 or what a model
+            that is given has.
         target: site or sites whose activations are to be reconstructed, where those are not the ones that are read.
+        tokenizer: of a model that is given; by default the one that is saved with a model of that name.
 
     Attributes:
         model: the transformers model.
@@ -51,25 +48,42 @@ class LanguageModel:
         d_out: width D_out of the activations to reconstruct; None where there is no target.
         n_layers: number of its blocks, None if its config does not say.
         context: the longest row it takes, None if its config does not say.
+        name: of the model.
         fingerprint: hex digest of its config and of a sample of every parameter; the same wherever it was loaded
             from, another for other weights.
 
     Raises:
-        ValueError: for a model that cannot be loaded, a site it has not, that is named twice or whose value is no
-            [R, T, D] tensor, or a target that is the site itself.
+        ValueError: for a model that cannot be loaded or is not causal, a site it has not, that is named twice or whose
+            value is no [R, T, D] tensor, or a target that is the site itself.
     """
 
-    def __init__(self, name: str, site: str, device: str = "cpu", dtype: str = "float32", target: str | None = None):
-        if dtype not in DTYPES:
+    def __init__(
+        self,
+        name: str | Any,
+        site: str,
+        device: str | None = None,
+        dtype: str | None = None,
+        target: str | None = None,
+        tokenizer: Any = None,
+    ):
+        if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"unknown dtype '{dtype}'{near_miss(dtype, DTYPES)}")
-        self.name, self.site, self.target = name, site, target or None
-        self.device, self.dtype = device_named(device), DTYPES[dtype]
+        self.site, self.target = site, target or None
         # A hook sees every pass of the model, also one that another thread runs (a live source's, say).
         self._one_pass = threading.Lock()
-        self.model, self.tokenizer = loaded_model(name, self.dtype)
+        if isinstance(name, str):
+            self.name, self.device, self.dtype = name, device_named(device or "cpu"), DTYPES[dtype or "float32"]
+            self.model, own = loaded_model(name, self.dtype)
+            self.tokenizer = own if tokenizer is None else tokenizer
+        else:
+            self.name, self.model, self.tokenizer = named(name), name, tokenizer
+            self.device = device_named(device or str(name.device))
+            self.dtype = DTYPES[dtype] if dtype else name.dtype
+            self.model.to(self.dtype)
+        check_tokenizer(self.model, self.tokenizer, self.name)
         self.model.to(self.device).eval().requires_grad_(False)
-        read = sites_of(self.model, name, site)
-        targets = sites_of(self.model, name, target) if target else []
+        read = sites_of(self.model, self.name, site)
+        targets = sites_of(self.model, self.name, target) if target else []
         if [(one.path, one.side) for one in read] == [(one.path, one.side) for one in targets]:
             raise ValueError(f"the target '{target}' is the site itself; leave it out, or name another")
         self._sites, self._written = [*read, *targets], targets or read
@@ -80,7 +94,7 @@ class LanguageModel:
         self._written_widths = widths[-len(self._written) :]
         self.d_in = sum(widths[: len(read)])
         self.d_out = sum(self._written_widths) if targets else None
-        self.fingerprint = _fingerprint(self.model)
+        self.fingerprint = fingerprint_of(self.model)
 
     @property
     def written_sites(self) -> int:
@@ -176,24 +190,10 @@ class LanguageModel:
                 same = False
         return blocks if same else ()
 
-    @torch.no_grad()
-    def unembedding(self) -> Tensor | None:
-        """The linear map from the residual stream to logits [V, H], the gain of the last norm included; float32.
-
-        The last norm's division (and its mean, where it subtracts one) is left out, as is a cap on logits. None for a
-        model without output embeddings.
-        """
-        head = self.model.get_output_embeddings()
-        if head is None:
-            return None
-        weight: Tensor = head.weight.float()
-        norms = [part for part in self.model.base_model.children() if "norm" in type(part).__name__.lower()]
-        if not norms:
-            return weight
-        # A row of mean 0 and mean square 1 passes any norm but for its gain and bias; the bias cancels out.
-        row = 1 - 2 * (torch.arange(weight.shape[1], device=weight.device) % 2).to(self.dtype)
-        gain = (norms[-1](row[None]) - norms[-1](-row[None]))[0] / (2 * row)
-        return weight * gain.float()
+    @cached_property
+    def head(self) -> Head:
+        """What the model makes of its residual stream after the last block; ValueError where that cannot be told."""
+        return Head(self.model, self.name, self._one_pass)
 
     def _logits(self, ids: Tensor, passed: Sequence[torch.nn.Module] = (), last: int | None = None) -> Tensor:
         """Logits of all tokens or the last; blocks in `passed` give what they are given."""
@@ -239,11 +239,11 @@ class LanguageModel:
 
     @torch.no_grad()
     def _probe(self) -> list[int]:
-        """Width at every site, from a full pass over two rows of two tokens."""
+        """Width at every site, from a full pass over two rows of two tokens, which tries causality as well."""
         widths: list[list[int]] = [[] for _ in self._sites]
-        ids = torch.zeros(2, 2, dtype=torch.int64, device=self.device)
+        ids = trial_ids(self.model)
         with self._at(self._sites, ids, lambda number, value: widths[number].append(value.shape[-1])):
-            self._logits(ids)
+            check_causal(self._logits(ids), self.name)
         for site, found in zip(self._sites, widths, strict=True):
             site.check_runs(len(found))
         return [found[0] for found in widths]
@@ -256,89 +256,3 @@ def _same(value: Tensor, *others: Any, **named: Any) -> Tensor:
 
 class _Reached(Exception):
     """Ends a forward pass at the last of the sites."""
-
-
-def bundled_folder() -> Path:
-    """The folder of the model that comes with saelab; ValueError if this installation lacks it."""
-    folder = Path(str(importlib.resources.files("saelab"))) / "assets" / BUNDLED
-    if not (folder / "config.json").exists():
-        raise ValueError(f"the bundled model {BUNDLED} is missing from {folder}: install saelab again")
-    return folder
-
-
-# ---- loading ----
-
-
-def loaded_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The transformers model and its tokenizer."""
-    import transformers
-
-    place = str(bundled_folder()) if name == BUNDLED else str(Path(name).expanduser())
-    is_folder = Path(place).is_dir()
-    if not is_folder and (Path(place).is_absolute() or name.startswith(".") or place.count("/") > 1):
-        raise ValueError(f"there is no folder '{name}' with a model in it")
-    try:
-        with _quiet():
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                place, dtype=dtype, trust_remote_code=False, output_loading_info=True
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except Exception as error:  # a damaged folder or a missing network surfaces as almost anything
-        raise ValueError(f"cannot load the model '{name}': {_reason(error, is_folder)}") from error
-    model, report = loaded
-    # transformers fills gaps with random numbers and only logs it.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise ValueError(f"the model '{name}' lacks {len(missing)} of its weights: {shown}; get a whole copy")
-    known = model.get_input_embeddings().num_embeddings  # more than tokens, where they are rounded up
-    if 2 * len(tokenizer) < known:
-        raise ValueError(
-            f"the tokenizer does not match {name}: it has {len(tokenizer):,} tokens, the model {known:,}; "
-            "put the model's own into the folder"
-        )
-    return model, tokenizer
-
-
-def _reason(error: Exception, is_folder: bool) -> str:
-    first = _first_line(error)
-    if is_folder:
-        return f"its folder is damaged or incomplete ({first})"
-    bundled = f"(the bundled model is '{BUNDLED}')"
-    if "couldn't connect" in first.lower() or isinstance(error, ConnectionError):
-        return f"there is no folder of that name and the hub cannot be reached {bundled}"
-    if "not a valid model identifier" in first:
-        return f"there is no folder of that name and the hub has no such model {bundled}"
-    return f"there is no folder of that name, and the hub's copy gives: {first}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing progress bars and logging warnings; its settings come back afterwards."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _fingerprint(model: Any) -> str:
-    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in VOLATILE}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in sorted(model.named_parameters()):
-        stride = -(-parameter.numel() // SAMPLED) or 1
-        sample = parameter.detach().flatten()[::stride].float().cpu().contiguous()
-        digest.update(f"{name} {list(parameter.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()

@@ -56,9 +56,9 @@ class Site:
             return ((new, *args[1:]), kwargs) if args else (args, kwargs | {key: new})
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            many = isinstance(output, tuple)
+            many = isinstance(output, tuple | list)
             new = see(self._value(output[0] if many else output, shape))
-            return (new, *output[1:]) if many and new is not None else new
+            return None if new is None else with_first(output, new)
 
         if self.side == "in":
             return self.module.register_forward_pre_hook(before, with_kwargs=True)
@@ -83,6 +83,13 @@ class Site:
             f"the site '{self.name}' of {self.model_name} holds {found} for token ids of shape {list(shape)}, "
             f"expected floats [R, T, D]: choose another module or side ({' or '.join(SIDES)})"
         )
+
+
+def with_first(output: Any, value: Tensor) -> Any:
+    """What a module gives, several values or one, with another as the first."""
+    if isinstance(output, list):
+        return [value, *output[1:]]
+    return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
 def sites_of(model: nn.Module, model_name: str, names: str) -> list[Site]:

@@ -51,6 +51,11 @@ class Subject:
     average: Literal["document"] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str):
+            raise ValueError(
+                f"a Subject's model is a folder or a name, got a {type(self.model).__name__}: save_pretrained it and "
+                "name the folder, or give LanguageModel(model, site, tokenizer=tokenizer) to what takes model="
+            )
         if self.average not in (None, "document"):
             raise ValueError(f"average must be 'document' or left out, got {self.average!r}")
         if self.seq_len < 2:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from saelab.core.mesh import device_named
-from saelab.models.language_model import loaded_model
+from saelab.models.loading import check_causal, check_tokenizer, loaded_model, trial_ids
 
 
 class LocalWriter:
@@ -25,7 +25,10 @@ class LocalWriter:
     def __init__(self, name: str, device: str = "auto"):
         self.name, self.device = name, device_named(device)
         self.model, self.tokenizer = loaded_model(name, torch.float32)
+        check_tokenizer(self.model, self.tokenizer, name)
         self.model.to(self.device).eval().requires_grad_(False)
+        with torch.no_grad():
+            check_causal(self.model(input_ids=trial_ids(self.model), use_cache=False).logits, name)
         self.context: int = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2048
 
     def _ids(self, prompt: str, room: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saelab.metrics.evaluation import Evaluation
-from saelab.models.language_model import BUNDLED
+from saelab.models.loading import BUNDLED
 from saelab.tasks.files import NoTasks, read_tasks, tasks_of, write_lines
 from saelab.tasks.python_tasks import EXAMPLES, FILES, python_lines
 from saelab.tasks.task import Task

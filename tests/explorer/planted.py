@@ -54,12 +54,22 @@ class Model:
     """What `collect` asks of a language model."""
 
     def __init__(self) -> None:
-        self.head = torch.randn(len(WORDS), D, generator=torch.Generator().manual_seed(9))
+        self.head = Head()
         self.tokenizer = _Tokenizer()
         self.model = SimpleNamespace()
 
-    def unembedding(self) -> Tensor:
-        return self.head
+
+class Head:
+    """A head without a last norm."""
+
+    width, vocabulary = D, len(WORDS)
+
+    def __init__(self) -> None:
+        self.weight = torch.randn(len(WORDS), D, generator=torch.Generator().manual_seed(9))
+
+    def promoted_by(self, directions: Tensor) -> Tensor:
+        logits = D**0.5 * directions / directions.norm(dim=1, keepdim=True) @ self.weight.T
+        return logits - logits.mean(1, keepdim=True)
 
 
 class _Tokenizer:

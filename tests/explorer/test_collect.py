@@ -144,8 +144,8 @@ def test_co_activation_is_the_correlation_of_the_dense_codes(made, dense):
 def test_neighbours_and_logits_are_products_with_unit_directions(made):
     directions = sae().dictionary.directions().detach().double()
     unit = directions / directions.norm(dim=1, keepdim=True)
-    head = Model().head.double()
-    logits = unit @ (head - head.mean(0)).T
+    head = Model().head.weight.double()
+    logits = D**0.5 * unit @ (head - head.mean(0)).T
     for latent in range(L):
         details = made.details(latent)
         cosines = (unit @ unit[latent]).tolist()

@@ -9,6 +9,7 @@ from saelab.explorer.workspace import Member, Workspace
 
 SHOWN = {"top": 12, "random": 6, "silent": 4, "near": 4}
 PER_INTERVAL = 3
+OLDER = "an older saelab collected them without the model's own last norm: collect again with --recollect true"
 
 
 def table(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def latent(workspace: Workspace, name: str, number: int, values: dict[str, str])
         "examples": shown,
         "intervals": intervals[::-1],
         "tokens": [[text_of(member, token), share, count] for token, share, count in details.get("tokens", [])],
-        "logits": _logits(member, details),
+        "logits": _logits(member, details) if "logits" in meta else None,
+        "why_no_logits": meta.get("logits", OLDER),
         "neighbours": _named(member, details.get("neighbours", [])),
         "correlated": _named(member, details.get("correlated", [])),
         "note": member.database.note(number),

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from saelab.analysis.meta import read_meta
-from saelab.explorer.directions import directions_of
-from saelab.explorer.pages.prompt import lens_of
+from saelab.explorer.directions import directions_of, head_of
 from saelab.explorer.workspace import Member, Workspace
 from saelab.sae.sae import load
 
@@ -102,13 +101,13 @@ def _boosted(workspace: Workspace, member: Member, result: dict[str, Any], numbe
     """Tokens along the meta-latent's own direction."""
     if not member.vocabulary:
         return []
-    unembedding = lens_of(workspace, member).unembedding
     if "directions" not in result:
         result["directions"] = directions_of(load(result["folder"] / "sae"))
     direction = result["directions"][number]
-    if unembedding is None or unembedding.shape[1] != len(direction):
+    head, _ = head_of(workspace.model(member), len(direction))
+    if head is None:
         return []
-    best = (unembedding @ direction).topk(BOOSTED)
+    best = head.promoted_by(direction[None])[0].topk(min(BOOSTED, head.vocabulary))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [[member.vocabulary[token], round(value, 3)] for token, value in pairs]
 

@@ -217,7 +217,7 @@ function statistics(data) {
 
 function logitBox(data) {
   const { logits } = data;
-  if (!logits) return null;
+  if (!logits) return panel("Logits", h("div", { class: "small dim" }, `Left out: ${data.why_no_logits}.`));
   const most = Math.max(Math.abs(logits.low), Math.abs(logits.high));
   const side = (pairs) =>
     pairs
@@ -240,7 +240,7 @@ function logitBox(data) {
         ),
       );
   return panel(
-    ["Logits", h("span", { class: "aside" }, "direct path")],
+    ["Logits", h("span", { class: "aside" }, "direct path, at a row of norm √width")],
     h(
       "div",
       { class: "pairs" },
