@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from saelab.capacity.allocate import Allocator, frequencies
-from saelab.capacity.curves import Discrete, Shift
+from saelab.capacity.curves import DiscreteCurve, ShiftCurve
 from saelab.capacity.diagnose import BENIGN, PATHOLOGICAL, diagnose
 from saelab.core.files import write_json
 from saelab.core.read import read_json
@@ -57,7 +57,7 @@ def diagnosed(world: dict[str, Any], rows: int) -> dict[str, Any]:
         kinds[g.integers(0, 30, world["few"])] = 1
         p = np.where(kinds, p * world["boost"], p)
     beta = 2 / max(world["m"], 1)
-    allocator = Allocator(p, [Discrete(), Shift(beta)], kinds)
+    allocator = Allocator(p, [DiscreteCurve(), ShiftCurve(beta)], kinds)
     now, later = allocator.allocate(world["n"]), allocator.allocate(10 * world["n"])
     growth = math.log10(later.found / now.found)
     dims = np.where((now.count > 1), world["m"] + 1, 1)

@@ -97,7 +97,7 @@ class Step:
 
     def move_biases(self) -> None:
         from saelab.kernels.gpu.sums import totals
-        from saelab.kernels.gpu.update import Term, Whole, tick, update
+        from saelab.kernels.gpu.update import SortedTerm, Whole, tick, update
 
         tick(self.clock, self.lr, self.adam["encoder"])
         by_latent = totals(self.entries, self.slopes)
@@ -105,7 +105,7 @@ class Step:
         shadow = self.shadows["encoder"]
         centre = self.grad.sum(0) - (by_latent.to(shadow.dtype) @ shadow).float()
         ones = self.grad.new_ones(len(self.grad), 1)
-        term = Term(self.entries, self.slopes, ones)
+        term = SortedTerm(self.entries, self.slopes, ones)
         update(*self._own("bias"), [term], self.adam["bias"], self.clock, last=self.last["bias"])
         update(*self._own("centre"), [], self.adam["centre"], self.clock, whole=Whole(centre[None]))
 
@@ -119,9 +119,9 @@ class Step:
         return self.weights[name], self.moments[name]
 
     def _move(self, name: str, values: Tensor, rows: Tensor) -> None:
-        from saelab.kernels.gpu.update import Term, update
+        from saelab.kernels.gpu.update import SortedTerm, update
 
-        terms = [Term(self.entries, values, rows.to(self.gathered))]
+        terms = [SortedTerm(self.entries, values, rows.to(self.gathered))]
         own = {"last": self.last[name], "shadow": self.shadows[name]}
         update(*self._own(name), terms, self.adam[name], self.clock, **own)
 

@@ -33,7 +33,7 @@ from saelab.analysis.assembled import assembled, independent
 from saelab.analysis.comparable import check_comparable, check_reads, check_width, error_and_l0
 from saelab.analysis.insertion import CLASSES, Insertion, cosine_rule, insertion_test
 from saelab.analysis.rows import Rows
-from saelab.analysis.swaps import PHASES, Point, Steps, along, check_plan, plan
+from saelab.analysis.swaps import PHASES, PathSteps, Point, along, check_plan, plan
 from saelab.analysis.tables import Columns, read_result, read_table, write_result, write_table
 from saelab.core.progress import progress
 from saelab.geometry import nearest
@@ -92,7 +92,7 @@ class Pair:
     rule: dict[str, Any]
     auc_by_sign: float | None
     """AUC of the cosine against the bare sign of delta, over all latents with enough firings."""
-    steps: Steps
+    steps: PathSteps
     path: list[Point] = field(default_factory=list)
     ce: dict[int, float] = field(default_factory=dict)
     """Change of the model's loss by step, nats per token."""
@@ -239,7 +239,7 @@ def _pair(names: tuple[str, str], small: SAE, large: SAE, rows: Rows, settings: 
     return pair
 
 
-def _marks(steps: Steps, points: int) -> list[int]:
+def _marks(steps: PathSteps, points: int) -> list[int]:
     """Steps spread over the way evenly, with the ends of the phases among them."""
     even = torch.linspace(0, len(steps), points).round().long().tolist()
     return sorted({*even, *(steps.last(phase) for phase in PHASES)})

@@ -41,7 +41,7 @@ BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Steps:
+class PathSteps:
     """The way from the small to the large SAE; all on the CPU. Step 0 is the small SAE, step M the large one."""
 
     phase: Tensor
@@ -84,7 +84,7 @@ def plan(
     order: str = "cosine",
     rows: Rows | None = None,
     seed: int = 0,
-) -> Steps:
+) -> PathSteps:
     """Find the steps from one SAE to the other.
 
     Args:
@@ -136,7 +136,7 @@ def _by_cosine(
     return rank
 
 
-def _in_order(phase: Tensor, rank: Tensor, group_small: Tensor, group_large: Tensor) -> Steps:
+def _in_order(phase: Tensor, rank: Tensor, group_small: Tensor, group_large: Tensor) -> PathSteps:
     order = rank.argsort(stable=True)
     order = order[phase[order].argsort(stable=True)]
     steps = int((phase < 3).sum()) + 1
@@ -144,7 +144,7 @@ def _in_order(phase: Tensor, rank: Tensor, group_small: Tensor, group_large: Ten
     at[order] = torch.arange(1, len(order) + 1).clamp_max(steps)  # what finishes does so together
     phases = torch.full((steps,), PHASES.index("finish"))
     phases[: steps - 1] = phase[order][: steps - 1]
-    return Steps(phases, at[group_large], at[group_small], group_small, group_large)
+    return PathSteps(phases, at[group_large], at[group_small], group_small, group_large)
 
 
 def entries(small: SAE, large: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,7 +181,7 @@ class Point:
 
 
 @torch.no_grad()
-def along(small: SAE, large: SAE, steps: Steps, at: list[int], rows: Rows) -> list[Point]:
+def along(small: SAE, large: SAE, steps: PathSteps, at: list[int], rows: Rows) -> list[Point]:
     """Error and L0 after some of the steps, all in one pass over the rows.
 
     Every row's reconstructions after all of these steps are the running sum of what changes between one and the next.
@@ -215,7 +215,7 @@ def along(small: SAE, large: SAE, steps: Steps, at: list[int], rows: Rows) -> li
 
 
 @torch.no_grad()
-def reconstructions(small: SAE, large: SAE, steps: Steps, at: list[int], x: Tensor) -> tuple[Tensor, Tensor]:
+def reconstructions(small: SAE, large: SAE, steps: PathSteps, at: list[int], x: Tensor) -> tuple[Tensor, Tensor]:
     """Reconstructions [n, P, D] of rows x [n, D] after P of the steps, and how many latents are active, [n, P]."""
     weight = torch.cat([small.dictionary.directions(), large.dictionary.directions()])
     x = x.to(weight)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saelab.capacity.curves import Array, LossCurve, Steps
+from saelab.capacity.curves import Array, CurveSteps, LossCurve
 
 CANDIDATES = 200_000
 """Gains that are sorted at once; far fewer than N, far more than a bisection step needs."""
@@ -109,7 +109,7 @@ class Allocator:
             left, slack = self._fill(steps, taken, low, left, slack)
         return self._result(steps, totals, taken, latents, left, slack or 0.0)
 
-    def _taken(self, kind: int, steps: Steps, threshold: float) -> Array:
+    def _taken(self, kind: int, steps: CurveSteps, threshold: float) -> Array:
         """How many steps of each feature of a kind gain at least `threshold`; of the first features that have any."""
         own = self._frequencies[kind]
         if not len(steps.gain) or not steps.gain[0] > 0:
@@ -117,10 +117,10 @@ class Allocator:
         have = len(own) - int(np.searchsorted(own[::-1], threshold / steps.gain[0], side="left"))
         return np.searchsorted(-steps.gain, -threshold / own[:have], side="right")
 
-    def _used(self, steps: list[Steps], totals: list[Array], threshold: float) -> int:
+    def _used(self, steps: list[CurveSteps], totals: list[Array], threshold: float) -> int:
         return sum(int(totals[kind][self._taken(kind, steps[kind], threshold)].sum()) for kind in range(len(steps)))
 
-    def _bracket(self, steps: list[Steps], totals: list[Array], latents: int) -> tuple[float, float]:
+    def _bracket(self, steps: list[CurveSteps], totals: list[Array], latents: int) -> tuple[float, float]:
         """Thresholds between which the last gains lie: `high` uses at most N latents, `low` at least N if it can."""
         pairs = [(own[0] * step.gain[0]) for own, step in zip(self._frequencies, steps, strict=True) if len(own)]
         high = 2 * max(pairs)
@@ -137,7 +137,7 @@ class Allocator:
         return high, low * (1 - 1e-12)
 
     def _fill(
-        self, steps: list[Steps], taken: list[Array], low: float, left: int, slack: float | None
+        self, steps: list[CurveSteps], taken: list[Array], low: float, left: int, slack: float | None
     ) -> tuple[int, float | None]:
         """Take the best steps that gain at least `low` while they fit.
 
@@ -164,7 +164,7 @@ class Allocator:
                 slack = None if slack is None else max(0.0, slack - width * gain)
         return left, slack
 
-    def _events(self, steps: list[Steps], taken: list[Array], low: float) -> tuple[Array, Array, Array, Array]:
+    def _events(self, steps: list[CurveSteps], taken: list[Array], low: float) -> tuple[Array, Array, Array, Array]:
         """Steps not yet taken that gain at least `low`, best first: kind, place in the kind, number, gain a latent."""
         parts = []
         for kind, step in enumerate(steps):
@@ -182,7 +182,7 @@ class Allocator:
         return kinds[order], places[order], numbers[order], gains[order]
 
     def _result(
-        self, steps: list[Steps], totals: list[Array], taken: list[Array], latents: int, spare: int, slack: float
+        self, steps: list[CurveSteps], totals: list[Array], taken: list[Array], latents: int, spare: int, slack: float
     ) -> Allocation:
         features, counts, saved = [], [], 0.0
         for kind, (total, own) in enumerate(zip(totals, taken, strict=True)):

@@ -1,9 +1,9 @@
 """How the loss on one feature falls with the number of latents that serve it: L(n), per occurrence of the feature.
 
-    Shift       (1 + n)^-beta                                   a manifold, with L(0) = 1
-    Two         2 at n = 0, then n^-beta                        the same far out, another convention at 0
-    Discrete    cost at n = 0, then 0                           an ordinary direction
-    Measured    a table, and L_inf + c n^-beta beyond it        of SAEs trained on one manifold
+    ShiftCurve      (1 + n)^-beta                                   a manifold, with L(0) = 1
+    TwoCurve        2 at n = 0, then n^-beta                        the same far out, another convention at 0
+    DiscreteCurve   cost at n = 0, then 0                           an ordinary direction
+    MeasuredCurve   a table, and L_inf + c n^-beta beyond it        of SAEs trained on one manifold
 
 The allocator needs gains that do not rise with n. Tables that are not convex (a circle needs three latents before
 anything improves) are replaced by their lower convex hull, whose stretches over measured sizes are steps of several
@@ -24,7 +24,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Steps:
+class CurveSteps:
     """A curve as steps in the order in which they pay."""
 
     gain: Array
@@ -40,14 +40,14 @@ class LossCurve(ABC):
     def loss(self, n: Array) -> Array:
         """L at whole numbers n >= 0; same shape."""
 
-    def steps(self, most: int) -> Steps:
+    def steps(self, most: int) -> CurveSteps:
         """Steps up to `most` latents; one latent each where the curve is convex."""
         gain = -np.diff(self.loss(np.arange(most + 1)))
-        return Steps(gain, np.ones(most, dtype=np.int64))
+        return CurveSteps(gain, np.ones(most, dtype=np.int64))
 
 
 @dataclass(frozen=True)
-class Shift(LossCurve):
+class ShiftCurve(LossCurve):
     """(1 + n)^-beta."""
 
     beta: float
@@ -60,7 +60,7 @@ class Shift(LossCurve):
 
 
 @dataclass(frozen=True)
-class Two(LossCurve):
+class TwoCurve(LossCurve):
     """2 at n = 0, then n^-beta."""
 
     beta: float
@@ -74,7 +74,7 @@ class Two(LossCurve):
 
 
 @dataclass(frozen=True)
-class Discrete(LossCurve):
+class DiscreteCurve(LossCurve):
     """`cost` without a latent, nothing with one."""
 
     cost: float = 1.0
@@ -82,11 +82,11 @@ class Discrete(LossCurve):
     def loss(self, n: Array) -> Array:
         return np.where(np.asarray(n) == 0, self.cost, 0.0)
 
-    def steps(self, most: int) -> Steps:
-        return Steps(np.array([self.cost]), np.array([1]))
+    def steps(self, most: int) -> CurveSteps:
+        return CurveSteps(np.array([self.cost]), np.array([1]))
 
 
-class Measured(LossCurve):
+class MeasuredCurve(LossCurve):
     """A table of losses and, beyond it, L_inf + c n^-beta.
 
     Args:
@@ -125,7 +125,7 @@ class Measured(LossCurve):
         far = self.floor + (low - self.floor) * (np.maximum(n, last) / last) ** -self.beta
         return np.where(n <= last, table, far)
 
-    def steps(self, most: int) -> Steps:
+    def steps(self, most: int) -> CurveSteps:
         n, width = [0], list[int]()
         for left, right in zip(self._corners[:-1], self._corners[1:], strict=True):
             a, b = int(self.sizes[left]), int(self.sizes[right])
@@ -140,7 +140,7 @@ class Measured(LossCurve):
             n += range(n[-1] + 1, most + 1)
         gain = -np.diff(self.loss(np.array(n))) / np.array(width)
         kept = np.minimum.accumulate(np.maximum(gain, 0))  # where table and law meet, a gain may rise: it is cut
-        return Steps(kept, np.array(width, dtype=np.int64))
+        return CurveSteps(kept, np.array(width, dtype=np.int64))
 
 
 def _check_beta(beta: float) -> None:

@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saelab.capacity.hidden import ENOUGH, LIFT, Sight, View, Weighed, weigh, would_show
+from saelab.capacity.hidden import ENOUGH, LIFT, DiagnosisView, Sight, Weighed, weigh, would_show
 from saelab.geometry import Coactivation, components, members, nearest, pairs_above, participation_ratio
 from saelab.geometry.dimension import two_nearest
 from saelab.sae.sae import SAE
@@ -232,12 +232,14 @@ def _line(cluster: Tensor, seen: Seen, cloud: dict[str, Any] | None) -> dict[str
     return {"latents": cluster.tolist(), "density": density} | {key: cloud[key] if cloud else None for key in keys}
 
 
-def _view(listed: list[Tensor], clouds: list[dict[str, Any] | None], closest: Tensor, alpha: dict[str, Any]) -> View:
+def _view(
+    listed: list[Tensor], clouds: list[dict[str, Any] | None], closest: Tensor, alpha: dict[str, Any]
+) -> DiagnosisView:
     sizes = [len(cluster) for cluster in listed]
     known = [(cloud["dimension"], size) for cloud, size in zip(clouds, sizes, strict=True) if cloud]
     dimensions, weights = np.array(known).reshape(-1, 2).T
     exponent = alpha["value"]
-    return View(
+    return DiagnosisView(
         seen=sum(sizes) / len(closest),
         largest=max(sizes, default=0) / len(closest),
         near=float((closest > CLOSE).float().mean()),

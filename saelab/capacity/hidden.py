@@ -76,7 +76,7 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class World:
+class HypotheticalWorld:
     """One hypothesis."""
 
     alpha: float
@@ -147,7 +147,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class View:
+class DiagnosisView:
     """What would be seen of a world, or what was."""
 
     seen: float
@@ -204,7 +204,7 @@ def joined_share(n: Array, m: int, density: Array, together: int, sight: Sight, 
     return joined * (n >= sight.least)
 
 
-def view(world: World, latents: int, l0: float, sight: Sight) -> View:
+def view(world: HypotheticalWorld, latents: int, l0: float, sight: Sight) -> DiagnosisView:
     """What the diagnosis would see of a world, in an SAE of so many live latents, l0 of them active."""
     found = world.found(latents)
     (ranks, several), tiles = world.manifolds, world.tiles(found)
@@ -227,7 +227,7 @@ def view(world: World, latents: int, l0: float, sight: Sight) -> View:
     density = np.concatenate([plain, own * active / tiles])
     weight = np.concatenate([bins, tiles * (1 - joined) * several])
     near = float((tiles * several) @ close)
-    return View(
+    return DiagnosisView(
         seen=min(1.0, float(clusters.sum()) / latents),
         largest=min(1.0, float((tiles * joined).max(initial=0.0)) / latents),
         near=min(1.0, near / latents),
@@ -252,13 +252,13 @@ def _exponent(density: Array, weight: Array, sight: Sight) -> float | None:
     return -float(x @ y / (x @ x)) - 1
 
 
-def prior(generator: np.random.Generator) -> World:
+def prior(generator: np.random.Generator) -> HypotheticalWorld:
     """A world as likely as we hold it beforehand: a third without manifolds, else few or many of 1 to 8 dimensions."""
     alpha = generator.uniform(-0.8, 1.8)
     if generator.random() < 1 / 3:
-        return World(alpha, 0, 0.0, 0.0, 1.0, 0.0, 0.0, 1)
+        return HypotheticalWorld(alpha, 0, 0.0, 0.0, 1.0, 0.0, 0.0, 1)
     few = generator.random() < 0.5
-    return World(
+    return HypotheticalWorld(
         alpha=alpha,
         m=int(generator.integers(1, 9)),
         share=float(np.exp(generator.uniform(math.log(0.01), 0.0))),
@@ -274,8 +274,8 @@ def prior(generator: np.random.Generator) -> World:
 class Weighed:
     """Hypotheses and how well each agrees with what was seen."""
 
-    worlds: list[World]
-    views: list[View]
+    worlds: list[HypotheticalWorld]
+    views: list[DiagnosisView]
     weight: Array
     """[H], sums to 1; all zero where none agrees."""
     latents: int
@@ -297,9 +297,9 @@ class Weighed:
         return found.reshape(-1, len(LATER)), tiling.reshape(-1, len(LATER))
 
 
-def weigh(seen: View, latents: int, l0: float, sight: Sight, generator: np.random.Generator) -> Weighed:
+def weigh(seen: DiagnosisView, latents: int, l0: float, sight: Sight, generator: np.random.Generator) -> Weighed:
     """Draw hypotheses from the prior and weigh them by what the diagnosis would have seen of each."""
-    worlds, views = list[World](), list[View]()
+    worlds, views = list[HypotheticalWorld](), list[DiagnosisView]()
     found = Weighed([], [], np.zeros(0), latents)
     for width in WIDTHS:
         while len(worlds) < MOST_DRAWS:
@@ -314,7 +314,7 @@ def weigh(seen: View, latents: int, l0: float, sight: Sight, generator: np.rando
     return found
 
 
-def _kept(worlds: list[World], views: list[View], logs: Array, latents: int) -> Weighed:
+def _kept(worlds: list[HypotheticalWorld], views: list[DiagnosisView], logs: Array, latents: int) -> Weighed:
     weight = np.exp(logs - logs.max()) if logs.max() > FARTHEST else np.zeros(len(logs))
     kept = weight > 1e-4
     own = [worlds[place] for place in np.nonzero(kept)[0]]
@@ -322,7 +322,7 @@ def _kept(worlds: list[World], views: list[View], logs: Array, latents: int) -> 
     return Weighed(own, seen, weight[kept] / max(weight[kept].sum(), 1e-300), latents)
 
 
-def _agreement(seen: View, own: View, width: float) -> float:
+def _agreement(seen: DiagnosisView, own: DiagnosisView, width: float) -> float:
     """Logarithm of a weight, at most 0: distances in what is seen, each in units of what such a world would vary by."""
 
     def apart(a: float, b: float, units: float) -> float:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelab.capacity.curves import Measured
+from saelab.capacity.curves import MeasuredCurve
 from saelab.capacity.small import Recipe, Small, measure
 from saelab.capacity.theory import lasso_floor, sphere_beta
 from saelab.core.progress import progress
@@ -134,7 +134,7 @@ def _negated(estimate: Estimate) -> dict[str, Any]:
     return vars(Estimate(-estimate.value, -estimate.high, -estimate.low))
 
 
-def as_curve(curve: dict[str, Any]) -> Measured:
+def as_curve(curve: dict[str, Any]) -> MeasuredCurve:
     """A measured curve for the allocator: the table, and its law beyond where beta and L_inf were identified."""
     sizes, losses = [0] + [row["n"] for row in curve["rows"]], [curve["nothing"]] + [r["total"] for r in curve["rows"]]
     floor, beta = curve["floor"], curve["beta_fixed_floor"]
@@ -143,5 +143,5 @@ def as_curve(curve: dict[str, Any]) -> Measured:
         floor = curve["limit"]["value"] if curve["limit"] else None
     lowest = min(losses)
     if beta is None or beta["value"] is None or floor is None or not floor < lowest or beta["value"] <= 0:
-        return Measured(sizes, losses)
-    return Measured(sizes, losses, beta["value"], floor)
+        return MeasuredCurve(sizes, losses)
+    return MeasuredCurve(sizes, losses, beta["value"], floor)

@@ -109,7 +109,7 @@ def _content(body: bytes, name: str) -> str:
     return content
 
 
-class Kept:
+class ReplyCache:
     """A writer whose answers are kept in a file, a JSON object a line.
 
     Args:

@@ -34,7 +34,7 @@ POINTS = 2000
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ScoredSAE:
     """What is known of one SAE."""
 
     name: str
@@ -47,7 +47,7 @@ class Drawn:
         return self.scores.get(name)
 
 
-def figures(saes: Sequence[Drawn]) -> dict[str, "Figure"]:
+def figures(saes: Sequence[ScoredSAE]) -> dict[str, "Figure"]:
     """Every figure for which something was measured, by name."""
     made = {name: draw(saes) for name, draw in FIGURES.items()}
     return {name: figure for name, figure in made.items() if figure.data}
@@ -69,7 +69,7 @@ def _level(figure: "Figure", x: Sequence[Any], y: Sequence[Any], name: str) -> N
     _line(figure, x, y, name, None, **more)
 
 
-def _density(saes: Sequence[Drawn]) -> "Figure":
+def _density(saes: Sequence[ScoredSAE]) -> "Figure":
     figure = new_figure("Density spectrum", "density, share of rows", "share of latents", xaxis={"type": "log"})
     edges = torch.linspace(-6, 0, 49)
     for number, sae in enumerate(saes):
@@ -83,7 +83,7 @@ def _density(saes: Sequence[Drawn]) -> "Figure":
     return figure
 
 
-def _zf(saes: Sequence[Drawn]) -> "Figure":
+def _zf(saes: Sequence[ScoredSAE]) -> "Figure":
     figure = new_figure("ZF plot", "norm of the row", "norm of the codes, the bias being one")
     largest = 0.0
     for number, sae in enumerate(saes):
@@ -117,7 +117,7 @@ def _points(
     figure.add_trace(Scatter(x=at[0], y=at[1], name=name, mode="markers", marker=marker, text=shown))
 
 
-def _violin(saes: Sequence[Drawn]) -> "Figure":
+def _violin(saes: Sequence[ScoredSAE]) -> "Figure":
     right = {"title": {"text": "ε_LBO (right halves)"}, "overlaying": "y", "side": "right"}
     having = [sae for sae in saes if sae.tables.get("zf")]
     names = {"tickvals": list(range(len(having))), "ticktext": [sae.name for sae in having]}
@@ -142,10 +142,10 @@ def _shape(values: Tensor) -> tuple[list[float], list[float]]:
     return height.tolist(), (width / width.max()).tolist()
 
 
-def _against_l0(score: str, title: str, y: str, beside: Mapping[str, str]) -> Callable[[Sequence[Drawn]], "Figure"]:
+def _against_l0(score: str, title: str, y: str, beside: Mapping[str, str]) -> Callable[[Sequence[ScoredSAE]], "Figure"]:
     """A score against L0, a line for the SAEs of one size, other scores dashed beside it."""
 
-    def draw(saes: Sequence[Drawn]) -> "Figure":
+    def draw(saes: Sequence[ScoredSAE]) -> "Figure":
         figure = new_figure(title, "L0, latents active on a row", y, xaxis={"type": "log"})
         for number, (name, having) in enumerate(_lines([sae for sae in saes if sae.score(score) and sae.score("l0")])):
             x = [sae.scores["l0"]["value"] for sae in having]
@@ -159,13 +159,13 @@ def _against_l0(score: str, title: str, y: str, beside: Mapping[str, str]) -> Ca
     return draw
 
 
-def _lines(saes: Sequence[Drawn]) -> list[tuple[str, list[Drawn]]]:
+def _lines(saes: Sequence[ScoredSAE]) -> list[tuple[str, list[ScoredSAE]]]:
     """SAEs that have an L0 in lines with names: those of one size in the order of L0.
 
     One that has the L0 of an SAE named before it (another seed, a control) is a line of its own, with its own name.
     """
-    lines: dict[str, list[Drawn]] = {}
-    alone: dict[str, list[Drawn]] = {}
+    lines: dict[str, list[ScoredSAE]] = {}
+    alone: dict[str, list[ScoredSAE]] = {}
     for sae in sorted(saes, key=lambda sae: sae.n_latents):
         line = lines.setdefault(f"{sae.n_latents:,} latents", [])
         own = sae.scores["l0"]["value"]
@@ -184,7 +184,7 @@ def _bars(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"type": "data", "array": up, "arrayminus": down, "thickness": 1}
 
 
-def _beside(figure: "Figure", saes: Sequence[Drawn], beside: Mapping[str, str]) -> None:
+def _beside(figure: "Figure", saes: Sequence[ScoredSAE], beside: Mapping[str, str]) -> None:
     """Levels of baselines: means over the SAEs that have them, or the constant given."""
     ends = [sae.scores["l0"]["value"] for sae in saes if sae.score("l0")]
     for name, key in beside.items():
@@ -198,7 +198,7 @@ def _constant(key: str) -> float | None:
     return reference_points(1).get(key)
 
 
-def _precision_recall(saes: Sequence[Drawn]) -> "Figure":
+def _precision_recall(saes: Sequence[ScoredSAE]) -> "Figure":
     having = [sae for sae in saes if all(map(sae.score, ("n2g_recall", "n2g_precision", "l0")))]
     title = "Token patterns (N2G); at each point its L0"
     figure = new_figure(title, "recall", "precision", xaxis={"type": "log"}, yaxis={"range": [0, 1]})
@@ -211,7 +211,7 @@ def _precision_recall(saes: Sequence[Drawn]) -> "Figure":
     return figure
 
 
-def _refinement(saes: Sequence[Drawn]) -> "Figure":
+def _refinement(saes: Sequence[ScoredSAE]) -> "Figure":
     figure = new_figure("Refined codes", "code", "refined over original code", xaxis={"type": "log"})
     for number, sae in enumerate(saes):
         if table := sae.tables.get("refinement"):
@@ -220,7 +220,7 @@ def _refinement(saes: Sequence[Drawn]) -> "Figure":
     return figure
 
 
-def _test_time(saes: Sequence[Drawn]) -> "Figure":
+def _test_time(saes: Sequence[ScoredSAE]) -> "Figure":
     log = {"type": "log"}
     figure = new_figure("Read with another k or a threshold", "mean L0", "FVU", xaxis=log, yaxis=log)
     for number, sae in enumerate(saes):
@@ -234,7 +234,7 @@ def _test_time(saes: Sequence[Drawn]) -> "Figure":
     return figure
 
 
-FIGURES: dict[str, Callable[[Sequence[Drawn]], "Figure"]] = {
+FIGURES: dict[str, Callable[[Sequence[ScoredSAE]], "Figure"]] = {
     "density": _density,
     "l0_error": _against_l0("fvu", "L0 and error", "FVU", {}),
     "zf": _zf,

@@ -122,7 +122,7 @@ def _gpu(weight: Tensor, state: State, terms: list[Term], dense: Tensor | None, 
     moments = gpu.Moments(state["exp_avg"], state["exp_avg_sq"], state.get("scale"), state.get("scale_sq"))
     for term in terms:
         sort_once(term.entries, sort.sort_by_latent)
-    parts = [gpu.Term(term.entries, term.values.float(), term.rows.float()) for term in terms]
+    parts = [gpu.SortedTerm(term.entries, term.values.float(), term.rows.float()) for term in terms]
     gpu.tick(clock, adam.lr, adam)
     whole = None if dense is None else gpu.Whole(dense)
     gpu.update(weight, moments, parts, adam, clock, state.get("last"), whole)

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from saelab.capacity.allocate import Allocation, Allocator, frequencies, local_exponents
-from saelab.capacity.curves import Discrete, LossCurve, Shift, Two
+from saelab.capacity.curves import DiscreteCurve, LossCurve, ShiftCurve, TwoCurve
 from saelab.capacity.diagnose import diagnose as diagnosed
 from saelab.capacity.theory import Regime
 from saelab.core.components import near_miss
@@ -46,7 +46,7 @@ def allocate(
     _check_out(out)
     if latents == []:
         raise ValueError("latents must name at least one number")
-    kinds = {"shift": Shift, "two": Two}
+    kinds = {"shift": ShiftCurve, "two": TwoCurve}
     if at_zero not in kinds:
         raise ValueError(f"unknown at_zero '{at_zero}'{near_miss(at_zero, kinds)}")
     if not 0 <= discrete <= 1:
@@ -56,7 +56,7 @@ def allocate(
     p = frequencies(features, alpha)
     ranks = np.arange(features)
     plain = np.floor((ranks + 1) * discrete) > np.floor(ranks * discrete)
-    curves: list[LossCurve] = [kinds[at_zero](beta), Discrete()]
+    curves: list[LossCurve] = [kinds[at_zero](beta), DiscreteCurve()]
     allocator = Allocator(p, curves, plain.astype(np.int8))
     sizes = latents or [10**power for power in range(1, 8) if 10**power <= max(10, features // 10)]
     rows, last = [], None

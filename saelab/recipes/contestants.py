@@ -119,7 +119,7 @@ class OursFloat8(Ours):
     adam = Adam(moments="float8")
 
 
-class SAELens(Contestant):
+class SAELensPeer(Contestant):
     """SAELens: TopKTrainingSAE and SAETrainer, with their defaults."""
 
     def begin(self, x: Tensor) -> None:
@@ -152,7 +152,7 @@ class SAELens(Contestant):
             return self.sae.decode(self.sae.encode(x))
 
 
-class DictionaryLearning(Contestant):
+class DictionaryLearningPeer(Contestant):
     """dictionary-learning: TopKTrainer, with its defaults."""
 
     def begin(self, x: Tensor) -> None:
@@ -176,7 +176,7 @@ class DictionaryLearning(Contestant):
             return self.trainer.ae(x)
 
 
-class Sparsify(Contestant):
+class SparsifyPeer(Contestant):
     """sparsify with Adam: SparseCoder and the body of its training loop."""
 
     def begin(self, x: Tensor) -> None:
@@ -213,9 +213,9 @@ CONTESTANTS: dict[str, tuple[type[Contestant], str | None]] = {
     "saelab, 8-bit moments": (OursFloat8, None),
     "saelab, no compiler": (OursTorch, None),
     "saelab, dense reference": (OursReference, None),
-    "sae-lens": (SAELens, "sae_lens"),
-    "dictionary-learning": (DictionaryLearning, "dictionary_learning"),
-    "sparsify (adam)": (Sparsify, "sparsify"),
+    "sae-lens": (SAELensPeer, "sae_lens"),
+    "dictionary-learning": (DictionaryLearningPeer, "dictionary_learning"),
+    "sparsify (adam)": (SparsifyPeer, "sparsify"),
 }
 """Each contestant and the library it needs."""
 

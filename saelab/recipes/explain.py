@@ -12,7 +12,7 @@ from saelab.core.run import Run
 from saelab.data.source import generator_for
 from saelab.explain.material import Material, collect
 from saelab.explain.scoring import Explained, explain_all, summary
-from saelab.explain.writers import Counter, Endpoint, Kept, NoAnswerError, Writer
+from saelab.explain.writers import Counter, Endpoint, NoAnswerError, ReplyCache, Writer
 from saelab.metrics import TextEvaluation
 from saelab.models.writer import LocalWriter
 from saelab.recipes.show import print_scores
@@ -79,7 +79,7 @@ def explain_run(
         print(f"left out {len(few)} of {of} latents: they fire at too few places in {tokens:,} tokens")
     if dry_run:
         return
-    kept = Kept(writer, folder / ANSWERS)
+    kept = ReplyCache(writer, folder / ANSWERS)
     about = {"writer": kept.name, "tokens": tokens, "seed": seed, "asked": len(materials) + len(few), "few": few}
     found = _explained(kept, materials, about, folder)
     scores = summary(found, len(materials) + len(few))
@@ -112,7 +112,7 @@ def _estimate(asking: Asking, materials: list[Material], seed: int) -> list[str]
     return [f"{line}; {cost:.2f} at these prices"]
 
 
-def _explained(writer: Kept, materials: list[Material], about: dict[str, Any], folder: Path) -> list[Explained]:
+def _explained(writer: ReplyCache, materials: list[Material], about: dict[str, Any], folder: Path) -> list[Explained]:
     """Ask everything; what was found is in the file whatever happens."""
     done: list[Explained] = []
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from saelab.core.files import read_tensors
 from saelab.core.run import Run
-from saelab.figures.scores import Drawn, figures
+from saelab.figures.scores import ScoredSAE, figures
 from saelab.figures.theme import write_figures
 from saelab.metrics.table import read_columns, write_csv
 from saelab.sae.sae import load
@@ -38,10 +38,10 @@ def _named(runs: list[str]) -> dict[str, str]:
     }
 
 
-def _drawn(path: str, name: str) -> Drawn:
+def _drawn(path: str, name: str) -> ScoredSAE:
     run = Run.open(path)
     if not run.scores():
         raise ValueError(f"{path} has no scores yet: `saelab measure {path}` makes them")
     tables = {path.stem: read_columns(path) for path in sorted(run.tables.glob("*.parquet"))}
     latents = read_tensors(run.latents_file)[0] if run.latents_file.exists() else {}
-    return Drawn(name, load(path).n_latents, run.scores(), tables, latents)
+    return ScoredSAE(name, load(path).n_latents, run.scores(), tables, latents)

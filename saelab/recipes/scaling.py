@@ -266,7 +266,7 @@ def knowledge(folder: Path, device: str | None = None) -> planning.Knowledge:
     return planning.Knowledge(joint, tokens, rate, speed, first.d_in, first.batch, most, (wide.n, wide.lr))
 
 
-def _row(row: planning.Row) -> tuple[str, ...]:
+def _row(row: planning.PlannedSAE) -> tuple[str, ...]:
     return (
         f"{row.n:,}", f"{row.k:g}", f"{row.fvu:.4f} [{row.fvu_low:.4f} to {row.fvu_high:.4f}]", f"{row.tokens:.3g}",
         f"{row.lr:.2g}", f"{row.batch}", _time(row.seconds), _size(row.memory), _size(row.disk), row.limit,

@@ -58,7 +58,7 @@ class Budget:
 
 
 @dataclass
-class Row:
+class PlannedSAE:
     """One SAE that could be trained. Bytes, seconds and rows; low and high are ends of 95 % intervals."""
 
     n: int
@@ -107,7 +107,7 @@ class Planner:
     def __init__(self, knowledge: Knowledge):
         self.known = knowledge
 
-    def plan(self, budget: Budget, ks: Sequence[float] | None = None) -> list[Row]:
+    def plan(self, budget: Budget, ks: Sequence[float] | None = None) -> list[PlannedSAE]:
         """One row for each k, the lowest expected FVU first (with a target: the cheapest first).
 
         Raises:
@@ -128,7 +128,7 @@ class Planner:
         by_cost = budget.target_fvu is not None
         return sorted(found, key=lambda row: row.seconds if by_cost else row.fvu)
 
-    def _best(self, budget: Budget, k: float) -> tuple[Row | None, str]:
+    def _best(self, budget: Budget, k: float) -> tuple[PlannedSAE | None, str]:
         chosen, broken = None, ""
         for n in _widths(k):
             row = self.row(n, k)
@@ -147,12 +147,12 @@ class Planner:
         chosen.limit = broken or "the widest that is looked at"
         return self._noted(chosen, budget), ""
 
-    def row(self, n: int, k: float) -> Row:
+    def row(self, n: int, k: float) -> PlannedSAE:
         """What an SAE of this size would need and give."""
         known, x = self.known, np.array([[n, k]], float)
         fvu, fvu_low, fvu_high = (float(part[0]) for part in known.joint.predict(x, cell=True))
         tokens, tokens_low, tokens_high = self._tokens(n)
-        return Row(
+        return PlannedSAE(
             n, k, tokens, tokens_low, tokens_high, fvu, fvu_low, fvu_high, self._rate(n), known.batch,
             seconds=known.speed.seconds(known.d_in, n, k, tokens),
             memory=training_bytes(known.d_in, n, k, known.batch),
@@ -173,7 +173,7 @@ class Planner:
             return rate * math.sqrt(width / n)
         return float(self.known.rate.predict(np.array([[n]], float))[0][0])
 
-    def _noted(self, row: Row, budget: Budget) -> Row:
+    def _noted(self, row: PlannedSAE, budget: Budget) -> PlannedSAE:
         known = self.known
         for name, factor in known.joint.beyond((row.n, row.k)).items():
             word = "a guess" if factor > FAR else "an extrapolation"
@@ -203,7 +203,7 @@ def _widths(k: float) -> list[int]:
     return [n for n in (round(NARROWEST * 2 ** (i / 2)) for i in range(count)) if n >= 2 * k]
 
 
-def _broken(row: Row, budget: Budget) -> str:
+def _broken(row: PlannedSAE, budget: Budget) -> str:
     """Which part of a budget a row breaks, in words."""
     for name, need, have in (
         ("tokens", row.tokens, budget.tokens),
@@ -216,6 +216,6 @@ def _broken(row: Row, budget: Budget) -> str:
     return ""
 
 
-def as_json(rows: Sequence[Row], budget: Budget) -> dict[str, Any]:
+def as_json(rows: Sequence[PlannedSAE], budget: Budget) -> dict[str, Any]:
     """A plan's file: {"format": 1, "kind": "plan", "budget": {...}, "rows": [one Row each]}."""
     return {"format": 1, "kind": "plan", "budget": asdict(budget), "rows": [asdict(row) for row in rows]}

@@ -46,7 +46,7 @@ PARTS: dict[str, list[tuple[type | tuple[type, ...], str]]] = {
 """Marks of what hangs below nodes: a node, or a list of them from the first to the last."""
 
 
-class Places:
+class SourcePlaces:
     """Places in a text: characters from lines and columns; `ast` counts columns in bytes, `tokenize` in characters."""
 
     def __init__(self, source: str):
@@ -83,7 +83,7 @@ class Marks:
     """
 
     def __init__(self, source: str):
-        self.source, self.places = source, Places(source)
+        self.source, self.places = source, SourcePlaces(source)
         self.tree = ast.parse(source)
         self._marks: dict[str, np.ndarray] = {}
         self._known: dict[ast.AST, frozenset[str]] = {}

@@ -8,18 +8,28 @@ import torch
 
 from saelab.capacity import hidden
 from saelab.capacity.diagnose import Seen, _clusters
-from saelab.capacity.hidden import Sight, View, Weighed, World, joined_share, near_share, neighbour_angle, view, weigh
+from saelab.capacity.hidden import (
+    DiagnosisView,
+    HypotheticalWorld,
+    Sight,
+    Weighed,
+    joined_share,
+    near_share,
+    neighbour_angle,
+    view,
+    weigh,
+)
 from saelab.capacity.theory import Regime
 from saelab.core.codes import Codes
 from saelab.geometry import Coactivation
 
 SIGHT = Sight(20_000, 0.5, 6, (0.02, 0.5), 10)
-NONE = World(0.5, 0, 0.0, 0.0, 1.0, 0.0, 0.0, 1)
+NONE = HypotheticalWorld(0.5, 0, 0.0, 0.0, 1.0, 0.0, 0.0, 1)
 
 
 def world(alpha, m, **settings):
     own = {"share": 1.0, "count": math.inf, "boost": 1.0, "common": 0.0, "start": 0.0, "together": 2}
-    return World(alpha, m, **(own | settings))
+    return HypotheticalWorld(alpha, m, **(own | settings))
 
 
 def test_even_tiles_lie_as_far_apart_as_regular_bodies_have_them():
@@ -130,7 +140,7 @@ def test_tiles_that_are_not_joined_bend_the_spectrum():
 
 def test_chances_are_drawn_towards_a_third():
     assert Weighed([], [], np.zeros(0), 10).share(np.zeros(0, bool)) == pytest.approx(1 / 3)
-    found = Weighed([NONE] * 4, [View(0, 0, 0, 0.5, 0, None)] * 4, np.full(4, 0.25), 10)
+    found = Weighed([NONE] * 4, [DiagnosisView(0, 0, 0, 0.5, 0, None)] * 4, np.full(4, 0.25), 10)
     assert found.effective == pytest.approx(4)
     assert found.share(np.array([True] * 3 + [False])) == pytest.approx(4 / 7)
 
@@ -144,10 +154,10 @@ def chance(seen, sight, monkeypatch, latents=300):
 
 
 def test_seeing_nothing_counts_for_more_where_more_would_have_been_seen(monkeypatch):
-    nothing, blind = View(0, 0, 1.0, None, 0.0, None), Sight(40, 0.5, 6, (0.02, 0.5), 10)
+    nothing, blind = DiagnosisView(0, 0, 1.0, None, 0.0, None), Sight(40, 0.5, 6, (0.02, 0.5), 10)
     found, growth = chance(nothing, blind, monkeypatch)
     little = found.share(growth < 0.8)
-    found, growth = chance(View(0, 0, 1.0, 0.1, 0.05, None), SIGHT, monkeypatch)
+    found, growth = chance(DiagnosisView(0, 0, 1.0, 0.1, 0.05, None), SIGHT, monkeypatch)
     assert found.share(growth < 0.8) < little / 2
     assert found.share(growth >= 0.9) > 0.85
     against = growth < 0.9
@@ -156,6 +166,6 @@ def test_seeing_nothing_counts_for_more_where_more_would_have_been_seen(monkeypa
 
 
 def test_a_world_that_nothing_resembles_leaves_no_hypothesis(monkeypatch):
-    found, _ = chance(View(0.5, 0.5, 0.0, 60.0, 0.05, 40.0), SIGHT, monkeypatch)
+    found, _ = chance(DiagnosisView(0.5, 0.5, 0.0, 60.0, 0.05, 40.0), SIGHT, monkeypatch)
     assert found.effective == 0
     assert len(found.worlds) == 0

@@ -15,7 +15,7 @@ from recipes.world import SITE
 from saelab.explain import questions, writers
 from saelab.explain.material import SHOWN, TRIED, Window, collect
 from saelab.explain.scoring import collision, explain_all, summary
-from saelab.explain.writers import Counter, Endpoint, Kept, NoAnswerError, RubbishError
+from saelab.explain.writers import Counter, Endpoint, NoAnswerError, ReplyCache, RubbishError
 from saelab.metrics import TextEvaluation
 from saelab.models.subject import Subject
 from saelab.models.writer import LocalWriter
@@ -231,26 +231,26 @@ def test_rubbish_costs_the_question_and_not_the_rest(endpoint, materials):
 
 def test_what_was_answered_is_not_asked_again_and_a_cut_line_is_left_out(tmp_path, materials):
     path = tmp_path / "explain" / "answers.jsonl"
-    first = Kept(Knowing(materials[0]), path)
+    first = ReplyCache(Knowing(materials[0]), path)
     found, _ = explain_all(first, materials[0][:3])
     assert first.asked > 10
-    again = Kept(Knowing([]), path)
+    again = ReplyCache(Knowing([]), path)
     assert explain_all(again, materials[0][:3])[0] == found
     assert again.asked == 0
     text = path.read_text()
     path.write_text(text[: len(text) - 20])
-    cut = Kept(Knowing(materials[0]), path)
+    cut = ReplyCache(Knowing(materials[0]), path)
     assert explain_all(cut, materials[0][:3])[0] == found
     assert cut.asked == 1
-    assert len(Kept(Knowing([]), path).known) == first.asked
+    assert len(ReplyCache(Knowing([]), path).known) == first.asked
 
 
 def test_another_writer_is_asked_anew(tmp_path, materials):
-    one = Kept(Counter(), tmp_path / "a.jsonl")
+    one = ReplyCache(Counter(), tmp_path / "a.jsonl")
     one.text("what?", 3)
     other = Counter()
     other.name = "other"
-    kept = Kept(other, tmp_path / "a.jsonl")
+    kept = ReplyCache(other, tmp_path / "a.jsonl")
     kept.text("what?", 3)
     assert kept.asked == 1
 
@@ -258,7 +258,7 @@ def test_another_writer_is_asked_anew(tmp_path, materials):
 def test_the_estimate_is_what_is_asked(materials):
     counter = Counter()
     explain_all(counter, materials[0])
-    asked = Kept(Knowing(materials[0]), Path("/nowhere"))
+    asked = ReplyCache(Knowing(materials[0]), Path("/nowhere"))
     asked.path = Path("/dev/null")
     explain_all(asked, materials[0])
     assert asked.asked <= counter.calls <= 1.2 * asked.asked

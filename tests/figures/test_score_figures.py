@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from saelab.figures.scores import FIGURES, Drawn, figures
+from saelab.figures.scores import FIGURES, ScoredSAE, figures
 from saelab.figures.svg import Axis, svg
 from saelab.figures.theme import write_figures
 from saelab.metrics.base import Score
@@ -18,7 +18,7 @@ from saelab.metrics.table import read_columns, write_columns, write_csv
 SPACE = "{http://www.w3.org/2000/svg}"
 
 
-def drawn(name: str, n_latents: int, l0: float, value: float) -> Drawn:
+def drawn(name: str, n_latents: int, l0: float, value: float) -> ScoredSAE:
     scores = {
         key: Score(value, value - 0.1, value + 0.2, 10, "u").as_json()
         for key in (
@@ -40,17 +40,17 @@ def drawn(name: str, n_latents: int, l0: float, value: float) -> Drawn:
         "test_time": {"reading": ["own", "topk", "topk", "threshold"], "l0": [4.0, 8.0, 2.0, 2.0],
                       "fvu": [0.3, 0.2, 0.5, 0.45]},
     }  # fmt: skip
-    return Drawn(name, n_latents, scores, tables, {"density": torch.tensor([0.0, 0.01, 0.01, 0.5])})
+    return ScoredSAE(name, n_latents, scores, tables, {"density": torch.tensor([0.0, 0.01, 0.01, 0.5])})
 
 
 @pytest.fixture(scope="module")
-def saes() -> list[Drawn]:
+def saes() -> list[ScoredSAE]:
     return [drawn("b", 64, 8, 0.4), drawn("a", 64, 4, 0.5), drawn("c", 128, 4, 0.3)]
 
 
 def test_every_figure_is_drawn_from_what_it_needs(saes):
     assert figures(saes).keys() == FIGURES.keys()
-    assert figures([Drawn("bare", 4, {})]) == {}
+    assert figures([ScoredSAE("bare", 4, {})]) == {}
 
 
 def test_lines_go_through_saes_of_one_size_in_the_order_of_l0(saes):

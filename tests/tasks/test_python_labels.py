@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saelab.tasks.python_labels import NEITHER, NO, TASKS, UNIT, YES, labels_of
-from saelab.tasks.python_marks import Marks, Places
+from saelab.tasks.python_marks import Marks, SourcePlaces
 from saelab.tasks.python_tasks import Line, python_lines
 
 CODE = '''"""Module: doc."""
@@ -128,7 +128,7 @@ def test_negatives_are_of_the_tasks_universe():
 
 def test_places_of_bytes_and_of_characters_agree():
     """Every node's span is its source segment as `ast` itself cuts it; every token's is its string."""
-    places = Places(CODE)
+    places = SourcePlaces(CODE)
     for node in ast.walk(ast.parse(CODE)):
         if hasattr(node, "lineno") and not getattr(node, "decorator_list", []):
             start, end = places.span(node)

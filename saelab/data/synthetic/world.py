@@ -46,7 +46,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ActivePairs:
     """The active (row, feature) pairs of a window, by row and then by feature."""
 
     row: Tensor
@@ -188,7 +188,7 @@ class World(Component, WindowSource, ABC):
         variance = (p * squares - p.square() * square_means).sum() / self.d_in + self.noise**2
         return means[own] @ self._vectors, variance.sqrt().float()
 
-    def _drawn(self, generator: torch.Generator) -> Drawn:
+    def _drawn(self, generator: torch.Generator) -> ActivePairs:
         row, feature = self.forest.draw(self.window_rows, generator)
         points = torch.zeros(len(feature), max(shape.dims for shape in self.kinds))
         numbers = {shape.name: number for number, shape in enumerate(self.kinds)}  # one for each different shape
@@ -198,7 +198,7 @@ class World(Component, WindowSource, ABC):
             events = (shape_of == number).nonzero().squeeze(1) if len(numbers) > 1 else slice(None)
             n = len(feature[events])
             points[events, : shape.dims] = self._points(shape, n, generator)
-        return Drawn(row, feature, points)
+        return ActivePairs(row, feature, points)
 
     def _points(self, shape: Shape, n: int, generator: torch.Generator) -> Tensor:
         points, spread = shape.draw(n, generator), self._spread_of(shape)
@@ -207,7 +207,7 @@ class World(Component, WindowSource, ABC):
             points *= 1 + spread * (1 - 2 * torch.rand(n, 1, generator=generator))
         return points
 
-    def _rows(self, drawn: Drawn, generator: torch.Generator) -> Tensor:
+    def _rows(self, drawn: ActivePairs, generator: torch.Generator) -> Tensor:
         row, place, weight = drawn.row, drawn.feature, drawn.points.squeeze(1)
         if drawn.points.shape[1] > 1:
             dims, within = self.dims[drawn.feature], torch.arange(drawn.points.shape[1])
@@ -225,7 +225,7 @@ class World(Component, WindowSource, ABC):
         counts = torch.bincount(row, minlength=self.window_rows)
         return counts.cumsum(0) - counts
 
-    def _truth(self, drawn: Drawn) -> Truth:
+    def _truth(self, drawn: ActivePairs) -> Truth:
         slot = torch.arange(len(drawn.row)) - self._begins(drawn.row)[drawn.row]
         width = int(slot.max()) + 1 if len(slot) else 1
         values = torch.zeros(self.window_rows, width)

@@ -20,7 +20,7 @@ from torch import Tensor
 from saelab.kernels.gpu.device import column_block, on, power_of_2
 
 
-class Shape(NamedTuple):
+class DecodeShape(NamedTuple):
     """Numbers compiled into the kernels."""
 
     kept: int
@@ -88,7 +88,7 @@ def bag(indices: Tensor, weight: Tensor, values: Tensor) -> Tensor:
     """
     indices, weight, values = indices.contiguous(), weight.contiguous(), values.contiguous()
     out = weight.new_empty(len(indices), weight.shape[1])
-    shape = Shape(indices.shape[1], weight.shape[1], column_block(weight.shape[1]))
+    shape = DecodeShape(indices.shape[1], weight.shape[1], column_block(weight.shape[1]))
     if out.numel():
         with on(weight):
             grid = (len(indices), -(-shape.width // shape.columns))
@@ -103,7 +103,7 @@ def dot_at(indices: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     if out.numel():
         lanes = min(64, max(1, power_of_2(indices.shape[1])))
         columns = column_block(weight.shape[1], max(16, 4096 // lanes))
-        shape = Shape(indices.shape[1], weight.shape[1], columns, lanes)
+        shape = DecodeShape(indices.shape[1], weight.shape[1], columns, lanes)
         with on(weight):
             _dots[(len(indices), -(-shape.kept // lanes))](indices, rows, weight, out, shape)
     return out
@@ -124,7 +124,7 @@ def decode_residual(
     """
     indices, values, target = indices.contiguous(), values.contiguous(), target.contiguous()
     residual = torch.empty(target.shape, dtype=torch.float32, device=target.device)
-    shape = Shape(indices.shape[1], weight.shape[1], column_block(weight.shape[1]))
+    shape = DecodeShape(indices.shape[1], weight.shape[1], column_block(weight.shape[1]))
     grid = (len(indices), -(-shape.width // shape.columns))
     squares = residual.new_empty(grid)
     if residual.numel():

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from saelab.kernels.gpu.keys import EMPTY, best_of, latent_of, pack, value_of
-from saelab.kernels.gpu.screen import Found, Sizes
+from saelab.kernels.gpu.screen import Screened, ScreenSizes
 
 GUARD = tl.constexpr(3.0)
 PARTS = 16
@@ -34,7 +34,7 @@ class Chosen(NamedTuple):
     """[B, K] int64."""
 
 
-class Shape(NamedTuple):
+class RescoreShape(NamedTuple):
     """Numbers compiled into the kernels."""
 
     kept: int
@@ -157,7 +157,7 @@ def redo_merge(found, chosen, sizes, PART: tl.constexpr, S: tl.constexpr):
 
 
 def finish(
-    rows: Tensor, weight: Tensor, bias: Tensor, found: Found, chosen: Chosen, sizes: Sizes, shape: Shape
+    rows: Tensor, weight: Tensor, bias: Tensor, found: Screened, chosen: Chosen, sizes: ScreenSizes, shape: RescoreShape
 ) -> None:
     """The K best latents of every row with exact values, from the screen's survivors, into `chosen`."""
     programs = min(sizes.rows, 256)

@@ -21,7 +21,7 @@ from torch import Tensor
 from saelab.kernels.gpu.keys import EMPTY, kth_largest, pack, value_of
 
 
-class Found(NamedTuple):
+class Screened(NamedTuple):
     """What is known about every row. One row more swallows what the padding of the last tile finds."""
 
     keys: Tensor
@@ -34,7 +34,7 @@ class Found(NamedTuple):
     """Whether the row has to be done again, exactly; [B] int32."""
 
 
-class Sizes(NamedTuple):
+class ScreenSizes(NamedTuple):
     rows: int
     latents: int
     width: int
@@ -203,7 +203,9 @@ def settle(found, wanted, CAPACITY: tl.constexpr, IS_LAST: tl.constexpr):
         tl.store(found.bounds + row, bound)
 
 
-def run_stage(operands: tuple[Any, Any], bias: Tensor, found: Found, sizes: Sizes, span: Span, tiles: Tiles) -> None:
+def run_stage(
+    operands: tuple[Any, Any], bias: Tensor, found: Screened, sizes: ScreenSizes, span: Span, tiles: Tiles
+) -> None:
     """Start `screen` over one stage's tiles."""
     programs = -(-sizes.rows // tiles.rows) * span.tiles
     screen[(programs,)](*operands, bias, found, sizes, span, tiles, num_warps=tiles.warps, num_stages=tiles.buffers)

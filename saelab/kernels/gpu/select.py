@@ -15,7 +15,7 @@ Where k is more than a 16th of L, or larger than 480, so few latents are left ou
 are taken in blocks, each through an fp32 product in plain torch (`by_blocks`).
 """
 
-# Shape letters: B rows, D input width, L latents, K kept per row.
+# RescoreShape letters: B rows, D input width, L latents, K kept per row.
 
 import math
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from saelab.kernels.gpu.device import can_copy_tiles, column_block, is_interpreted, on, operand, power_of_2
 from saelab.kernels.gpu.keys import packed, unpacked
-from saelab.kernels.gpu.rescore import Chosen, Shape, finish
-from saelab.kernels.gpu.screen import Found, Sizes, Span, Tiles, appending, run_stage, settle
+from saelab.kernels.gpu.rescore import Chosen, RescoreShape, finish
+from saelab.kernels.gpu.screen import Screened, ScreenSizes, Span, Tiles, appending, run_stage, settle
 
 ROWS_AT_ONCE = 1 << 15
 BLOCK_ENTRIES = 1 << 24
@@ -124,7 +124,7 @@ def _integers(like: Tensor, *shape: int) -> Tensor:
 
 def _select(rows: Tensor, weight: Tensor, rounded: Tensor, bias: Tensor, chosen: Chosen, plan: Plan) -> Tensor:
     """Fill in the chosen latents of a block of rows; returns which of them were done again, [B]."""
-    sizes = Sizes(len(rows), *weight.shape)
+    sizes = ScreenSizes(len(rows), *weight.shape)
     found = _nothing_found(rows, plan)
     narrow = operand(rows)
     tiles = plan.tiles._replace(instructions=None if is_interpreted(rows) else appending(plan.tiles.capacity))
@@ -139,7 +139,7 @@ def _select(rows: Tensor, weight: Tensor, rounded: Tensor, bias: Tensor, chosen:
         settle[(sizes.rows,)](found, plan.candidates, capacity, is_last, num_warps=min(16, max(1, capacity // 512)))
     lanes = max(16, power_of_2(plan.candidates))
     columns = column_block(sizes.width, max(16, 4096 // lanes))
-    shape = Shape(chosen.scores.shape[1], plan.candidates, lanes, columns, capacity)
+    shape = RescoreShape(chosen.scores.shape[1], plan.candidates, lanes, columns, capacity)
     finish(rows, weight, bias, found, chosen, sizes, shape)
     return found.open
 
@@ -153,9 +153,9 @@ def descriptors(narrow: Tensor, rounded: Tensor, tiles: Tiles) -> tuple[Any, Any
     )
 
 
-def _nothing_found(rows: Tensor, plan: Plan) -> Found:
+def _nothing_found(rows: Tensor, plan: Plan) -> Screened:
     count, tiles = len(rows), plan.tiles
-    return Found(
+    return Screened(
         keys=_integers(rows, count + 1, tiles.capacity),
         counts=torch.full((count + 1,), plan.stages[0].tiles * tiles.latents, dtype=torch.int32, device=rows.device),
         bounds=torch.full((count + 1,), -torch.inf, dtype=torch.float32, device=rows.device),

@@ -51,7 +51,7 @@ class Part(NamedTuple):
     latents: int
 
 
-class Shape(NamedTuple):
+class SumShape(NamedTuple):
     """Numbers compiled into the kernels."""
 
     width: int
@@ -62,12 +62,12 @@ class Shape(NamedTuple):
     chunk: int
 
 
-def shape_for(width: int) -> Shape:
+def shape_for(width: int) -> SumShape:
     columns = max(16, power_of_2(width))
-    return Shape(width, columns, max(1, min(4, 4096 // columns)), CHUNK)
+    return SumShape(width, columns, max(1, min(4, 4096 // columns)), CHUNK)
 
 
-def warps_for(shape: Shape) -> int:
+def warps_for(shape: SumShape) -> int:
     return 4 if shape.columns <= 1024 else 8
 
 

@@ -38,7 +38,7 @@ LONGEST = 512
 """Missed steps that are made up, a power of two; what is further back has decayed to nothing."""
 
 
-class Term(NamedTuple):
+class SortedTerm(NamedTuple):
     """A part of a gradient: the sum over each latent's entries of value * rows[row of the entry]."""
 
     entries: SortedEntries
@@ -197,7 +197,7 @@ def _update(weight, shadow, moments, terms, whole, turn, S: tl.constexpr, A: tl.
 def update(
     weight: Tensor,
     moments: Moments,
-    terms: Sequence[Term],
+    terms: Sequence[SortedTerm],
     adam: AdamSettings,
     clock: Clock,
     last: Tensor | None = None,

@@ -18,7 +18,7 @@ ROWS_AT_ONCE, BLOCK_ENTRIES = 2048, 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Entries:
+class ExampleEntries:
     """Active entries of examples."""
 
     example: Tensor
@@ -71,7 +71,7 @@ class TaskCodes:
         self.value, self.latent, self.count = torch.cat(values), torch.cat(latents), torch.cat(counts)
         self.first = self.count.cumsum(0) - self.count
 
-    def of(self, examples: Examples, chosen: Tensor | None = None) -> Entries:
+    def of(self, examples: Examples, chosen: Tensor | None = None) -> ExampleEntries:
         """The active entries of a task's examples, or of some of them, by number."""
         first, count = examples.first, examples.count
         if chosen is not None:
@@ -79,7 +79,7 @@ class TaskCodes:
         owner, rows = spread(first, count)
         which, place = spread(self.first[rows], self.count[rows])
         example = owner[which]
-        return Entries(example, self.latent[place].long(), self.value[place] / count[example], len(count))
+        return ExampleEntries(example, self.latent[place].long(), self.value[place] / count[example], len(count))
 
 
 def spread(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ f_j (w . d_j): a sum over active entries. Used by `tpp.py` and `scr.py`.
 import torch
 from torch import Tensor
 
-from saelab.metrics.probing.codes import Entries
+from saelab.metrics.probing.codes import ExampleEntries
 from saelab.metrics.probing.logistic import Together
 
 REMOVED = (2, 5, 10, 20, 50, 100, 500)
@@ -33,7 +33,9 @@ def along(directions: Tensor, probe: Together) -> Tensor:
     return directions @ probe.weight.to(directions)
 
 
-def right_without(logits: Tensor, label: Tensor, entries: Entries, adds: Tensor, place: Tensor, removed: int) -> Tensor:
+def right_without(
+    logits: Tensor, label: Tensor, entries: ExampleEntries, adds: Tensor, place: Tensor, removed: int
+) -> Tensor:
     """Whether each example is answered right, [n] float, with the latents of the first places taken out.
 
     Args:

@@ -37,7 +37,7 @@ SMALLEST_GAP = 1e-3
 
 
 @dataclass(frozen=True)
-class Pair:
+class TaskPair:
     """Examples with the labels of two tasks."""
 
     name: str
@@ -83,7 +83,7 @@ class SCR(Metric):
     def tables(self) -> dict[str, Table]:
         return {"scr": {"removed": list(self.all), "scr": [score.value for score in self.all.values()]}}
 
-    def _mend(self, codes: TaskCodes, pair: Pair, way: int) -> Mended:
+    def _mend(self, codes: TaskCodes, pair: TaskPair, way: int) -> Mended:
         """One task of a pair wanted, the other the bias."""
         wanted, bias = pair.labels[way], pair.labels[1 - way]
         x, train = mean_rows(self.rows, pair.examples), ~pair.examples.task.test
@@ -106,7 +106,7 @@ class SCR(Metric):
         )
 
 
-def joined(one: Examples, other: Examples) -> Pair | None:
+def joined(one: Examples, other: Examples) -> TaskPair | None:
     """The examples that two tasks share; None if a pair of labels is too rare."""
     keys = [list(zip(task.text.tolist(), task.at.tolist(), strict=True)) for task in (one.task, other.task)]
     place = {key: number for number, key in enumerate(keys[1])}
@@ -123,7 +123,7 @@ def joined(one: Examples, other: Examples) -> Pair | None:
         for members in cells:
             even[members[torch.randperm(len(members), generator=generator_for(0))[:fewest]]] = True
     shared = Examples(task.only(mine), one.first[mine], one.count[mine])
-    return Pair(task.family, shared, (task.label[mine], other.task.label[its]), even)
+    return TaskPair(task.family, shared, (task.label[mine], other.task.label[its]), even)
 
 
 def _biased(mended: Mended) -> float:

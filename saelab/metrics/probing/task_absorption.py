@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Setting, Table
-from saelab.metrics.probing.codes import Entries, TaskCodes, codes_of, mean_rows, rows_of, written_directions
+from saelab.metrics.probing.codes import ExampleEntries, TaskCodes, codes_of, mean_rows, rows_of, written_directions
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.score import mean_of_means
 from saelab.metrics.probing.sparse_probing import f1, found_by, full_probe
@@ -112,7 +112,7 @@ class TaskAbsorption(Metric):
         return absorbed(values * norms[latents], cosine[latents], is_main, intensity, least=self.least_cosine)
 
 
-def main_latents(codes: TaskCodes, one: Examples, entries: Entries) -> Tensor:
+def main_latents(codes: TaskCodes, one: Examples, entries: ExampleEntries) -> Tensor:
     """The latents of a task, best first; [m]."""
     task = one.task
     train = ~task.test
@@ -128,7 +128,7 @@ def main_latents(codes: TaskCodes, one: Examples, entries: Entries) -> Tensor:
     return order[:count]
 
 
-def padded(entries: Entries) -> tuple[Tensor, Tensor]:
+def padded(entries: ExampleEntries) -> tuple[Tensor, Tensor]:
     """Entries of examples with one row each as values and latents [n, K]; unused places have the value 0."""
     order = entries.example.argsort(stable=True)
     count = torch.bincount(entries.example, minlength=entries.n)

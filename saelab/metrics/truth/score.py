@@ -95,9 +95,9 @@ def compare(sae: SAE, world: World, rows: int = ROWS, first_window: int | None =
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
     start = world.HELD_OUT if first_window is None else first_window
-    sweep = Sweep(sae, world, signed=False)
+    sweep = TruthTotals(sae, world, signed=False)
     if not sweep.run(start, rows):
-        sweep = Sweep(sae, world, signed=True)
+        sweep = TruthTotals(sae, world, signed=True)
         sweep.run(start, rows)
     return sweep.found(rows)
 
@@ -113,7 +113,7 @@ def chunks(world: World, window: int, rows: int) -> Iterator[tuple[Tensor, Codes
         window, rows = window + 1, rows - len(x)
 
 
-class Sweep:
+class TruthTotals:
     """Everything that is summed over rows.
 
     Args:

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="triton, whose interpreter runs GPU kernels
 from saelab.kernels.adam import AdamSettings
 from saelab.kernels.gpu import sums
 from saelab.kernels.gpu.sort import sort_by_latent
-from saelab.kernels.gpu.update import Clock, Term, Whole, catch_up, fresh, tick, update
+from saelab.kernels.gpu.update import Clock, SortedTerm, Whole, catch_up, fresh, tick, update
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = [torch.float32, torch.int16, torch.uint8]
@@ -39,7 +39,7 @@ class Written:
             self.w = self.w / self.w.norm(dim=1, keepdim=True)
 
 
-def batch(seed: int, rows: int, kept: int, n_latents: int, width: int) -> tuple[Term, Tensor]:
+def batch(seed: int, rows: int, kept: int, n_latents: int, width: int) -> tuple[SortedTerm, Tensor]:
     """A term and the gradient that it stands for, as a whole in float64."""
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randint(n_latents, (rows, kept), generator=generator)
@@ -47,7 +47,7 @@ def batch(seed: int, rows: int, kept: int, n_latents: int, width: int) -> tuple[
     x = torch.randn(rows, width, generator=generator)
     spread = torch.zeros(rows, n_latents, dtype=torch.float64).scatter_add(1, indices, values.double())
     gradient = spread.T @ x.double()
-    term = Term(sort_by_latent(indices.to(DEVICE), n_latents), values.to(DEVICE), x.to(DEVICE))
+    term = SortedTerm(sort_by_latent(indices.to(DEVICE), n_latents), values.to(DEVICE), x.to(DEVICE))
     return term, gradient.to(DEVICE)
 
 
@@ -119,7 +119,7 @@ def test_a_hot_latent_gets_its_whole_gradient():
     term, _ = batch(0, 150, 1, 5, 7)
     indices = torch.full((150, 1), 3, device=DEVICE)
     indices[::70] = 1
-    term = Term(sort_by_latent(indices, 5), term.values, term.rows)
+    term = SortedTerm(sort_by_latent(indices, 5), term.values, term.rows)
     gradient = torch.zeros(5, 7, dtype=torch.float64, device=DEVICE)
     for row, latent in enumerate(indices[:, 0].tolist()):
         gradient[latent] += term.values[row, 0].double() * term.rows[row].double()
@@ -240,7 +240,7 @@ def test_a_long_absence_is_made_up_for_with_the_rates_of_its_first_steps():
     written, moments, clock = Written(weight, adam), fresh(weight), Clock.start(DEVICE)
     last = torch.zeros(2, dtype=torch.int32, device=DEVICE)
     term, gradient = batch(0, 3, 1, 1, 4)  # latent 0 alone
-    term = Term(sort_by_latent(torch.zeros(3, 1, dtype=torch.int64, device=DEVICE), 2), term.values, term.rows)
+    term = SortedTerm(sort_by_latent(torch.zeros(3, 1, dtype=torch.int64, device=DEVICE), 2), term.values, term.rows)
     gradient = torch.cat([gradient, torch.zeros_like(gradient)])
     for number in range(120):
         lr = 1e-3 * 0.97**number
