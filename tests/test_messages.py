@@ -307,7 +307,7 @@ def run_that_exists(world):
 @case
 def folder_that_holds_something_else(world):
     words = world.train("--out", str(world.folder / "acts"))
-    return Wrong(words, [str(world.folder / "acts"), "is not an empty folder", "choose another --out"])
+    return Wrong(words, [str(world.folder / "acts"), "is not an empty folder", "choose another"])
 
 
 @case

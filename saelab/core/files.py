@@ -1,14 +1,16 @@
-"""Files that appear whole or not at all, and checksums that tell a damaged one.
+"""Files and folders that appear whole or not at all, and checksums that tell a damaged one.
 
-A file is written under a temporary name beside its place, flushed to the disk and renamed. What a reader finds under
-the final name is complete, whenever the writer was killed.
+A file, or a folder of results, is written under a temporary name beside its place, flushed to the disk and renamed.
+What a reader finds under the final name is complete, whenever the writer was killed.
 """
 
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +22,7 @@ from torch import Tensor
 from saelab.core.read import REMEDY, parse_json
 
 PART = ".part"
-"""Ending of a file that is being written."""
+"""Ending of a file or folder that is being written."""
 HEADER = "saelab"
 """The key of a safetensors file's header under which its description stands, as JSON."""
 
@@ -55,6 +57,53 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is missing, or holds nothing but what a killed writer left half-written."""
     return not folder.exists() or (folder.is_dir() and all(path.name.endswith(PART) for path in folder.iterdir()))
+
+
+@contextmanager
+def whole_folder(out: str | Path) -> Iterator[Path]:
+    """A folder to write into, which appears as `out` once the block has ended without an error, or not at all.
+
+    It is written as `.NAME.part` beside its place; what a killed writer left there is removed first. Where `out` is an
+    empty folder that must stay (the current one, a mounted volume), it is filled entry by entry at the end.
+
+    Raises:
+        ValueError: unless `out` is new or empty.
+    """
+    out = Path(out)
+    if not is_vacant(out):
+        raise ValueError(f"{out} is not an empty folder; choose another")
+    for above in out.parents:
+        if above.is_file():
+            raise ValueError(f"{above} is a file, and {out} would be a folder in it; choose another")
+    place = out.resolve()
+    stays = place.is_dir() and (place == Path.cwd() or os.path.ismount(place) or not os.access(place.parent, os.W_OK))
+    part = (place if stays else place.parent) / f".{place.name}{PART}"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        _sync_tree(part)
+        if place.is_dir():
+            for left in set(place.glob(f"*{PART}")) - {part}:
+                left.unlink()
+        if stays:
+            for entry in sorted(part.iterdir()):
+                os.replace(entry, place / entry.name)
+        else:
+            os.replace(part, place)
+        _sync_folder(place.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            _sync_folder(path)
+    _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

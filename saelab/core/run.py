@@ -1,11 +1,12 @@
 """The run folder: everything about one training run, and a README that says what is what."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from saelab.core.files import is_vacant, write_json, write_text
+from saelab.core.files import whole_folder, write_json, write_text
 from saelab.core.read import REMEDY, Row, check_format, read_json, read_yaml
 
 FORMAT = 1
@@ -60,18 +61,29 @@ class Run:
         self.latents_file = self.folder / "latents.safetensors"
 
     @classmethod
-    def create(cls, folder: str | Path, config: dict[str, Any]) -> "Run":
-        """Start a run in a folder that is new or empty; ValueError otherwise."""
+    def create(
+        cls, folder: str | Path, config: dict[str, Any], beside: Mapping[str, Any] | None = None, readme: str = README
+    ) -> "Run":
+        """Start a run in a folder that is new or empty, all at once; ValueError if the folder is neither.
+
+        Args:
+            folder: of the run.
+            config: its settings.
+            beside: other JSON files by name, such as source.json.
+            readme: what README.md says; {name} stands for the folder's name.
+        """
         run = cls(folder)
         if run.config_file.exists():
             raise ValueError(
                 f"{folder} holds a run already: `saelab train --resume {folder}` goes on with it; "
                 "a new run needs another --out"
             )
-        if not is_vacant(run.folder):
-            raise ValueError(f"{folder} is not an empty folder; choose another --out")
-        write_text(run.config_file, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True))
-        write_text(run.folder / "README.md", README.format(name=run.folder.name))
+        with whole_folder(folder) as part:
+            for name, value in (beside or {}).items():
+                write_json(part / name, value)
+            write_text(part / "README.md", readme.format(name=run.folder.name))
+            settings = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True)
+            write_text(part / run.config_file.name, settings)
         return run
 
     @classmethod

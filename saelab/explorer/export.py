@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, FileSystemLoader
 
-from saelab.core.files import write_text
+from saelab.core.files import whole_folder, write_text
 from saelab.core.progress import progress
 from saelab.explorer.bundle import WEB, script
 from saelab.explorer.directions import directions_of
@@ -57,9 +57,11 @@ def folder(workspace: Workspace, out: Path, latents: Sequence[int] | None = None
     Raises:
         ValueError: if the folder holds something.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not an empty folder; choose another --export")
-    out.mkdir(parents=True, exist_ok=True)
+    with whole_folder(out) as part:
+        _write_folder(workspace, part, latents, show)
+
+
+def _write_folder(workspace: Workspace, out: Path, latents: Sequence[int] | None, show: bool) -> None:
     for name in ("style.css", "theme.js", "icon.svg"):
         shutil.copyfile(WEB / "static" / name, out / name)
     shutil.copyfile(WEB / "exported" / "source.js", out / "source.js")

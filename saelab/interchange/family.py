@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from saelab.core.components import Component, near_miss
-from saelab.core.files import is_vacant
+from saelab.core.files import whole_folder
 from saelab.interchange.files import Files
 from saelab.interchange.plain import Plain, apart, built
 from saelab.sae.sae import SAE, is_saved
@@ -114,7 +114,6 @@ def write(sae: SAE, folder: str | Path, family: str, source: dict[str, Any] | No
     folder, known = Path(folder), families()
     if family not in known:
         raise ValueError(f"unknown family '{family}'{near_miss(family, written())}")
-    if not is_vacant(folder):
-        raise ValueError(f"{folder} exists already; choose another folder")
-    plain = apart(sae)
-    return [*plain.notes, *known[family].write(plain, folder, source or {})]
+    with whole_folder(folder) as part:
+        plain = apart(sae)
+        return [*plain.notes, *known[family].write(plain, part, source or {})]

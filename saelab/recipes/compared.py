@@ -9,7 +9,6 @@ import torch
 
 from saelab.analysis.comparable import check_comparable, check_origins, check_width, doubt, error_and_l0
 from saelab.analysis.rows import Rows
-from saelab.core.files import is_vacant, write_json, write_text
 from saelab.core.mesh import device_named
 from saelab.core.run import Run
 from saelab.metrics import StoreEvaluation, TextEvaluation
@@ -92,16 +91,6 @@ def rows_of(evaluation: TextEvaluation | StoreEvaluation, first: str) -> Rows:
     return Rows.of(evaluation)
 
 
-def new_folder(out: str) -> Path:
-    """A folder for results; ValueError unless it is new or empty."""
-    if not is_vacant(Path(out)):
-        raise ValueError(f"{out} is not an empty folder; choose another --out")
-    for above in Path(out).parents:
-        if above.is_file():
-            raise ValueError(f"{above} is a file, and {out} would be a folder in it; choose another --out")
-    return Path(out)
-
-
 def check_show(show: int) -> None:
     """ValueError for a negative number of lines."""
     if show < 0:
@@ -110,10 +99,8 @@ def check_show(show: int) -> None:
 
 def keep_sae(sae: SAE, folder: Path, command: str, settings: Mapping[str, Any], of: str) -> None:
     """Save an SAE that was put together as a run, which can be measured and explored, with the origin of run `of`."""
-    run = Run.create(folder, {command: dict(settings)})
-    if origin(of):
-        write_json(run.source_file, origin(of))
-    write_text(folder / "README.md", README.format(command=command, name=folder.name))
+    beside = {"source.json": origin(of)} if origin(of) else {}
+    run = Run.create(folder, {command: dict(settings)}, beside, README.replace("{command}", command))
     sae.save(run.sae)
 
 

@@ -1,12 +1,9 @@
 """`saelab convert`: SAEs of other libraries into runs of ours, and ours into files that they load."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saelab.core.files import is_vacant, write_json, write_text
+from saelab.core.files import whole_folder
 from saelab.core.run import Run
 from saelab.interchange import Description, read, write
 from saelab.recipes.train import is_run
@@ -31,11 +28,9 @@ def convert(path: str, out: str, to: str | None = None) -> None:
     is_own = is_saved(path)
     if is_own and not to:
         raise ValueError(f"{path} is saelab's own already: say which library to convert it to, e.g. --to sae_lens")
-    if Path(out).exists() and not (Path(out).is_dir() and is_vacant(Path(out))):
-        raise ValueError(f"{out} exists already; choose another folder")
-    sae, found = _own(path) if is_own else read(path)
-    notes = list(found.notes)
-    with _appearing(Path(out)) as folder:
+    with whole_folder(out) as folder:
+        sae, found = _own(path) if is_own else read(path)
+        notes = list(found.notes)
         if to:
             notes += write(sae, folder, to, found.source)
         else:
@@ -55,28 +50,12 @@ def _own(path: str) -> tuple[SAE, Description]:
     return sae, Description("saelab", name, source if origin.get("model") else {})
 
 
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A folder to write into that appears under its name when all is written, or not at all."""
-    folder = out.parent / f".{out.name}.part"
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        if out.exists():
-            shutil.rmtree(out)  # vacant, see above
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write_run(folder: Path, sae: SAE, found: Description, path: str, name: str) -> None:
     about = {"from": path, "family": found.family, "architecture": found.architecture, "said": found.said}
-    run = Run.create(folder, {"convert": about})
-    write_text(folder / "README.md", README.format(family=found.family, name=name))
-    if found.source:
-        write_json(run.source_file, found.source)
-    sae.save(run.sae)
+    beside = {"source.json": found.source} if found.source else {}
+    readme = README.replace("{family}", found.family).replace("{name}", name)
+    Run.create(folder, {"convert": about}, beside, readme)
+    sae.save(folder / "sae")
 
 
 def _sentence(sae: SAE, found: Description) -> str:

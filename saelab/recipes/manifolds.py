@@ -11,8 +11,9 @@ from rich.text import Text
 from saelab.analysis.comparable import check_reads, check_width, error_and_l0
 from saelab.analysis.manifolds import KINDS, PAIRS, Manifolds, ManifoldSettings, manifolds, read_manifolds
 from saelab.analysis.match import data_directions, living_latents
+from saelab.core.files import whole_folder
 from saelab.geometry import nearest
-from saelab.recipes.compared import Data, check_show, decoder_of, new_folder, opened, rows_of, say_doubts
+from saelab.recipes.compared import Data, check_show, decoder_of, opened, rows_of, say_doubts
 from saelab.sae.sae import SAE
 
 
@@ -30,22 +31,22 @@ def manifolds_of(
         show: clusters to print.
     """
     check_show(show)
-    folder = new_folder(out)
-    sae = opened([run], data.device)[run]
-    evaluation = data.evaluation(run)
-    rows = rows_of(evaluation, run)
-    check_width(run, sae, rows)
-    mse, l0 = error_and_l0(sae, rows)
-    fvu = {run: mse / rows.variance}
-    check_reads(fvu)
-    found = manifolds(sae, rows, settings)
-    found.write(folder, run, rows, decoder_of(evaluation))
-    written = read_manifolds(folder)
-    if figures:
-        _draw(written, folder, Path(run).name)
-    print(f"{run}: FVU {fvu[run]:.4g}, L0 {l0:.4g} on {len(rows):,} rows")
-    say_doubts(fvu)
-    _print(found, written, sae, show)
+    with whole_folder(out) as folder:
+        sae = opened([run], data.device)[run]
+        evaluation = data.evaluation(run)
+        rows = rows_of(evaluation, run)
+        check_width(run, sae, rows)
+        mse, l0 = error_and_l0(sae, rows)
+        fvu = {run: mse / rows.variance}
+        check_reads(fvu)
+        found = manifolds(sae, rows, settings)
+        found.write(folder, run, rows, decoder_of(evaluation))
+        written = read_manifolds(folder)
+        if figures:
+            _draw(written, folder, Path(run).name)
+        print(f"{run}: FVU {fvu[run]:.4g}, L0 {l0:.4g} on {len(rows):,} rows")
+        say_doubts(fvu)
+        _print(found, written, sae, show)
     files = "manifolds.json, latents.parquet, pairs.parquet, points.parquet"
     print(f"{out}: {files}{', manifolds.html' if figures else ''}")
 

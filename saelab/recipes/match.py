@@ -10,8 +10,9 @@ from saelab.analysis.comparable import SAME
 from saelab.analysis.match import CURVE, KINDS, Match, check_way, match, stability
 from saelab.analysis.tables import write_result
 from saelab.analysis.unions import swapped, union
+from saelab.core.files import whole_folder
 from saelab.metrics import measure
-from saelab.recipes.compared import Data, keep_sae, new_folder, opened, origin, rows_of, sample_of, say_fits
+from saelab.recipes.compared import Data, keep_sae, opened, origin, rows_of, sample_of, say_fits
 from saelab.sae.sae import SAE
 
 
@@ -51,29 +52,30 @@ def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -
     """
     if len(runs) < 2:
         raise ValueError(f"matching is between SAEs: give at least 2 runs, got {len(runs)}")
-    folder, saes = new_folder(out), opened(runs, data.device, settings.across)
-    first, *others = runs
-    needs_rows = settings.by == "weights" or settings.swap or settings.keep_union
-    seen = bool(data.store) and not saes[first].d_out
-    read = rows_of(data.evaluation(first, min(8192, data.tokens)), first) if needs_rows or seen else None
-    rows = sample_of(read) if read else None
-    alike = {name: sae for name, sae in saes.items() if not settings.across or _same_site(first, name)}
-    fits = say_fits(alike, read) if read else {}
-    found = []
-    for number, name in enumerate(others):
-        one = match(saes[first], saes[name], (first, name), settings.by, settings.threshold, rows)
-        if settings.swap:
-            one.swap = _swap(saes[first], saes[name], one, settings, data, rows)
-        one.fits = {key: fits[key] for key in (first, name) if key in fits}
-        own = folder if len(others) == 1 else folder / f"{number + 1}"
-        one.write(own)
-        if settings.keep_union:
-            about = {"a": first, "b": name, "latents": "A, and those that only B has"}
-            keep_sae(union(saes[first], saes[name], one, rows), own / "union", "match", about, first)
-        _print(one)
-        found.append(one)
-    if len(found) > 1:
-        _write_stability(folder, found)
+    with whole_folder(out) as folder:
+        saes = opened(runs, data.device, settings.across)
+        first, *others = runs
+        needs_rows = settings.by == "weights" or settings.swap or settings.keep_union
+        seen = bool(data.store) and not saes[first].d_out
+        read = rows_of(data.evaluation(first, min(8192, data.tokens)), first) if needs_rows or seen else None
+        rows = sample_of(read) if read else None
+        alike = {name: sae for name, sae in saes.items() if not settings.across or _same_site(first, name)}
+        fits = say_fits(alike, read) if read else {}
+        found = []
+        for number, name in enumerate(others):
+            one = match(saes[first], saes[name], (first, name), settings.by, settings.threshold, rows)
+            if settings.swap:
+                one.swap = _swap(saes[first], saes[name], one, settings, data, rows)
+            one.fits = {key: fits[key] for key in (first, name) if key in fits}
+            own = folder if len(others) == 1 else folder / f"{number + 1}"
+            one.write(own)
+            if settings.keep_union:
+                about = {"a": first, "b": name, "latents": "A, and those that only B has"}
+                keep_sae(union(saes[first], saes[name], one, rows), own / "union", "match", about, first)
+            _print(one)
+            found.append(one)
+        if len(found) > 1:
+            _write_stability(folder, found)
     print(f"{out}: {'match.json, a.parquet, b.parquet' if len(found) == 1 else 'stability.json and a folder for each'}")
 
 

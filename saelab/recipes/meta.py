@@ -9,7 +9,8 @@ from saelab.analysis.meta import Meta, MetaSettings, add_controls, similar_to, t
 from saelab.analysis.rows import Rows
 from saelab.analysis.tables import read_table, write_table
 from saelab.analysis.top_tokens import meta_tokens, top_tokens
-from saelab.recipes.compared import Data, check_show, decoder_of, new_folder, opened, rows_of, say_fits
+from saelab.core.files import whole_folder
+from saelab.recipes.compared import Data, check_show, decoder_of, opened, rows_of, say_fits
 from saelab.sae.sae import SAE
 
 
@@ -34,21 +35,21 @@ def meta_of(
         show: decompositions to print.
     """
     check_show(show)
-    folder = new_folder(out)
-    saes = opened([run, *(against or [])], data.device)
-    evaluation = data.evaluation(run) if data.tokens and not saes[run].d_out else None
-    rows = rows_of(evaluation, run) if evaluation else None
-    fits = say_fits(saes, rows) if rows else {}
-    meta = train_meta(saes[run], settings)
-    meta.fits = fits
-    if controls:
-        add_controls(meta)
-    meta.similar = similar_to(meta, {name: saes[name] for name in against or []})
-    meta.write(folder, run, saes[run].n_latents)
-    names = _write_tokens(folder, saes[run], meta, rows, decoder_of(evaluation)) if rows and evaluation else {}
-    if saes[run].d_out:
-        print(f"skipped top tokens: {run} is a transcoder")
-    _print(meta, run, saes[run], names, show)
+    with whole_folder(out) as folder:
+        saes = opened([run, *(against or [])], data.device)
+        evaluation = data.evaluation(run) if data.tokens and not saes[run].d_out else None
+        rows = rows_of(evaluation, run) if evaluation else None
+        fits = say_fits(saes, rows) if rows else {}
+        meta = train_meta(saes[run], settings)
+        meta.fits = fits
+        if controls:
+            add_controls(meta)
+        meta.similar = similar_to(meta, {name: saes[name] for name in against or []})
+        meta.write(folder, run, saes[run].n_latents)
+        names = _write_tokens(folder, saes[run], meta, rows, decoder_of(evaluation)) if rows and evaluation else {}
+        if saes[run].d_out:
+            print(f"skipped top tokens: {run} is a transcoder")
+        _print(meta, run, saes[run], names, show)
     print(f"{out}: meta.json, codes.parquet, latents.parquet, metas.parquet, sae/")
 
 

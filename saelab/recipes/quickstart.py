@@ -79,9 +79,7 @@ def _run(folder: Path, settings: dict[str, Any], amounts: dict[str, int]) -> Run
     """A new run, or the one in the folder if it has the same settings."""
     own = folder / "quickstart.json"
     if not (folder / "config.yaml").exists():
-        run = Run.create(folder, settings)
-        write_json(own, amounts)
-        return run
+        return Run.create(folder, settings, {own.name: amounts})
     run = Run.open(folder)
     if run.config() != settings or (own.exists() and read_json(own) != amounts):
         raise ValueError(f"{folder} holds a run with other settings; choose another --out, or remove that folder")

@@ -11,8 +11,9 @@ from rich.table import Table
 from saelab.analysis.insertion import CLASSES
 from saelab.analysis.loss_along import loss_along
 from saelab.analysis.stitch import Stitched, StitchSettings, stitch
+from saelab.core.files import whole_folder
 from saelab.metrics import TextEvaluation
-from saelab.recipes.compared import Data, keep_sae, new_folder, opened, rows_of, say_doubts
+from saelab.recipes.compared import Data, keep_sae, opened, rows_of, say_doubts
 
 WORSE = 1.02
 """How much larger an error is worth a warning. TopK SAEs lose more the wider they are, and then hide what they know."""
@@ -30,23 +31,24 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
     """
     if len(runs) < 2:
         raise ValueError(f"stitching is between SAEs: give at least 2 runs, got {len(runs)}")
-    folder, saes = new_folder(out), opened(runs, data.device)
-    for small, large in pairwise(runs):
-        if saes[small].n_latents > saes[large].n_latents:
-            sizes = f"{saes[small].n_latents:,} latents and {large} after it {saes[large].n_latents:,}"
-            raise ValueError(f"SAEs are stitched from small to large: {small} has {sizes}")
-    evaluation = data.evaluation(runs[0])
-    rows, loss = rows_of(evaluation, runs[0]), None
-    if settings.ce_points and not evaluation.why_no_model and isinstance(evaluation, TextEvaluation):
-        loss = loss_along(TextEvaluation(evaluation.subject, settings.ce_tokens, data.split, evaluation.model))
-    found = stitch(saes, rows, settings, loss)
-    found.write(folder)
-    for number, pair in enumerate(found.pairs):
-        step = pair.steps.last("insert")
-        about = {"small": pair.names[0], "large": pair.names[1], "step": step, "latents": "small and novel"}
-        keep_sae(pair.sae(step), folder / f"pair-{number}" / "stitched", "stitch", about, runs[0])
-    if figures:
-        _draw(found, folder)
+    with whole_folder(out) as folder:
+        saes = opened(runs, data.device)
+        for small, large in pairwise(runs):
+            if saes[small].n_latents > saes[large].n_latents:
+                sizes = f"{saes[small].n_latents:,} latents and {large} after it {saes[large].n_latents:,}"
+                raise ValueError(f"SAEs are stitched from small to large: {small} has {sizes}")
+        evaluation = data.evaluation(runs[0])
+        rows, loss = rows_of(evaluation, runs[0]), None
+        if settings.ce_points and not evaluation.why_no_model and isinstance(evaluation, TextEvaluation):
+            loss = loss_along(TextEvaluation(evaluation.subject, settings.ce_tokens, data.split, evaluation.model))
+        found = stitch(saes, rows, settings, loss)
+        found.write(folder)
+        for number, pair in enumerate(found.pairs):
+            step = pair.steps.last("insert")
+            about = {"small": pair.names[0], "large": pair.names[1], "step": step, "latents": "small and novel"}
+            keep_sae(pair.sae(step), folder / f"pair-{number}" / "stitched", "stitch", about, runs[0])
+        if figures:
+            _draw(found, folder)
     _print(found)
     say_doubts({name: own.mse / found.variance for name, own in zip(found.names, found.own, strict=True)})
     for name, own, mse in zip(found.names, found.own, found.trained, strict=True):

@@ -13,11 +13,11 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from saelab.core.components import near_miss
-from saelab.core.files import is_vacant, write_json
+from saelab.core.files import whole_folder, write_json
 from saelab.core.log import read_training
 from saelab.core.read import parse_yaml
 from saelab.core.run import SWEEP, Run, members_of
-from saelab.recipes.train import Job, add_options, dumped, parsed, saved
+from saelab.recipes.train import Job, add_options, check_origin, dumped, parsed, saved
 from saelab.sae.sae import CONFIG
 from saelab.train.convergence import Convergence, at_full_rate
 from saelab.train.loop import Habits
@@ -43,8 +43,6 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
     if not vary:
         raise ValueError("--vary is missing: which setting takes which values, e.g. --vary sae.activation.k=16,32,64")
     out = Path(options.out)
-    if not is_vacant(out):
-        raise ValueError(f"{out} is not an empty folder; choose another --out, or go on with --resume {out}")
     if options.store:
         options.store = str(Path(options.store).resolve())
     settings = saved(dumped(parser, options))
@@ -59,13 +57,28 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
             raise ValueError(f"two members of the sweep are called {name}: a value is given twice")
         members[name] = own
     made = [parsed(own, f"the member {name} of the sweep does not fit") for name, own in members.items()]
-    first = _check(made)
-    first.trainer.prepare(first.source)  # reads rows, so that nothing is made in vain
-    write_json(out / SWEEP, {"members": list(members)})
-    runs = [Run.create(out / name, own) for name, own in members.items()]
-    for run in runs:
-        write_json(run.source_file, first.origin)
-    _train(made, runs, first)
+    if (out / SWEEP).exists():
+        _check_same(out, members)
+        first = _check(made)
+    else:
+        with whole_folder(out) as folder:
+            first = _check(made)
+            first.trainer.prepare(first.source)  # reads rows, so that nothing is made in vain
+            write_json(folder / SWEEP, {"members": list(members)})
+            for name, own in members.items():
+                Run.create(folder / name, own, {"source.json": first.origin})
+    _train(made, [Run.open(out / name) for name in members], first)
+
+
+def _check_same(folder: Path, members: dict[str, dict[str, Any]]) -> None:
+    """ValueError unless a folder holds the sweep of these members, which then is gone on with."""
+    found = {run.folder.name: run.config() for run in _members_of(folder)[1]}
+    differing = [name for name in {**found, **members} if found.get(name) != members.get(name)]
+    if differing:
+        raise ValueError(
+            f"{folder} holds a sweep with other settings, first of {differing[0]}: `saelab sweep --resume {folder}` "
+            "goes on with it; a new sweep needs another --out"
+        )
 
 
 def _members_of(folder: Path) -> tuple[list[Namespace], list[Run]]:
@@ -99,6 +112,8 @@ def _shape(made: Namespace) -> str:
 
 def _train(made: list[Namespace], runs: list[Run], first: Job) -> None:
     """Train members of one shape as one computation, one shape after the other, all on the same rows."""
+    for run in runs:
+        check_origin(run, first.origin)
     groups: dict[str, list[int]] = {}
     for number, one in enumerate(made):
         groups.setdefault(_shape(one), []).append(number)

@@ -1,5 +1,6 @@
 """`saelab train`: train an SAE on a store or on a live model, into a run folder."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,18 @@ def train_from_options(parser: ArgumentParser, options: Namespace) -> None:
 def resume(run: Run) -> None:
     """Go on with a run from its newest checkpoint, or from its beginning if it has none."""
     job = Job(parsed(run.config(), f"{run.config_file} is not the config of a training run"))
-    if not run.source_file.exists():  # killed while the folder was being made
-        write_json(run.source_file, job.origin)
-    found = run.source()
-    for key in {**found, **job.origin}:
-        if found.get(key) != job.origin.get(key):
-            raise ValueError(f"the data of {run.folder} changed: {key} was {found.get(key)!r}")
+    check_origin(run, job.origin)
     job.train(run)
+
+
+def check_origin(run: Run, origin: dict[str, Any]) -> None:
+    """ValueError if a run began on other data than is at hand; one that does not say is taken to have begun on it."""
+    if not run.source_file.exists():  # killed while the folder was being made
+        write_json(run.source_file, origin)
+    found = run.source()
+    for key in {**found, **origin}:
+        if found.get(key) != origin.get(key):
+            raise ValueError(f"the data of {run.folder} changed: {key} was {found.get(key)!r}")
 
 
 def parsed(settings: dict[str, Any], complaint: str) -> Namespace:
@@ -98,7 +104,7 @@ def parsed(settings: dict[str, Any], complaint: str) -> Namespace:
     parser = ArgumentParser(exit_on_error=False)
     add_options(parser)
     try:
-        options = parser.parse_object(settings)
+        options = parser.parse_object(copy.deepcopy(settings))  # what it is given it changes
     except Exception as error:  # jsonargparse raises its own and argparse's errors
         raise ValueError(f"{complaint}: {error}") from error
     return parser.instantiate(options)
@@ -152,7 +158,7 @@ class Job:
         """A new run's folder, made by the first process once rows could be read, so that nothing is made in vain."""
         self.trainer.prepare(self.source)
         if self.mesh.is_first:
-            write_json(Run.create(out, settings).source_file, self.origin)
+            Run.create(out, settings, {"source.json": self.origin})
         self.mesh.wait()
         return Run.open(out)
 

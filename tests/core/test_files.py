@@ -128,3 +128,53 @@ def test_missing_tensors_are_named(tmp_path):
 def test_checksum(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     assert files.sha256(tmp_path / "file") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_a_folder_appears_whole(tmp_path):
+    out = tmp_path / "new" / "results"
+    with files.whole_folder(out) as folder:
+        files.write_text(folder / "deep" / "a", "1")
+        assert not out.exists()
+    assert os.listdir(tmp_path / "new") == ["results"]
+    assert (out / "deep" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_a_folder_that_fails_leaves_nothing(tmp_path, error):
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(type(error)), files.whole_folder(tmp_path / name) as folder:
+            files.write_text(folder / "a", "1")
+            raise error
+    assert os.listdir(tmp_path) == ["empty"]
+    assert os.listdir(tmp_path / "empty") == []
+
+
+def test_a_folder_takes_the_place_of_an_empty_one_and_of_what_a_killed_writer_left(tmp_path):
+    out, left = tmp_path / "results", tmp_path / ".results.part"
+    for folder in (out, left):
+        folder.mkdir()
+    (left / "half").write_text("half")
+    (out / ".config.yaml.part").write_text("half")
+    with files.whole_folder(out) as folder:
+        files.write_text(folder / "a", "1")
+    assert os.listdir(tmp_path) == ["results"]
+    assert os.listdir(out) == ["a"]
+
+
+def test_the_current_folder_is_filled_and_stays_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = os.stat(".").st_ino
+    with files.whole_folder(".") as folder:
+        files.write_text(folder / "a", "1")
+        assert files.is_vacant(tmp_path)
+    assert os.listdir(tmp_path) == ["a"]
+    assert os.stat(tmp_path).st_ino == before
+
+
+def test_a_folder_that_holds_something_or_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for out, said in ((tmp_path, "is not an empty folder; choose another"), (tmp_path / "file" / "in", "is a file")):
+        with pytest.raises(ValueError, match=said), files.whole_folder(out):
+            pass
+    assert os.listdir(tmp_path) == ["file"]

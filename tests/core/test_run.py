@@ -39,7 +39,7 @@ def test_a_run_is_never_written_over(tmp_path):
 def test_other_peoples_folders_are_left_alone(tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ValueError, match="is not an empty folder; choose another --out"):
+        with pytest.raises(ValueError, match="is not an empty folder; choose another"):
             Run.create(folder, CONFIG)
 
 

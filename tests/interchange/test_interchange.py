@@ -152,7 +152,7 @@ def test_what_cannot_be_written_is_said_and_nothing_is_left(tmp_path, sae, famil
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists already; choose another folder"):
+    with pytest.raises(ValueError, match="is not an empty folder; choose another"):
         write(ours(TopK(3)), tmp_path, "sae_lens")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

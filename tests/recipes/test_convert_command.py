@@ -78,7 +78,7 @@ def test_one_library_to_another(saelab, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["{foreign}", "{own}"], "own exists already; choose another folder"),
+        (["{foreign}", "{own}"], "own is not an empty folder; choose another"),
         (["{own}", "{new}"], "is saelab's own already: say which library"),
         (["{several}", "{new}", "--to", "sae_lens"], "Ensemble has no form elsewhere"),
         (["{own}", "{new}", "--to", "saelens"], "unknown family 'saelens'; did you mean 'sae_lens'?"),

@@ -133,7 +133,7 @@ def test_other_settings_in_the_same_folder_are_refused(done, other):
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not an empty folder; choose another --out"):
+    with pytest.raises(ValueError, match="is not an empty folder; choose another"):
         quickstart(str(tmp_path), **TOY)
     assert list(files(tmp_path)) == ["mine.txt"]
 

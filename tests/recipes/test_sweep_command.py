@@ -1,6 +1,9 @@
 """`saelab sweep` and `saelab train --world`, as a user types them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,52 @@ def test_a_group_alone_is_trained_as_in_the_ladder(tmp_path, capsys):
     main(["sweep", "--out", str(tmp_path / "one"), *words, "--vary", "sae.n_latents=40"])
     weights = "n_latents40/sae/weights.safetensors"
     assert (tmp_path / "both" / weights).read_bytes() == (tmp_path / "one" / weights).read_bytes()
+
+
+DIES = """
+import os, signal, sys
+from saelab.cli import main
+call, count = sys.argv[1], int(sys.argv[2])
+real, calls = getattr(os, call), iter(range(1, 10**6))
+def counted(*words, **named):
+    if next(calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*words, **named)
+setattr(os, call, counted)
+import torch
+torch.set_num_threads(1)
+main(sys.argv[3:])
+"""
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """All files of a sweep but the logs, in which there are times."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "log.jsonl"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(("call", "count"), [("fsync", 2), ("replace", 9), ("replace", 14), ("replace", 20)])
+def test_a_sweep_killed_early_goes_on_by_the_same_command(tmp_path, call, count):
+    words = ["sweep", *WORLD, *SMALL, "--save_every", "3", "--vary", "sae.activation.k=1,3", "--out"]
+    main([*words, str(tmp_path / "whole")])
+    out = tmp_path / "killed"
+    script = [sys.executable, "-c", DIES, call, str(count), *words, str(out)]
+    assert subprocess.run(script, check=False, capture_output=True).returncode == -9
+    main([*words, str(out)])
+    assert everything(out) == everything(tmp_path / "whole")
+    assert os.listdir(tmp_path) in (["whole", "killed"], ["killed", "whole"])
+
+
+def test_a_sweep_with_other_settings_is_not_gone_on_with(tmp_path, capsys):
+    out = str(tmp_path / "s")
+    main(["sweep", "--out", out, *WORLD, *SMALL, "--vary", "sae.activation.k=1,3"])
+    message = complaint(["sweep", "--out", out, *WORLD, *SMALL, "--vary", "sae.activation.k=1,2"], capsys)
+    assert f"{out} holds a sweep with other settings, first of k3: `saelab sweep --resume {out}` goes on" in message
+
+
+def test_a_sweep_on_other_data_is_not_gone_on_with(tmp_path, capsys):
+    out = tmp_path / "s"
+    main(["sweep", "--out", str(out), *WORLD, *SMALL, "--vary", "sae.activation.k=1,3"])
+    origin = json.loads((out / "k3" / "source.json").read_text())
+    (out / "k3" / "source.json").write_text(json.dumps({"world": {**origin["world"], "n_features": 13}}))
+    assert "k3 changed: world was" in complaint(["sweep", "--resume", str(out)], capsys)
