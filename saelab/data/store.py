@@ -8,25 +8,25 @@ Where other activations are to be reconstructed than those that are read, they s
 
 Rows stand in text order, so that the context of any row can be read back; shuffling is the reader's work. The manifest
 names only shards that are complete, so a store is readable whenever its writer was killed, and the writer goes on from
-there. Opening checks sizes; each shard's checksum is checked before its first row is used.
+there. Opening checks sizes; each shard's checksum and header are checked before its first row is used. Shards are read,
+not mapped: one that is changed under a reader is an error that names it, and not the end of the process.
 """
 
 # Shape letters: n rows of a shard, D input width, D_out width of the target, where there is one.
 
 import copy
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor
 
 from saelab.core.components import near_miss
-from saelab.core.files import HEADER, is_vacant, sha256, write_json, write_tensors
-from saelab.core.read import check_format, read_json
+from saelab.core.files import is_vacant, sha256, write_json, write_tensors
+from saelab.core.places import Place, places, read_spans
+from saelab.core.read import REMEDY, Row, check_format, expect, read_json
 from saelab.data.source import WindowSource, generator_for
 
 FORMAT = 1
@@ -222,44 +222,75 @@ class Store:
             if size != shard.bytes:
                 problem = "is missing" if size is None else f"is truncated: {size} bytes of {shard.bytes}"
                 raise ValueError(f"the shard {path} {problem}; restore it from a copy or harvest again")
-        self._verified: set[int] = set()
-        self._rows: dict[int, Tensor] = {}
+        self._places: dict[int, tuple[dict[str, Place], dict[str, Any]]] = {}
+        self._check_header(0)  # so that a manifest of other rows is found before anything is made for them
 
     def __len__(self) -> int:
         return self.manifest.rows
 
-    def rows(self, shard: int) -> Tensor:
-        """The rows [n, D + D_out] of a shard, mapped from the disk: reading some of them reads only those pages."""
-        if shard not in self._rows:
-            path = self._checked(shard)
-            self._rows[shard] = _mapped(path, "rows")
-        return self._rows[shard]
+    def rows(self, shard: int, first: int = 0, last: int | None = None) -> Tensor:
+        """The rows first <= i < last [n, D + D_out] of a shard, by default all, read from the disk."""
+        return self.spans({shard: [(first, self.manifest.shards[shard].rows if last is None else last)]})
+
+    def spans(self, spans: Mapping[int, Sequence[tuple[int, int]]]) -> Tensor:
+        """The rows first <= i < last of shards, for each span of each, one after another [n, D + D_out]."""
+        counts = {shard: self.manifest.shards[shard].rows for shard in spans}
+        within = {
+            shard: [(a, min(b, counts[shard])) for a, b in own if a < counts[shard]] for shard, own in spans.items()
+        }
+        sizes = [sum(last - first for first, last in own) for own in within.values()]
+        rows = torch.empty(sum(sizes), self.manifest.width, dtype=DTYPES[self.manifest.dtype])
+        for (shard, own), out in zip(within.items(), rows.split(sizes), strict=True):
+            self._read(shard, "rows", own, out)
+        return rows
 
     def columns(self, shard: int) -> dict[str, Tensor]:
         """What is kept beside the rows of a shard: token, document and position, each [n]."""
-        with safetensors.safe_open(self._checked(shard), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys() if key != "rows"}  # noqa: SIM118
+        count = self.manifest.shards[shard].rows
+        places = {name: place for name, place in self._checked(shard)[0].items() if name != "rows"}
+        found = {name: torch.empty(place.shape, dtype=place.dtype) for name, place in places.items()}
+        for name, out in found.items():
+            self._read(shard, name, [(0, count)], out)
+        return found
 
     def names(self, shard: int) -> list[tuple[int, str]]:
         """Number and name of each document that begins in a shard."""
-        with safetensors.safe_open(self._checked(shard), framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-        return [(number, name) for number, name in about.get("documents", [])]
+        said = self._checked(shard)[1].get("documents", [])
+        where = f"the header of {self.folder / self.manifest.shards[shard].file}"
+        return [(number, name) for number, name in expect(said, [Row(int, str)], where)]
 
-    def _checked(self, number: int) -> Path:
-        shard = self.manifest.shards[number]
+    def _read(self, shard: int, name: str, spans: Sequence[tuple[int, int]], out: Tensor) -> None:
+        about = self.manifest.shards[shard]
+        read_spans(self.folder / about.file, self._checked(shard)[0][name], spans, about.bytes, out)
+
+    def _check_header(self, number: int) -> tuple[dict[str, Place], dict[str, Any]]:
+        """What a shard's header says; ValueError unless it is what the manifest says."""
+        manifest, shard = self.manifest, self.manifest.shards[number]
         path = self.folder / shard.file
-        if number not in self._verified:
+        found, about = places(path)
+        wanted = f"[{shard.rows}, {manifest.width}] {manifest.dtype}"
+        kinds = {kind: name for name, kind in DTYPES.items()}
+        place = found.get("rows")
+        held = f"{list(place.shape)} {kinds.get(place.dtype, place.dtype)}" if place else "none"
+        if held != wanted:
+            problem = f"holds rows {held}, and {MANIFEST} says {wanted}"
+            raise ValueError(f"the shard {path} {problem}; restore {MANIFEST} from a copy or harvest again")
+        for name, column in found.items():
+            if column.shape[:1] != (shard.rows,):
+                raise ValueError(
+                    f"the shard {path} holds {list(column.shape)} of {name} for {shard.rows} rows; {REMEDY}"
+                )
+        return found, about
+
+    def _checked(self, number: int) -> tuple[dict[str, Place], dict[str, Any]]:
+        """What a shard's header says, once its checksum was found right."""
+        if number not in self._places:
+            shard = self.manifest.shards[number]
+            path = self.folder / shard.file
             if sha256(path) != shard.sha256:
                 raise ValueError(f"the shard {path} is damaged (checksum); restore it from a copy or harvest again")
-            self._verified.add(number)
-        return path
-
-
-def _mapped(path: Path, name: str) -> Tensor:
-    # safe_open maps the file and the tensor keeps the mapping: no copy until rows are gathered.
-    with safetensors.safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+            self._places[number] = self._check_header(number)
+        return self._places[number]
 
 
 class StoreSource(WindowSource):
@@ -296,10 +327,11 @@ class StoreSource(WindowSource):
         epoch, place = divmod(number, self.windows_a_pass)
         order = torch.randperm(len(self._shard_of), generator=generator_for(self.seed, epoch, 0))
         chosen = order[place * self._blocks_a_window :][: self._blocks_a_window].sort().values
-        parts = []
-        for shard, start in zip(self._shard_of[chosen].tolist(), self._start_of[chosen].tolist(), strict=True):
-            parts.append(self.store.rows(shard)[start : start + self._block_rows])
-        return torch.cat(parts)
+        shards, starts = self._shard_of[chosen].tolist(), self._start_of[chosen].tolist()
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for shard, start in zip(shards, starts, strict=True):
+            spans.setdefault(shard, []).append((start, start + self._block_rows))
+        return self.store.spans(spans)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         return self.store.manifest.statistics()

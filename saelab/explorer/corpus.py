@@ -91,7 +91,9 @@ class StoreCorpus(Corpus):
         columns = self.store.columns(shard)
         absent = torch.full((self.store.manifest.shards[shard].rows,), -1, dtype=torch.int32)
         token, document, position = (columns.get(key, absent)[low:high] for key in ("token", "document", "position"))
-        return Piece(self.store.rows(shard)[low:high, : self.d_in], token, document, position, self.store.names(shard))
+        return Piece(
+            self.store.rows(shard, low, high)[:, : self.d_in], token, document, position, self.store.names(shard)
+        )
 
 
 class TextCorpus(Corpus):

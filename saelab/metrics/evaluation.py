@@ -5,6 +5,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -164,15 +165,21 @@ class StoreEvaluation(Evaluation):
             raise ValueError(f"tokens must be at least 1, got {tokens}")
         self.tokens = min(len(self.store), len(self.store) if tokens is None else tokens)
 
+    def read(self) -> str:
+        """How much of the store is read, in words."""
+        ends = accumulate(shard.rows for shard in self.store.manifest.shards)
+        shards = 1 + sum(end < self.tokens for end in ends)
+        of = f"{len(self.store):,} rows, in {shards} of {len(self.store.manifest.shards)} shards"
+        return f"read {self.tokens:,} of {of} of {self.store.folder}"
+
     def chunks(self, need_logits: bool) -> Iterator[Chunk]:
         left, groups = self.tokens, Groups(self.store.manifest.origin.get("piece") is not None)
         for number in range(len(self.store.manifest.shards)):
             groups.meet(self.store.names(number))
             documents = groups.of(self.store.columns(number)["document"])
-            for x, group in zip(
-                self.store.rows(number).split(CHUNK_TOKENS), documents.split(CHUNK_TOKENS), strict=True
-            ):
-                yield _chunk(x[:left], self.d_in, group[:left])
-                left -= len(x)
-                if left <= 0:
-                    return
+            for first in range(0, min(left, len(documents)), CHUNK_TOKENS):
+                last = min(first + CHUNK_TOKENS, left, len(documents))
+                yield _chunk(self.store.rows(number, first, last), self.d_in, documents[first:last])
+            left -= len(documents)
+            if left <= 0:
+                return

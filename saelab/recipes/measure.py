@@ -67,10 +67,13 @@ def measure_runs(
             Run.open(name)
         groups.setdefault(store or subject or subject_of(Run.open(name)), []).append(name)
     found: dict[str, Measured] = {}
+    read: list[str] = []
     replaced: list[str] = []
     for data, names in groups.items():
         evaluation = _evaluation(data, tokens, split)
         _check_models(names, evaluation)
+        if isinstance(evaluation, StoreEvaluation):
+            read.append(evaluation.read())
         needed = any(Metric.build(one).needs_tasks for one in wanted(metrics))
         tasks, left_out = tasks_for(suite.tasks, evaluation) if needed else ([], {})
         measured = measure({name: load(name).to(place) for name in names}, evaluation, metrics, tasks=tasks)
@@ -80,7 +83,7 @@ def measure_runs(
                 replaced.append(f"scores of {name} on other data were replaced; its log.jsonl still has their values")
         found |= measured
     print_scores({name: found[name].as_json() for name in runs})
-    for note in [*_trained_on_it(runs, split, store), *replaced]:
+    for note in [*read, *_trained_on_it(runs, split, store), *replaced]:
         print(note)
     reasons = list(dict.fromkeys(f"skipped {m}: {why}" for one in found.values() for m, why in one.skipped.items()))
     of_tasks = [reason for reason in reasons if reason.startswith("skipped task ")]

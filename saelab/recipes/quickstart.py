@@ -102,7 +102,7 @@ def _make(run: Run, tokens: int, measure_tokens: int) -> None:
 @torch.no_grad()
 def _latents(sae: SAE, store: Store, model: LanguageModel) -> list[dict[str, Any]]:
     """Ten latents that a Python programmer recognises, with the code that excites them most."""
-    rows, columns = store.rows(0)[:READ_TOKENS], store.columns(0)
+    rows, columns = store.rows(0, 0, READ_TOKENS), store.columns(0)
     codes = sae.encode(rows.float())
     pieces = [model.tokenizer.decode([token]) for token in range(len(model.tokenizer))]
     tokens = columns["token"][: len(rows)].tolist()

@@ -158,7 +158,7 @@ def _restore_average(trainer: "Trainer", tensors: dict[str, Tensor], path: Path)
     assert trainer.average
     sums = trainer.sae.own(_group(tensors, "average."))
     trainer.average.sums = [
-        _fitting(path, sums, name, list(parameter.shape)).to(trainer.device)
+        _fitting(path, sums, name, list(parameter.shape)).to(trainer.device, copy=True)
         for name, parameter in trainer.sae.named_parameters()
     ]
 

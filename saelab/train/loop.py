@@ -74,9 +74,10 @@ def run_loop(
         ending.callback(batches.close)  # type: ignore[attr-defined]
         for teller in tellers:
             ending.callback(teller.close)
+        batch: Batch | None = None
         shown, stopped = ending.enter_context(bar), ending.enter_context(interrupts())
         while lead.step_number < last:
-            batch = next(batches)
+            batch = _next(batches, trainers, runs, batch)
             passed = step(batch)
             done = lead.step_number
             if done % habits.log_every == 0 or done in (1, last):
@@ -89,10 +90,30 @@ def run_loop(
             shown.advance(len(batch.x))
             interrupted = mesh.any(stopped.is_set()) and done < last
             if runs and (done % habits.save_every == 0 or done == last or interrupted):
-                for trainer, run in zip(trainers, runs, strict=True):
-                    checkpoint.save(run.checkpoints, trainer, batch.place or {})
+                _save(trainers, runs, batch)
             if interrupted:
                 raise KeyboardInterrupt(_farewell(done, runs))
+
+
+def _save(trainers: Sequence["Trainer"], runs: Sequence[Run], batch: Batch) -> None:
+    """Write a checkpoint of each trainer, where the source stands after a batch."""
+    for trainer, run in zip(trainers, runs, strict=True):
+        checkpoint.save(run.checkpoints, trainer, batch.place or {})
+
+
+def _next(
+    batches: Iterator[Batch], trainers: Sequence["Trainer"], runs: Sequence[Run] | None, latest: Batch | None
+) -> Batch:
+    """The next batch. Where the source has none to give, no step is lost: a checkpoint is written first."""
+    try:
+        return next(batches)
+    except (ValueError, OSError) as error:
+        mesh = trainers[0].sae.mesh
+        if latest is None or not runs or mesh.replicas * mesh.shards > 1:  # the others may not know of it
+            raise
+        _save(trainers, runs, latest)
+        kind = ValueError if isinstance(error, ValueError) else OSError
+        raise kind(f"{error}; {_farewell(trainers[0].step_number, runs)}") from error
 
 
 def _steps(trainer: "Trainer") -> int:

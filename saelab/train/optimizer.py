@@ -57,7 +57,8 @@ class Stepper(torch.optim.Optimizer, ABC):
             found, wanted = _sort(name, kept, self.growing), _sort(name, state, self.growing)
             if found != wanted:
                 raise ValueError(f"{name} should be {wanted}, the file holds {found}")
-        self.state[weight] = {name: kept[name].to(value.device) for name, value in state.items()}
+        # A copy: what was read may still lie in the file, which others can change.
+        self.state[weight] = {name: kept[name].to(value.device, copy=True) for name, value in state.items()}
 
     @torch.no_grad()
     def forget(self, weight: Tensor, latents: Tensor) -> None:

@@ -466,3 +466,66 @@ def test_another_target_width_is_refused(tmp_path):
             append(to, torch.zeros(4, width))
     append(to, torch.zeros(4, D + 2))
     assert len(Store(tmp_path)) == 27
+
+
+@pytest.mark.parametrize(
+    ("change", "held", "said"),
+    [
+        ({"d_in": 2, "sums": [0.0, 0.0]}, r"\[5, 3\] fp32", r"\[5, 2\] fp32"),
+        ({"dtype": "bf16"}, r"\[5, 3\] fp32", r"\[5, 3\] bf16"),
+        ({"rows": 4}, r"\[5, 3\] fp32", r"\[4, 3\] fp32"),
+    ],
+)
+def test_a_manifest_that_says_other_rows_than_the_shard_holds_is_refused(tmp_path, change, held, said):
+    make(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = read_json(path)
+    manifest["shards"][0]["rows"] = change.pop("rows", 5)
+    path.write_text(json.dumps(manifest | change))
+    message = rf"shard-00000\.safetensors holds rows {held}, and manifest\.json says {said}; restore"
+    with pytest.raises(ValueError, match=message):
+        Store(tmp_path)
+
+
+def test_the_header_of_a_later_shard_is_checked_before_its_rows_are_used(tmp_path):
+    make(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = read_json(path)
+    manifest["shards"][1]["rows"] = 2
+    path.write_text(json.dumps(manifest))
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors holds rows \[3, 3\] fp32, and .* \[2, 3\] fp32"):
+        store.columns(1)
+
+
+def test_a_shard_cut_while_it_is_in_use_is_named(tmp_path):
+    rows = make(tmp_path, (500, 500))
+    store = Store(tmp_path)
+    assert torch.equal(store.rows(1), rows[500:])
+    path = tmp_path / "shard-00001.safetensors"
+    os.truncate(path, 4096)
+    for read in (store.rows, store.columns):
+        with pytest.raises(
+            ValueError, match=r"shard-00001\.safetensors was changed while it was in use: 4096 bytes of"
+        ):
+            read(1)
+    assert torch.equal(store.rows(0), rows[:500])
+
+
+def test_some_rows_of_a_shard_are_read(tmp_path):
+    rows = make(tmp_path, (5, 3, 7))
+    store = Store(tmp_path)
+    assert torch.equal(store.rows(2, 2, 5), rows[10:13])
+    assert torch.equal(store.spans({2: [(0, 1), (3, 9)], 0: [(4, 5)]}), rows[[8, 11, 12, 13, 14, 4]])
+    assert store.rows(2, 7).shape == (0, 3)
+
+
+@pytest.mark.parametrize("at", [0, 3, 8, 40, -1])
+def test_a_shard_that_is_no_safetensors_file_is_named(tmp_path, at):
+    make(tmp_path)
+    path = tmp_path / "shard-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[at if at >= 0 else 9] ^= 0x5A
+    path.write_bytes(data if at >= 0 else data[:5] + b"x" * (len(data) - 5))
+    with pytest.raises(ValueError, match=r"shard-00000\.safetensors"):
+        Store(tmp_path).rows(0)

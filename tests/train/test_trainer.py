@@ -426,3 +426,25 @@ def test_a_step_is_one_call_in_a_loop_of_ones_own():
     for batch in islice(ArraySource(rows()).batches(B), 3):
         trainer.step(batch)
     assert (trainer.step_number, trainer.rows_seen) == (3, 3 * B)
+
+
+def test_a_source_that_fails_loses_no_step(tmp_path):
+    class Failing(ArraySource):
+        fails = True
+
+        def batches(self, size):
+            for number, batch in enumerate(super().batches(size)):
+                if self.fails and number == 3:
+                    raise ValueError("the shard s.safetensors was changed while it was in use")
+                yield batch
+
+    run, x = Run.create(tmp_path / "Run", {}), rows()
+    message = rf"changed while it was in use; stopped after step 3; `saelab train --resume {run.folder}` goes on"
+    with pytest.raises(ValueError, match=message):
+        make().fit(Failing(x), 5 * B, run, show=False)
+    source = Failing(x)
+    source.fails = False
+    assert torch.equal(
+        make().fit(source, 5 * B, run, show=False).dictionary.W_dec,
+        make().fit(ArraySource(x), 5 * B, show=False).dictionary.W_dec,
+    )
