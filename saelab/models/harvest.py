@@ -8,9 +8,11 @@ that of what is read; a target's activations, which stand behind it, do not coun
 # Shape letters: R packed rows of tokens, T tokens of each, D width of what is read and, where there is a target, of it
 # too, n kept rows.
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from saelab.core.progress import progress
 from saelab.data.source import WindowSource
-from saelab.data.store import Store, StoreWriter
+from saelab.data.store import Manifest, Store, StoreWriter
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
 from saelab.models.tokens import TokenRows
@@ -27,6 +29,8 @@ from saelab.models.tokens import TokenRows
 OUTLIER = 10.0
 """Rows with more than this many times the median norm are left out."""
 SHARD_BYTES = 64 << 20
+TEXT = "text_sha256"
+"""In a store's notes: for each shard, the digest of all packed rows of tokens up to its end."""
 TOKENS_AT_ONCE = 4096
 """Tokens the model reads in one pass."""
 
@@ -150,11 +154,11 @@ def harvest(
         writer.finish()
         return Store(out)
     shard_rows = max(1, SHARD_BYTES // (writer.manifest.width * 4))
-    done = sum(shard.token_rows for shard in writer.manifest.shards)
     pending: list[Kept] = []
-    token_rows = 0
+    token_rows, text = 0, hashlib.sha256()
     with _told_apart(writer), progress("harvest", tokens, "tokens", done=writer.manifest.rows, show=show) as bar:
-        for block in subject.token_rows(model, split, blocks_of(subject), start=done):
+        for block in _after(writer, subject, subject.token_rows(model, split, blocks_of(subject)), text):
+            text.update(block.ids.numpy().tobytes())
             if "norm_limit" not in writer.manifest.notes:
                 writer.manifest.notes["norm_limit"] = limit_of(model, block)
             pending.append(read_rows(subject, model, block, writer.manifest.notes["norm_limit"]))
@@ -163,14 +167,14 @@ def harvest(
             held = sum(len(kept.rows) for kept in pending)
             enough = writer.manifest.rows + held >= tokens
             if held >= shard_rows or enough:
-                _append(writer, pending, token_rows)
+                _append(writer, pending, token_rows, text.hexdigest())
                 pending, token_rows = [], 0
             if enough:
                 break
         else:
             writer.manifest.notes["text_ended"] = True
         if pending:
-            _append(writer, pending, token_rows)
+            _append(writer, pending, token_rows, text.hexdigest())
     writer.finish()
     return Store(out)
 
@@ -185,7 +189,55 @@ def _told_apart(writer: StoreWriter) -> Iterator[None]:
         raise KeyboardInterrupt(message) from None
 
 
-def _append(writer: StoreWriter, pending: list[Kept], token_rows: int) -> None:
+def is_text_known(manifest: Manifest) -> bool:
+    """Whether a store says which text its rows are of, so that it can be seen to have changed."""
+    return len(manifest.notes.get(TEXT, ())) >= len(manifest.shards)
+
+
+def _after(
+    writer: StoreWriter, subject: Subject, blocks: Iterator[TokenRows], text: "hashlib._Hash"
+) -> Iterator[TokenRows]:
+    """The blocks after those that the store is of; `text` is left as the digest of the packed rows before them.
+
+    Raises:
+        ValueError: if the store was harvested from another text, as far as it says which.
+    """
+    shards, notes = writer.manifest.shards, writer.manifest.notes
+    known, found, ends = notes.get(TEXT, []), list[str](), list(accumulate(shard.token_rows for shard in shards))
+    done, names = 0, list[tuple[int, str]]()
+    for block in blocks:
+        used, names = 0, [*names, *block.names]
+        while used < len(block) and len(found) < len(ends):
+            count = min(len(block) - used, ends[len(found)] - done)
+            text.update(block.ids[used : used + count].numpy().tobytes())
+            used, done = used + count, done + count
+            if done == ends[len(found)]:
+                found.append(text.hexdigest())
+                if known[len(found) - 1 : len(found)] not in ([], found[-1:]):
+                    raise ValueError(_changed(writer, subject, len(found) - 1, names))
+                names = list(block.names)
+        if len(found) == len(ends):
+            notes[TEXT] = found
+            if used < len(block):
+                yield block if not used else replace(picked(block, slice(used, None)), names=block.names)
+    if len(found) < len(ends):
+        raise ValueError(_changed(writer, subject, len(found), names))
+
+
+def _changed(writer: StoreWriter, subject: Subject, number: int, names: list[tuple[int, str]]) -> str:
+    """What to say of a shard whose text has changed; `names` are of the documents that stand there now."""
+    shard = writer.manifest.shards[number].file
+    before = dict(Store(writer.folder).names(number))
+    others = [f"{before[at]} is now {name}" for at, name in names if before.get(at, name) != name]
+    where = others[0] if others else f"look at {next(iter(before.values()), 'the first document')}"
+    return (
+        f"the text {subject.text} has changed since {writer.folder} was harvested: it gives other tokens than those of "
+        f"{shard} ({where}); put the text back as it was, or harvest into another folder"
+    )
+
+
+def _append(writer: StoreWriter, pending: list[Kept], token_rows: int, text: str) -> None:
+    writer.manifest.notes[TEXT] = [*writer.manifest.notes.get(TEXT, []), text]
     rows = torch.cat([kept.rows for kept in pending])
     columns = {key: torch.cat([kept.columns[key] for kept in pending]) for key in pending[0].columns}
     dropped = {key: sum(kept.dropped[key] for kept in pending) for key in pending[0].dropped}

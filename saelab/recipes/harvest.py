@@ -1,6 +1,9 @@
 """`saelab harvest`: activations of a language model into a store."""
 
-from saelab.models.harvest import harvest
+from pathlib import Path
+
+from saelab.data.store import MANIFEST, Manifest
+from saelab.models.harvest import harvest, is_text_known
 from saelab.models.subject import Subject
 
 
@@ -14,6 +17,8 @@ def harvest_to(out: str, subject: Subject, tokens: int = 1_000_000, split: str =
         split: `train`, `held-out` (about 5 % of the documents, by a hash of their content) or `all`.
         dtype: of the rows on disk: bf16, fp16 or fp32.
     """
+    if (Path(out) / MANIFEST).exists() and not is_text_known(Manifest.read(Path(out))):
+        print(f"note: {out} does not say which text it is of, so whether that has changed cannot be told")
     store = harvest(subject, out, tokens, split, dtype)
     manifest = store.manifest
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())

@@ -96,7 +96,7 @@ def check_origin(run: Run, origin: dict[str, Any]) -> None:
     found = run.source()
     for key in {**found, **origin}:
         if found.get(key) != origin.get(key):
-            raise ValueError(f"the data of {run.folder} changed: {key} was {found.get(key)!r}")
+            raise ValueError(f"the data of {run.folder} changed: {key} was {found.get(key)!r}, is {origin.get(key)!r}")
 
 
 def parsed(settings: dict[str, Any], complaint: str) -> Namespace:
