@@ -86,6 +86,12 @@ def strongest(values: Sequence[float], of: Sequence[Unit]) -> list[float]:
     return [max((values[token] for token in range(unit.first, unit.last)), key=abs, default=0.0) for unit in of]
 
 
+def marked(text: str, left: str, right: str) -> str:
+    """A unit's text between two marks, which stand behind the blank in front of it."""
+    own = text.lstrip() or text
+    return f"{text[: len(text) - len(own)]}{left}{own}{right}"
+
+
 def unit_at(token: int, of: Sequence[Unit]) -> int:
     """The number of the unit that a token belongs to; that of the last one for a token behind all."""
     return next((place for place, unit in enumerate(of) if unit.first <= token < unit.last), len(of) - 1)
@@ -230,7 +236,9 @@ def _joined(parts: Sequence[bytes]) -> tuple[str, np.ndarray, np.ndarray]:
 
 def _without_blanks(text: str, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spans that never fall and do not begin with a blank, from a tokenizer's own."""
-    starts, ends, done = [], [], 0
+    starts: list[int] = []
+    ends: list[int] = []
+    done = 0
     for first, last in zip(start.tolist(), end.tolist(), strict=True):
         if last > done and first == last:
             first = done  # nothing but blanks, which some tokenizers leave out of every span

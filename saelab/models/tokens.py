@@ -135,9 +135,7 @@ class _Row:
         return count
 
 
-def _rows(
-    documents: Iterable[_Tokens], special: tuple[int | None, int], seq_len: int, apart: bool
-) -> Iterator[_Row]:
+def _rows(documents: Iterable[_Tokens], special: tuple[int | None, int], seq_len: int, apart: bool) -> Iterator[_Row]:
     join, pad = special
     row, n_rows, n_tokens = _Row(seq_len, join, pad), 0, 0
     for tokens in documents:
@@ -169,9 +167,7 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[int | None, in
     return join, next((token for token in (eos, pad) if token is not None), 0)
 
 
-def _tokenized(
-    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", spans: bool
-) -> Iterator[_Tokens]:
+def _tokenized(documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", spans: bool) -> Iterator[_Tokens]:
     """Each document that has tokens."""
     number, spelling = 0, TokenText(tokenizer)
     for batch in _batches(documents):

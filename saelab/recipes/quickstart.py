@@ -104,9 +104,10 @@ def _latents(sae: SAE, store: Store, model: LanguageModel) -> list[dict[str, Any
     """Ten latents that a Python programmer recognises, with the code that excites them most."""
     rows, columns = store.rows(0, 0, READ_TOKENS), store.columns(0)
     codes = sae.encode(rows.float())
-    pieces = [model.tokenizer.decode([token]) for token in range(len(model.tokenizer))]
-    tokens = columns["token"][: len(rows)].tolist()
-    text = Text([pieces[token] for token in tokens], columns["document"][: len(rows)])
+    document = columns["document"][: len(rows)]
+    of_documents = columns["token"][: len(rows)].split(document.unique_consecutive(return_counts=True)[1].tolist())
+    pieces = [model.token_text.of_ids(tokens.tolist()).pieces() for tokens in of_documents]
+    text = Text([piece for own in pieces for piece in own], document)
     density = codes.counts() / len(rows)
     return [
         {

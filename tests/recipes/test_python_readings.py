@@ -198,7 +198,7 @@ def test_contexts_show_the_tokens_that_excite_a_latent_most(code):
     for rank, place in enumerate(comments):
         dense[place, 2] = 100 - rank
     found = contexts(Codes.full(dense), code.text(), latent=2)
-    assert [token for _, token, _ in found] == [" over0", " over1", " over2"]
+    assert [token for _, token, _ in found] == ["over0", "over1", "over2"]
     assert found[0] == ("return self.width * 10  # twice", " over0", "")
 
 
