@@ -17,9 +17,10 @@ import torch
 from saelab.analysis.tables import read_result, read_table
 from saelab.explorer.directions import directions_of, principal
 from saelab.explorer.pages.compare import bare_name, packed_numbers
-from saelab.explorer.windows import text_of
+from saelab.explorer.windows import units_of
 from saelab.explorer.workspace import Member, Workspace
 from saelab.geometry import components, participation_ratio
+from saelab.models.token_text import unit_at
 
 THRESHOLD = 0.6
 CLUSTERS, CLUSTER_LATENTS, CLOUD_ROWS = 60, 64, 1500
@@ -185,9 +186,11 @@ def _context(member: Member, row: int) -> tuple[str, str, int]:
     first = max(0, row - CONTEXT)
     corpus = member.database.corpus(first, row + CONTEXT + 1)
     own = corpus["document"] == corpus["document"][row - first]
-    words = [text_of(member, token) for token in corpus["token"][own].tolist()]
+    rows = first + np.flatnonzero(own)
+    shown = units_of(member, int(rows[0]), int(rows[-1]) + 1)
     document = member.database.document(int(corpus["document"][row - first]))
-    return text_of(member, int(corpus["token"][row - first])), "".join(words), row - document["first"]
+    at = shown[unit_at(row - int(rows[0]), shown)].text if shown else ""
+    return at, "".join(unit.text for unit in shown), row - document["first"]
 
 
 def _graph(chosen: list[int], directions: torch.Tensor) -> list[list[float]]:

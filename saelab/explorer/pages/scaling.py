@@ -17,7 +17,7 @@ from saelab.explorer.lens import Lens
 from saelab.explorer.pages.ladder import ladder
 from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.pages.runs import _log
-from saelab.explorer.windows import text_of
+from saelab.explorer.windows import label_of
 from saelab.explorer.workspace import Workspace
 
 PASSAGES, PASSAGE = 12, 96
@@ -80,11 +80,11 @@ def norms(workspace: Workspace, name: str) -> dict[str, Any]:
         corpus = member.database.corpus(first, first + PASSAGE)
         own = corpus["document"] == corpus["document"][0]
         tokens = corpus["token"][own].tolist()
-        ids = [*([lens.first_token] if lens.first_token is not None else []), *tokens]
+        ids = lens.begun(tokens)
         activations, codes = lens.read(ids)
         x = lens.sae.scale.apply_to(activations[:, : lens.sae.d_in]) - lens.sae.dictionary.bias()[: lens.sae.d_in]
         z, f = x.norm(dim=1).tolist(), codes.values.norm(dim=1).tolist()
         for at, token in enumerate(tokens):
             place = at + lens.start()
-            points.append([round(z[place], 3), round(f[place], 3), first + at, text_of(member, token)])
+            points.append([round(z[place], 3), round(f[place], 3), first + at, label_of(member, token)])
     return {"run": name, "points": points}
