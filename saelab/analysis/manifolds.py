@@ -54,6 +54,22 @@ PAIRS = ("duplicate", "overlapping", "disjoint", "between", "undecided")
 KINDS = ("duplicates", "tiling", "absorption", "mixed", "undecided")
 SAME, OVERLAP, APART = 0.9, 0.1, 0.02
 BLOCK_ROWS = 2048
+CLUSTER: dict[str, Any] = {
+    "cluster": int,
+    "size": int,
+    "kind": str,
+    "cosine": float,
+    "jaccard": float,
+    "overlap": float,
+}
+CLUSTER |= {"rows?": int, **dict.fromkeys(("participation?", "two_nearest?", "explained?"), (float, None))}
+RESULT = {"sae": str, "settings": {"threshold": float}, "rows": int, "living": int, "clusters": [CLUSTER]}
+TABLES: dict[str, dict[str, Any]] = {
+    "latents": {"latent": int, "cluster": int},
+    "pairs": {"left": int, "right": int, "cosine": float, "jaccard": float, "overlap": float, "kind": str},
+    "points": {"cluster": int, "row": int, "x": float, "y": float, "z": float, "latent": int, "value": float},
+}
+"""What the files of a result hold."""
 
 
 @dataclass(frozen=True)
@@ -306,5 +322,5 @@ def read_manifolds(folder: str | Path) -> dict[str, Any]:
         ValueError: that names the file that is missing, damaged or newer than this program.
     """
     folder = Path(folder)
-    tables = {name: read_table(folder / f"{name}.parquet") for name in ("latents", "pairs", "points")}
-    return read_result(folder, "manifolds") | tables
+    tables = {name: read_table(folder / f"{name}.parquet", columns) for name, columns in TABLES.items()}
+    return read_result(folder, "manifolds", RESULT) | tables

@@ -6,22 +6,21 @@ to `saelab.models.tokens`; nothing is downloaded to the disk here, hub data sets
 
 import difflib
 import glob
-import gzip
 import hashlib
-import json
 import os
 import random
 import re
 import string
 import sysconfig
 import unicodedata
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saelab.core.components import near_miss
+from saelab.core.read import read_json_lines, text_of
+from saelab.data.parquet import parquet_names, parquet_rows
 from saelab.models.places import Place
 
 SPLITS = ("all", "train", "held-out")
@@ -249,46 +248,18 @@ def _local(files: list[tuple[Path, str]], field: str, seed: int) -> Iterator[Doc
 
 
 def _plain(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    try:
-        yield "", path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): convert it or move it away") from None
+    yield "", text_of(path, "convert it or move it away")
 
 
 def _json_lines(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f" row {number}", _field(_json_object(line, path, number), field, f"{path}, line {number},")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}): restore it from a copy") from None
-
-
-def _json_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}, line {number}, is not JSON ({error}): mend the line or take it out") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number}, is a JSON {type(row).__name__}, expected an object with the text")
-    return row
+    for number, row in read_json_lines(path):
+        yield f" row {number}", _field(row, field, f"{path}, line {number},")
 
 
 def _parquet(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _check_field(field, file.schema_arrow.names, str(path))
-            for batch in file.iter_batches(batch_size=1024, columns=[field]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield f" row {number}", _as_text(value, field, f"{path}, row {number},")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged or not Parquet ({_first_line(error)}): restore it from a copy") from None
+    _check_field(field, parquet_names(path), str(path))
+    for number, row in enumerate(parquet_rows(path, [field]), 1):
+        yield f" row {number}", _as_text(row[field], field, f"{path}, row {number},")
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, str]]]] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from saelab.analysis.meta import Meta, MetaSettings, add_controls, similar_to, train_meta
+from saelab.analysis.meta import TABLES, Meta, MetaSettings, add_controls, similar_to, train_meta
 from saelab.analysis.rows import Rows
 from saelab.analysis.tables import read_table, write_table
 from saelab.analysis.top_tokens import meta_tokens, top_tokens
@@ -59,7 +59,7 @@ def _write_tokens(folder: Path, sae: SAE, meta: Meta, rows: Rows, text: TokenTex
         print("skipped top tokens: these rows do not say which tokens they belong to")
         return {}
     tokens, share = top_tokens(sae, rows)
-    codes = read_table(folder / "codes.parquet")
+    codes = read_table(folder / "codes.parquet", TABLES["codes"])
     entries = (codes["latent"], codes["meta"], codes["value"])
     found = {}
     for name, part in (("latent", tokens), ("meta", meta_tokens(tokens, share, entries, meta.sae.n_latents))):

@@ -14,8 +14,8 @@ from rich.text import Text as RichText
 
 from saelab.core.files import write_json
 from saelab.core.log import read_training
-from saelab.core.read import read_json
-from saelab.core.run import READINGS, Run
+from saelab.core.read import Row, read_json
+from saelab.core.run import Run
 from saelab.data.store import Store
 from saelab.metrics import TextEvaluation, measure
 from saelab.models.harvest import harvest
@@ -29,6 +29,8 @@ from saelab.sae.sae import SAE, load
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
 SHOWN = ("Density", "DeadLatents", "Downstream", "L0", "NearestCosine", "Reconstruction")
 """What is measured at once; `saelab measure` does the whole suite."""
+READING = {"latent": int, "label": str, "f1": float, "density": float, "contexts": [Row(str, str, str)]}
+READINGS = {"latents": [READING]}
 READ_TOKENS = 60_000
 """Tokens that the latents shown are chosen on."""
 

@@ -213,14 +213,14 @@ def test_a_run_that_is_still_going_shows_its_curves_and_goes_on(tmp_path):
     from saelab.explorer.workspace import Workspace
 
     run = Run.create(tmp_path / "going", {"sae": {"n_latents": 8, "activation": {"class_path": "TopK"}}})
-    log = Log(run.log_file)
+    log, rest = Log(run.log_file), {"l0": 4.0, "lr": 0.1, "rows_per_second": 1.0}
     for step in (10, 20):
-        log.write({"step": step, "rows": 100 * step, "fvu": 0.5, "l0": 4.0}, {"fired": [2, 6]})
+        log.write({"step": step, "rows": 100 * step, "fvu": 0.5, **rest}, {"fired": [2, 6]})
     with served(Workspace([run.folder])) as going:
         (line,) = going.json("/index.json")["runs"]
         assert (line["state"], line["collected"], line["rows"]) == ("training", False, 2000)
         assert [record["step"] for record in going.json("/run/going.json")["log"]] == [10, 20]
-        log.write({"step": 30, "rows": 3000, "fvu": 0.4, "l0": 4.0}, {"fired": [1, 7]})
+        log.write({"step": 30, "rows": 3000, "fvu": 0.4, **rest}, {"fired": [1, 7]})
         log.close()
         assert [one["fired"] for one in going.json("/run/going/log.json?after=20")["records"]] == [[1, 7]]
         assert "there is no" in going.json("/run/going/latents.json", status=400)["error"]

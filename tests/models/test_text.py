@@ -274,8 +274,8 @@ def test_unsupported_ending(folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "b"', r"data\.jsonl, line 2, is not JSON \(.*\): mend the line or take it out"),
-        ('["b"]', r"data\.jsonl, line 2, is a JSON list, expected an object"),
+        ('{"text": "b"', r"data\.jsonl, line 2 is damaged: not JSON \(.*\); mend the line or take it out"),
+        ('["b"]', r"data\.jsonl, line 2: expected a table, got a list of 1"),
         ('{"txt": "b", "id": 1}', r"data\.jsonl, line 2, has no field 'text'; did you mean 'txt'\?; its fields are: "),
         ('{"a": "b", "id": 1}', r"data\.jsonl, line 2, has no field 'text'; its fields are: a, id"),
         ('{"text": 7}', r"data\.jsonl, line 2, holds a int in the field 'text', expected text"),
@@ -289,10 +289,10 @@ def test_bad_json_line(tmp_path, line, message):
 
 def test_bad_bytes(tmp_path):
     (tmp_path / "a.txt").write_bytes("grüße".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text \(.*\): convert it or move it away"):
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text \(.*\); convert it or move it away"):
         list(read_text(str(tmp_path / "a.txt")))
     (tmp_path / "b.jsonl").write_bytes('{"text": "grüße"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"b\.jsonl, line 1, is not JSON"):
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 1 is damaged: not JSON"):
         list(read_text(str(tmp_path / "b.jsonl")))
 
 

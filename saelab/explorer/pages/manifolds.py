@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse.csgraph  # noqa: F401 - clusters need it, and the first page shall not wait for it
 import torch
 
-from saelab.analysis.tables import read_result, read_table
+from saelab.analysis.manifolds import read_manifolds
 from saelab.explorer.directions import directions_of, principal
 from saelab.explorer.pages.compare import bare_name, packed_numbers
 from saelab.explorer.windows import units_of
@@ -54,7 +54,8 @@ def manifolds(workspace: Workspace, name: str, values: dict[str, str]) -> dict[s
 def _told(workspace: Workspace, member: Member) -> dict[str, Any] | None:
     """The clusters of a result of `saelab manifolds` that knows the SAE by name and size, the largest first."""
     for folder in workspace.results["manifolds"]:
-        result, of = read_result(folder, "manifolds"), read_table(folder / "latents.parquet")["cluster"]
+        result = read_manifolds(folder)
+        of = result["latents"]["cluster"]
         if (bare_name(result["sae"]), len(of)) != (bare_name(str(member.folder)), member.sae.n_latents):
             continue
         lines = []
