@@ -24,7 +24,7 @@ FLOORS = {
     "analysis": 7, "scaling": 7, "explain": 7,
     "train": 6,
     "metrics": 5,
-    "tasks": 4,
+    "tasks": 4, "runs": 4,
     "models": 3, "interchange": 3, "geometry": 3, "__init__": 3,  # `import saelab` reaches the floors below it
     "sae": 2, "data": 2,
     "kernels": 1,

@@ -13,12 +13,11 @@ from saelab.capacity.diagnose import diagnose as diagnosed
 from saelab.capacity.theory import Regime
 from saelab.core.components import near_miss
 from saelab.core.files import write_json
-from saelab.core.run import SWEEP, Run, members_of
 from saelab.data.store import StoreSource
 from saelab.data.synthetic.world import World
 from saelab.metrics.evaluation import TextEvaluation
-from saelab.recipes.train import is_run, subject_of
-from saelab.sae.sae import CONFIG, SAE, load
+from saelab.runs import SavedRun, open_runs
+from saelab.sae.sae import SAE
 
 
 def allocate(
@@ -134,13 +133,18 @@ def diagnose(
     _check_out(out)
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
-    saes = {str(folder): load(folder) for run in runs for folder in _members(Path(run))}
+    opened = {str(run.folder): run for run in open_runs(runs) if run.is_trained}
+    if not opened:
+        raise ValueError(f"none of {', '.join(runs)} has a trained SAE yet")
+    saes = {name: run.load() for name, run in opened.items()}
     widest = max(saes, key=lambda name: saes[name].n_latents)
     others = {name: sae for name, sae in saes.items() if sae.n_latents < saes[widest].n_latents}
     for name, sae in others.items():
         if sae.d_in != saes[widest].d_in:
             raise ValueError(f"{name} reads rows {sae.d_in} wide, {widest} {saes[widest].d_in}: not of one ladder")
-    found = {"sae": widest} | diagnosed(saes[widest], _rows_for(widest, saes[widest], rows, store), _narrower(others))
+    found = {"sae": widest} | diagnosed(
+        saes[widest], _rows_for(opened[widest], saes[widest], rows, store), _narrower(others)
+    )
     print(f"{widest}: {found['verdict']}")
     for line in found["why"]:
         print(f"  {line}")
@@ -160,32 +164,20 @@ def _check_out(out: str | None) -> None:
         raise ValueError(f"out must be a JSON file, {out} is a folder")
 
 
-def _members(folder: Path) -> list[Path]:
-    """The runs of a sweep, or the folder itself; ValueError for one that is neither a run nor a saved SAE."""
-    if not any((folder / name).exists() for name in (SWEEP, "config.yaml", CONFIG)):
-        raise ValueError(f"there is no run, sweep or saved SAE at {folder}")
-    if not (folder / SWEEP).exists():
-        return [folder]
-    return [path for path in members_of(folder) if (path / "sae" / CONFIG).exists()]
-
-
 def _narrower(saes: dict[str, SAE]) -> dict[str, SAE]:
     """One SAE of each width, for comparison."""
     return {f"n={sae.n_latents}": sae for _, sae in sorted(saes.items(), key=lambda item: item[1].n_latents)}
 
 
-def _rows_for(name: str, sae: SAE, rows: int, store: str | None) -> Iterator[Tensor]:
+def _rows_for(run: SavedRun, sae: SAE, rows: int, store: str | None) -> Iterator[Tensor]:
     """Chunks of rows of a store, of the run's world, or of the held-out part of its text."""
-    origin = Run(name).source() if is_run(name) else {}
     if store:
         source = StoreSource(store)
         if source.d_in != sae.d_in:
-            raise ValueError(f"{store} holds rows {source.d_in} wide, {name} reads {sae.d_in}")
+            raise ValueError(f"{store} holds rows {source.d_in} wide, {run.folder} reads {sae.d_in}")
         return iter([source.sample(rows)])
-    if "world" in origin:
-        world = World.build(origin["world"])
+    if "world" in run.origin:
+        world = World.build(run.origin["world"])
         count = -(-rows // world.window_rows)
         return (world.window(World.HELD_OUT + number)[: rows - number * world.window_rows] for number in range(count))
-    if not is_run(name):
-        raise ValueError(f"{name} does not say what it was trained on: give --store DIR")
-    return (chunk.x for chunk in TextEvaluation(subject_of(Run.open(name)), rows).chunks(need_logits=False))
+    return (chunk.x for chunk in TextEvaluation(run.needed_subject(), rows).chunks(need_logits=False))

@@ -6,8 +6,8 @@ from typing import Any
 from saelab.core.files import whole_folder
 from saelab.core.run import Run
 from saelab.interchange import Description, read, write
-from saelab.recipes.train import is_run
-from saelab.sae.sae import SAE, is_saved, load
+from saelab.runs import open_run
+from saelab.sae.sae import SAE, is_saved
 
 README = """# A converted SAE
 
@@ -44,7 +44,8 @@ def convert(path: str, out: str, to: str | None = None) -> None:
 
 def _own(path: str) -> tuple[SAE, Description]:
     """An SAE of ours, and what its folder says of it."""
-    sae, origin = load(path), Run(path).source() if is_run(path) else {}
+    run = open_run(path)
+    sae, origin = run.load(), run.origin
     source = {key: origin.get(key) for key in ("model", "site", "target", "seq_len")}
     name = type(getattr(sae, "activation", sae)).__name__
     return sae, Description("saelab", name, source if origin.get("model") else {})

@@ -8,7 +8,6 @@ import torch
 
 from saelab.core.files import write_json
 from saelab.core.progress import progress
-from saelab.core.run import Run
 from saelab.data.source import generator_for
 from saelab.explain.material import Material, collect
 from saelab.explain.scoring import Explained, explain_all, summary
@@ -16,8 +15,8 @@ from saelab.explain.writers import Counter, Endpoint, NoAnswerError, ReplyCache,
 from saelab.metrics import TextEvaluation
 from saelab.models.writer import LocalWriter
 from saelab.recipes.show import print_scores
-from saelab.recipes.train import subject_of
-from saelab.sae.sae import SAE, load
+from saelab.runs import open_run
+from saelab.sae.sae import SAE
 
 FORMAT = 1
 FOLDER, ANSWERS, FOUND = "explain", "answers.jsonl", "explanations.json"
@@ -68,10 +67,10 @@ def explain_run(
     """
     if latents < 1 or tokens < 1:
         raise ValueError(f"latents and tokens must be at least 1, got {latents} and {tokens}")
-    writer, opened = asking.writer(), Run.open(run)
+    writer, opened = asking.writer(), open_run(run)
     folder = opened.folder / FOLDER
-    evaluation = TextEvaluation(subject_of(opened), tokens)
-    materials, few = _materials(load(run), evaluation, latents, seed)
+    evaluation = TextEvaluation(opened.needed_subject(), tokens)
+    materials, few = _materials(opened.load(), evaluation, latents, seed)
     for line in _estimate(asking, materials, seed):
         print(line)
     if few:

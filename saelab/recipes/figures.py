@@ -2,22 +2,21 @@
 
 from pathlib import Path
 
-from saelab.core.files import read_tensors
-from saelab.core.run import Run
 from saelab.figures.scores import ScoredSAE, figures
 from saelab.figures.theme import write_figures
 from saelab.metrics.table import read_columns, write_csv
-from saelab.sae.sae import load
+from saelab.runs import SavedRun, open_runs
 
 
 def draw_runs(runs: list[str], out: str = "figures") -> None:
     """Draw the scores and tables of runs, as HTML and SVG; the tables are written beside them as CSV.
 
     Args:
-        runs: folders of runs that were measured.
+        runs: folders of runs that were measured, or of sweeps of them.
         out: folder to write into; figures of the same names in it are replaced.
     """
-    saes = [_drawn(run, name) for run, name in _named(runs).items()]
+    opened = list(open_runs(runs))
+    saes = [_scored(run, name) for run, name in zip(opened, _names(opened), strict=True)]
     made = figures(saes)
     if not made:
         raise ValueError("nothing of these runs can be drawn: `saelab measure` first")
@@ -28,20 +27,17 @@ def draw_runs(runs: list[str], out: str = "figures") -> None:
             write_csv(Path(out) / f"{sae.name}-{name}.csv", table)
 
 
-def _named(runs: list[str]) -> dict[str, str]:
+def _names(runs: list[SavedRun]) -> list[str]:
     """What each run is called: its folder's name, behind that of the folder it is in where runs share one."""
-    folders = {run: Run.open(run).folder.resolve() for run in runs}
-    names = [folder.name for folder in folders.values()]
-    return {
-        run: folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}-{folder.name}"
-        for run, folder in folders.items()
-    }
+    names = [run.name for run in runs]
+    return [
+        run.name if names.count(run.name) == 1 else f"{run.folder.resolve().parent.name}-{run.name}" for run in runs
+    ]
 
 
-def _drawn(path: str, name: str) -> ScoredSAE:
-    run = Run.open(path)
-    if not run.scores():
-        raise ValueError(f"{path} has no scores yet: `saelab measure {path}` makes them")
-    tables = {path.stem: read_columns(path) for path in sorted(run.tables.glob("*.parquet"))}
-    latents = read_tensors(run.latents_file)[0] if run.latents_file.exists() else {}
-    return ScoredSAE(name, load(path).n_latents, run.scores(), tables, latents)
+def _scored(run: SavedRun, name: str) -> ScoredSAE:
+    scores = run.scores
+    if not scores:
+        raise ValueError(f"{run.folder} has no scores yet: `saelab measure {run.folder}` makes them")
+    tables = {name: read_columns(path) for name, path in run.tables.items()}
+    return ScoredSAE(name, run.load().n_latents, scores, tables, run.latents)

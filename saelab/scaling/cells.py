@@ -27,12 +27,11 @@ import numpy as np
 
 from saelab.core.components import kind_of
 from saelab.core.files import TensorFile
-from saelab.core.log import read_training
 from saelab.core.read import expect
-from saelab.core.run import SWEEP, Run, members_of
 from saelab.data.parquet import read_parquet, write_parquet
+from saelab.runs import SavedRun, open_run
 from saelab.sae.base import Activation
-from saelab.sae.sae import CONFIG, ENSEMBLE, WEIGHTS, read_config
+from saelab.sae.sae import ENSEMBLE
 from saelab.scaling.compute import flops_a_row
 from saelab.scaling.fit import Points
 from saelab.scaling.law import Law
@@ -98,11 +97,8 @@ def read_cells(paths: Iterable[str | Path], tolerance: float | None = None) -> l
     for path in map(Path, paths):
         if path.suffix == ".parquet":
             found += _from_table(path, tolerance)
-        elif (path / SWEEP).exists():
-            found += _of_sweep(path, tolerance)
         else:
-            _check_run(path)
-            found.append(read_cell(path, tolerance))
+            found += _of_run(open_run(path), tolerance)
     folders = Counter(cell.folder for cell in found)
     if twice := [folder for folder, count in folders.items() if count > 1]:
         raise ValueError(f"{twice[0]} was given twice: each cell counts once")
@@ -112,34 +108,24 @@ def read_cells(paths: Iterable[str | Path], tolerance: float | None = None) -> l
     return found
 
 
-def _check_run(path: Path) -> None:
-    """ValueError unless a folder is a run, with the runs that it holds if it does."""
-    if not path.is_dir():
-        raise ValueError(f"there is no run or sweep {path}; tables of cells end in .parquet")
-    if not (path / "config.yaml").exists():
-        inside = sorted(p.parent for name in (SWEEP, "config.yaml") for p in path.glob(f"*/{name}"))
-        if inside:
-            raise ValueError(f"{path} holds {len(inside)} runs or sweeps and is none: give {path}/*")
-
-
-def _of_sweep(path: Path, tolerance: float | None) -> list[Cell]:
-    cells = [read_cell(member, tolerance) for member in members_of(path)]
+def _of_run(run: SavedRun, tolerance: float | None) -> list[Cell]:
+    """The cell of a run, or those of a sweep; of one width, all members were trained together."""
+    cells = [read_cell(member, tolerance) for member in run.members]
     widths = Counter(cell.n for cell in cells)
     return [replace(cell, together=widths[cell.n]) for cell in cells]
 
 
-def read_cell(folder: str | Path, tolerance: float | None = None) -> Cell:
+def read_cell(run: SavedRun, tolerance: float | None = None) -> Cell:
     """The cell of one run; ValueError if it is none, or is not finished."""
-    run = Run.open(folder)
-    settings = expect(run.config(), SETTINGS, run.config_file)
-    if not (run.sae / CONFIG).exists() or not run.log_file.exists():
-        raise ValueError(f"{folder} is not finished: `saelab train --resume {folder}` goes on with it")
-    sae = read_config(run.sae)
+    if not run.is_run:
+        raise ValueError(f"{run.folder} has no settings and no log: laws are of runs of `saelab train` and `sweep`")
+    settings = expect(run.config, SETTINGS, run.files.config_file)
+    sae = run.sae_config
     if sae.get("kind") == ENSEMBLE:
-        raise ValueError(f"{folder} is an ensemble: laws are of single SAEs")
-    records = read_training(run.log_file)
+        raise ValueError(f"{run.folder} is an ensemble: laws are of single SAEs")
+    records = run.training_log
     if not records:
-        raise ValueError(f"{run.log_file} has no records")
+        raise ValueError(f"{run.files.log_file} has no records")
     activation = Activation.build(sae["activation"])
     tail = [record for record in records if record["rows"] > (1 - TAIL) * records[-1]["rows"]] or records[-1:]
     l0 = float(np.mean([record["l0"] for record in tail]))
@@ -149,8 +135,8 @@ def read_cell(folder: str | Path, tolerance: float | None = None) -> Cell:
     rows, fvus = at_full_rate(records)
     losses, low, high, origin = _loss(run, tail)
     return Cell(
-        name=Path(folder).name,
-        folder=str(folder),
+        name=run.name,
+        folder=str(run.folder),
         n=sae["n_latents"],
         k=k,
         seed=sae.get("seed", 0),
@@ -171,7 +157,7 @@ def read_cell(folder: str | Path, tolerance: float | None = None) -> Cell:
         together=1,
         architecture=_architecture(sae),
         data=_data(run),
-        normalisation=_scale(run.sae / WEIGHTS),
+        normalisation=_scale(run.weights_file),
         curve={
             "rows": [float(record["rows"]) for record in records],
             "compute": [cost * record["rows"] for record in records],
@@ -181,13 +167,13 @@ def read_cell(folder: str | Path, tolerance: float | None = None) -> Cell:
     )
 
 
-def _loss(run: Run, tail: Sequence[dict[str, Any]]) -> tuple[float, float | None, float | None, str]:
-    score = run.scores().get("fvu")
+def _loss(run: SavedRun, tail: Sequence[dict[str, Any]]) -> tuple[float, float | None, float | None, str]:
+    score = run.scores.get("fvu")
     if score:
         return score["value"], score["low"], score["high"], "held-out"
     fvus = [record["fvu"] for record in tail if record["fvu"] is not None]
     if not fvus:
-        raise ValueError(f"{run.log_file}: the FVU of the last records is not finite: train {run.folder} anew")
+        raise ValueError(f"{run.files.log_file}: the FVU of the last records is not finite: train {run.folder} anew")
     return float(np.mean(fvus)), None, None, "training"
 
 
@@ -196,8 +182,8 @@ def _architecture(sae: dict[str, Any]) -> str:
     return " ".join(part["name"] for part in parts)
 
 
-def _data(run: Run) -> str:
-    origin = run.source()
+def _data(run: SavedRun) -> str:
+    origin = run.origin
     return "; ".join(f"{key} {origin[key]}" for key in DATA if origin.get(key) is not None)
 
 

@@ -151,17 +151,17 @@ def test_capacity_is_shared_out(tmp_path, capsys):
         (["plan", "nowhere", "--tokens", "0"], "tokens must be positive, got 0"),
         (["plan", "nowhere", "--tokens", "1", "--k", "[]"], "k must name at least one number"),
         (["plan", "file", "--tokens", "1"], "file is a file: give the folder that"),
-        (["fit", "nowhere", "--out", "o"], "there is no run or sweep nowhere"),
+        (["fit", "nowhere", "--out", "o"], "there is no folder nowhere"),
         (["fit", "nowhere.parquet", "--out", "o"], "there is no file nowhere.parquet"),
-        (["fit", "ladder", "--out", "o"], "ladder holds 2 runs or sweeps and is none: give ladder/*"),
+        (["fit", "ladder", "--out", "o"], "ladder is no run but holds 2: give ladder/*"),
         (["fit", "ladder", "--out", "file"], "out must be a folder, file is a file"),
         (["fit", "ladder", "--out", "o", "--tolerance", "0"], "converge must be between 0 and 1"),
         (["fit", "ladder", "--out", "o", "--hold_out", "-1"], "hold_out must be a number of widths, 0 or more"),
         (["fit", "ladder", "--out", "o", "--laws", "joint", "widht"], "unknown law 'widht'; did you mean 'width'?"),
         (["fit", "ladder", "--out", "o", "--laws", "[]"], "laws must name at least one of joint, width"),
         (["fit", "ladder"], "the following arguments are required: out"),
-        (["diagnose", "nowhere"], "there is no run, sweep or saved SAE at nowhere"),
-        (["diagnose", "ladder"], "there is no run, sweep or saved SAE at ladder"),
+        (["diagnose", "nowhere"], "there is no folder nowhere"),
+        (["diagnose", "ladder"], "ladder is no run but holds 2"),
         (["diagnose", "ladder", "--out", "."], "out must be a JSON file"),
     ],
 )
@@ -192,4 +192,4 @@ def test_the_widest_of_a_sweep_is_diagnosed(tmp_path, capsys):
     assert set(found["nearest"]) == {"this", "random", "n=40"}
     assert f"n_latents96: {found['verdict']}" in said
     message = complaint(["diagnose", str(tmp_path / "s" / "n_latents40" / "sae")], capsys)
-    assert "does not say what it was trained on: give --store DIR" in message
+    assert "does not say which model and text its rows were made from: give --store" in message

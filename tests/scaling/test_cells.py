@@ -8,6 +8,7 @@ import pytest
 
 from saelab.cli import main
 from saelab.core.log import read_log
+from saelab.runs import open_run
 from saelab.scaling.cells import Cell, check_alike, check_converged, points, read_cell, read_cells, write_cells
 from saelab.scaling.compute import disk_bytes, flops_a_row, parameters, training_bytes
 from saelab.scaling.envelope import best_rates, envelope
@@ -36,7 +37,7 @@ def cell(name="a", n=64, k=8.0, loss=0.5, **changes):
 
 
 def test_a_run_becomes_a_cell(ladder):
-    found = read_cell(ladder / "n_latents24-seed1")
+    found = read_cell(open_run(ladder / "n_latents24-seed1"))
     log = read_log(ladder / "n_latents24-seed1" / "log.jsonl")
     assert (found.n, found.k, found.seed, found.d_in, found.batch, found.rows) == (24, 2, 1, 8, 50, 3000)
     assert found.loss == pytest.approx(np.mean([record["fvu"] for record in log[-3:]]))  # 5 % of 60 records
@@ -45,7 +46,7 @@ def test_a_run_becomes_a_cell(ladder):
     assert found.curve["rows"] == [record["rows"] for record in log]
     assert found.curve["compute"][-1] == found.compute
     assert found.converged_rows == Convergence(0.02).first(*at_full_rate(log))
-    assert read_cell(ladder / "n_latents24-seed1", tolerance=0.9).converged_rows < 3000
+    assert read_cell(open_run(ladder / "n_latents24-seed1"), tolerance=0.9).converged_rows < 3000
     assert "SparseWorld" in found.data
     assert found.architecture == "Dense TopK AuxK"
     assert found.normalisation > 0
@@ -57,13 +58,13 @@ def test_a_measured_run_has_the_measured_loss(ladder, tmp_path):
     shutil.copytree(ladder / "n_latents24-seed0", tmp_path / "run")
     score = {"value": 0.3, "low": 0.2, "high": 0.4, "n": 10, "unit": "share"}
     (tmp_path / "run" / "scores.json").write_text(json.dumps({"fvu": score}))
-    found = read_cell(tmp_path / "run")
+    found = read_cell(open_run(tmp_path / "run"))
     assert (found.loss, found.loss_low, found.loss_high, found.loss_from) == (0.3, 0.2, 0.4, "held-out")
     with pytest.raises(ValueError, match="mixed kinds of loss"):
-        check_alike([found, read_cell(ladder / "n_latents24-seed1")])
+        check_alike([found, read_cell(open_run(ladder / "n_latents24-seed1"))])
     (tmp_path / "run" / "sae" / "config.json").unlink()
     with pytest.raises(ValueError, match="is not finished"):
-        read_cell(tmp_path / "run")
+        read_cell(open_run(tmp_path / "run"))
 
 
 def test_cells_survive_their_tables(ladder, tmp_path):
