@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,19 @@ class Ended:
         return lines[-1]
 
 
+def fork_server() -> ForkServerContext:
+    """Where processes come from that have imported what takes seconds to import, and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
 def in_process(target: Callable[..., Any], *args: Any) -> int:
     """Exit status of a process of its own that calls target(*args); minus the signal's number if one ended it.
 
     It is forked from a server that has only imported what takes seconds to import: as good as a fresh interpreter.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=_silently, args=(target, *args))
+    process = fork_server().Process(target=_silently, args=(target, *args))
     process.start()
     process.join(120)
     if process.exitcode is None:

@@ -1,24 +1,14 @@
 """One process is two processes: rows shared out or latents shared out, training comes to the same weights."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from meshes import together
 from safetensors.torch import load_file
 
 from saelab import SAE
 from saelab.core.mesh import ALONE, Mesh
-from saelab.sae.activations.topk import TopK
-
-SCRIPT = """
-import sys
-import torch
-from saelab import SAE
-from saelab.core.mesh import Mesh
 from saelab.core.run import Run
 from saelab.data import ArraySource
 from saelab.sae.activations.relu import ReLU
@@ -26,58 +16,39 @@ from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
 from saelab.train import Trainer
 
-torch.set_num_threads(1)
-replicas, shards, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-mesh = Mesh(replicas, shards)
-generator = torch.Generator().manual_seed(0)
-rows = torch.randn(512, 16, generator=generator) @ torch.randn(16, 16, generator=generator)
-for name, activation in (("topk", TopK(4)), ("relu", ReLU(0.01))):
-    sae = SAE(16, 64, activation, [AuxK(k_aux=8, dead_after=100)], mesh=mesh)
-    sae.initialise(rows)
-    sleepy = torch.arange(64) % 5 == 0  # these are dead from the start, so that AuxK has work on every shard
-    with torch.no_grad():
-        sae.dictionary.b_enc.copy_(mesh.own_latents(torch.where(sleepy, -3.0, 0.0)))
-    sae.firing.since.copy_(mesh.own_latents(torch.where(sleepy, 10_000, 0)))
-    trainer = Trainer(sae, lr=1e-2, batch=128, clip=0.5, average=0.5)
-    auxiliary = []
-    for number, batch in enumerate(ArraySource(rows).batches(128)):
-        terms, _ = trainer.step(batch)
-        auxiliary.append(terms["AuxK"].item())
-        if number == 7:
-            break
-    assert min(auxiliary) > 0
-    sae.save(f"{out}/{name}")
 
-# A checkpoint written by this mesh, and gone on from by it.
-if mesh.is_first:
-    Run.create(f"{out}/run", {})
-mesh.wait()
-for length in (512, 1024):
-    sae = SAE(16, 64, TopK(4), [AuxK(k_aux=8, dead_after=100)], mesh=mesh)
-    trainer = Trainer(sae, lr=1e-2, batch=128, decay=0, average=0.5)
-    trainer.fit(ArraySource(rows), length, Run(f"{out}/run"), save_every=2, show=False)
-"""
+def train(mesh: Mesh, out: Path) -> None:
+    """Two SAEs, and a checkpoint written by this mesh and gone on from by it."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(512, 16, generator=generator) @ torch.randn(16, 16, generator=generator)
+    for name, activation in (("topk", TopK(4)), ("relu", ReLU(0.01))):
+        sae = SAE(16, 64, activation, [AuxK(k_aux=8, dead_after=100)], mesh=mesh)
+        sae.initialise(rows)
+        sleepy = torch.arange(64) % 5 == 0  # these are dead from the start, so that AuxK has work on every shard
+        with torch.no_grad():
+            sae.dictionary.b_enc.copy_(mesh.own_latents(torch.where(sleepy, -3.0, 0.0)))
+        sae.firing.since.copy_(mesh.own_latents(torch.where(sleepy, 10_000, 0)))
+        trainer = Trainer(sae, lr=1e-2, batch=128, clip=0.5, average=0.5)
+        auxiliary = []
+        for number, batch in enumerate(ArraySource(rows).batches(128)):
+            terms, _ = trainer.step(batch)
+            auxiliary.append(terms["AuxK"].item())
+            if number == 7:
+                break
+        assert min(auxiliary) > 0
+        sae.save(out / name)
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    if mesh.is_first:
+        Run.create(out / "run", {})
+    mesh.wait()
+    for length in (512, 1024):
+        sae = SAE(16, 64, TopK(4), [AuxK(k_aux=8, dead_after=100)], mesh=mesh)
+        trainer = Trainer(sae, lr=1e-2, batch=128, decay=0, average=0.5)
+        trainer.fit(ArraySource(rows), length, Run(out / "run"), save_every=2, show=False)
 
 
 def trained(folder: Path, replicas: int, shards: int) -> dict[str, dict[str, torch.Tensor]]:
-    folder.mkdir()
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    world = replicas * shards
-    together = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    words = [sys.executable, str(script), str(replicas), str(shards), str(folder)]
-    processes = [
-        subprocess.Popen(words, env=os.environ | together | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(world)
-    ]
-    errors = [process.communicate(timeout=200)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), errors
+    together(train, folder, replicas, shards)
     saes = {name: load_file(folder / name / "weights.safetensors") for name in ("topk", "relu")}
     return saes | {"run": load_file(max((folder / "run" / "checkpoints").iterdir()))}
 
@@ -89,11 +60,11 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(("replicas", "shards"), [(2, 1), (1, 2), (2, 2)])
 def test_several_processes_train_the_same_weights_as_one(tmp_path, alone, replicas, shards):
-    together = trained(tmp_path / "together", replicas, shards)
+    several = trained(tmp_path / "several", replicas, shards)
     for name, tensors in alone.items():
-        assert tensors.keys() == together[name].keys()
+        assert tensors.keys() == several[name].keys()
         for key, tensor in tensors.items():
-            assert torch.allclose(together[name][key].float(), tensor.float(), rtol=0, atol=2e-6), (name, key)
+            assert torch.allclose(several[name][key].float(), tensor.float(), rtol=0, atol=2e-6), (name, key)
 
 
 def test_a_mesh_needs_as_many_processes_as_it_has_places(monkeypatch):

@@ -1,18 +1,12 @@
 """One process is four for each part of an SAE that looks at all rows or all latents: same weights, same thresholds."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from meshes import together
 from safetensors.torch import load_file
 
-SCRIPT = """
-import sys
-import torch
 from saelab import SAE
 from saelab.core.mesh import Mesh
 from saelab.data.source import Batch
@@ -27,56 +21,38 @@ from saelab.sae.losses.norm_match import NormMatch
 from saelab.sae.losses.nuclear_norm import NuclearNorm
 from saelab.train import Trainer
 
-torch.set_num_threads(1)
-replicas, shards, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-mesh = Mesh(replicas, shards)
-generator = torch.Generator().manual_seed(0)
-rows = torch.randn(192, 16, generator=generator) * torch.linspace(0.1, 3, 192)[:, None]
-gradients = torch.randn(192, 16, generator=generator)
-order = torch.randperm(192, generator=generator).view(3, 64)
-kinds = {
-    "batch": (BatchTopK(4), [NormMatch()], Dense()),
-    "abs": (AbsTopK(4), [NormMatch(mode="reference")], Dense()),
-    "block": (BlockTopK(2, 4), [NuclearNorm(4, 0.1)], Dense()),
-    "pursuit": (MatchingPursuit(4), [], Dense()),
-    "signed pursuit": (MatchingPursuit(4, signed=True), [], Dense(tied=True, encoder_bias=False)),
-    "afa": (TopAFA(), [NormMatch(0.3)], Dense()),
-    "gradient": (GradientTopK(4, 2.0), [], Dense()),
-}
-for name, (activation, losses, dictionary) in kinds.items():
-    sae = SAE(16, 96, activation, losses, dictionary, mesh=mesh).double()
-    sae.initialise(rows)
-    trainer = Trainer(sae, lr=1e-2, batch=64, warmup=0)
-    for batch in order:
-        trainer.step(Batch(rows[batch], gradient=gradients[batch]))
-    sae.save(f"{out}/{name}")
-    with torch.no_grad():
-        read = mesh.all_latents(sae.encode(rows).dense().T.contiguous()).T.contiguous()
-    if mesh.is_first:
-        torch.save(read, f"{out}/{name}/read.pt")
-mesh.wait()
-"""
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def train(mesh: Mesh, out: Path) -> None:
+    """An SAE of each kind, and what it reads."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(192, 16, generator=generator) * torch.linspace(0.1, 3, 192)[:, None]
+    gradients = torch.randn(192, 16, generator=generator)
+    order = torch.randperm(192, generator=generator).view(3, 64)
+    kinds = {
+        "batch": (BatchTopK(4), [NormMatch()], Dense()),
+        "abs": (AbsTopK(4), [NormMatch(mode="reference")], Dense()),
+        "block": (BlockTopK(2, 4), [NuclearNorm(4, 0.1)], Dense()),
+        "pursuit": (MatchingPursuit(4), [], Dense()),
+        "signed pursuit": (MatchingPursuit(4, signed=True), [], Dense(tied=True, encoder_bias=False)),
+        "afa": (TopAFA(), [NormMatch(0.3)], Dense()),
+        "gradient": (GradientTopK(4, 2.0), [], Dense()),
+    }
+    for name, (activation, losses, dictionary) in kinds.items():
+        sae = SAE(16, 96, activation, losses, dictionary, mesh=mesh).double()
+        sae.initialise(rows)
+        trainer = Trainer(sae, lr=1e-2, batch=64, warmup=0)
+        for batch in order:
+            trainer.step(Batch(rows[batch], gradient=gradients[batch]))
+        sae.save(out / name)
+        with torch.no_grad():
+            read = mesh.all_latents(sae.encode(rows).dense().T.contiguous()).T.contiguous()
+        if mesh.is_first:
+            torch.save(read, out / name / "read.pt")
+    mesh.wait()
 
 
 def trained(folder: Path, replicas: int, shards: int) -> dict[str, dict[str, torch.Tensor]]:
-    folder.mkdir()
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    world = replicas * shards
-    together = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    words = [sys.executable, str(script), str(replicas), str(shards), str(folder)]
-    processes = [
-        subprocess.Popen(words, env=os.environ | together | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(world)
-    ]
-    errors = [process.communicate(timeout=200)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), errors
+    together(train, folder, replicas, shards)
     return {
         name.name: load_file(name / "weights.safetensors") | {"read": torch.load(name / "read.pt")}
         for name in folder.iterdir()
@@ -86,9 +62,9 @@ def trained(folder: Path, replicas: int, shards: int) -> dict[str, dict[str, tor
 
 @pytest.mark.slow
 def test_four_processes_train_and_read_the_same_as_one(tmp_path):
-    alone, together = trained(tmp_path / "alone", 1, 1), trained(tmp_path / "together", 2, 2)
+    alone, several = trained(tmp_path / "alone", 1, 1), trained(tmp_path / "several", 2, 2)
     assert len(alone) == 7
     for name, tensors in alone.items():
-        assert tensors.keys() == together[name].keys()
+        assert tensors.keys() == several[name].keys()
         for key, tensor in tensors.items():
-            assert torch.allclose(together[name][key].double(), tensor.double(), rtol=0, atol=1e-8), (name, key)
+            assert torch.allclose(several[name][key].double(), tensor.double(), rtol=0, atol=1e-8), (name, key)
