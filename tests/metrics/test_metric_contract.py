@@ -3,6 +3,8 @@
 import json
 import math
 import pickle
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -42,9 +44,15 @@ def measured(sae: SAE, data: Evaluation, name: str) -> Measured:
     return measure({"sae": sae, "other": other}, data, [name], show=False, tasks=[planted_task()])["sae"]
 
 
+@pytest.fixture(scope="module")
+def found_by(sae: SAE, text: TextEvaluation) -> Callable[[str], Measured]:
+    """What a metric says of the trained SAE, measured once for all tests that look at it; not to be changed."""
+    return cache(partial(measured, sae, text))
+
+
 @pytest.mark.parametrize("name", METRICS)
-def test_scores_are_finite_numbers_with_a_unit_and_an_interval_around_them(sae, text, name):
-    found = measured(sae, text, name)
+def test_scores_are_finite_numbers_with_a_unit_and_an_interval_around_them(found_by, name):
+    found = found_by(name)
     assert found.scores or found.skipped
     assert all(why.strip() and "\n" not in why for why in found.skipped.values())
     for key, score in found.scores.items():
@@ -59,24 +67,24 @@ def test_scores_are_finite_numbers_with_a_unit_and_an_interval_around_them(sae, 
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_scores_are_json_with_the_five_fields(sae, text, name):
-    for score in measured(sae, text, name).scores.values():
+def test_scores_are_json_with_the_five_fields(found_by, name):
+    for score in found_by(name).scores.values():
         found = json.loads(json.dumps(score.as_json(), allow_nan=False))
         assert found == score.as_json()
         assert list(found) == ["value", "low", "high", "n", "unit"]
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_numbers_per_latent_are_one_for_each(sae, text, name):
-    for key, value in measured(sae, text, name).latents.items():
+def test_numbers_per_latent_are_one_for_each(found_by, name):
+    for key, value in found_by(name).latents.items():
         assert value.shape == (40,), key
         assert value.device.type == "cpu", key
         assert torch.isfinite(value).all(), key
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_tables_are_plain_columns_of_one_length(sae, text, name):
-    for key, table in measured(sae, text, name).tables.items():
+def test_tables_are_plain_columns_of_one_length(found_by, name):
+    for key, table in found_by(name).tables.items():
         json.dumps(table, allow_nan=False)
         assert len({len(column) for column in table.values()}) == 1, key
 
@@ -96,8 +104,8 @@ def test_where_no_latent_fires_or_one_never_does_there_is_a_value_or_a_reason(te
     json.dumps(found.tables, allow_nan=False)
 
 
-def test_no_two_metrics_give_a_score_of_the_same_name(sae, text):
-    names = [set(measured(sae, text, name).scores) for name in METRICS]
+def test_no_two_metrics_give_a_score_of_the_same_name(found_by):
+    names = [set(found_by(name).scores) for name in METRICS]
     assert sum(map(len, names)) == len(set().union(*names))
 
 

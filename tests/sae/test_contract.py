@@ -5,8 +5,9 @@ Each activation meets each dictionary with every loss switched on, on a batch so
 
 # Shape letters: B rows, D input width, L latents.
 
+import copy
 import json
-from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -58,17 +59,12 @@ def dictionary(request: pytest.FixtureRequest) -> type[Dictionary]:
     return request.param
 
 
-@pytest.fixture
-def make(activation, dictionary) -> Callable[..., SAE]:
-    """Makes an SAE of this activation and dictionary with every loss, initialised, and everything long dead."""
-
-    def made(seed: int = 0) -> SAE:
-        sae = SAE(D, L, loud(activation), [loud(loss) for loss in LOSSES], loud(dictionary), seed=seed)
-        sae.initialise(rows(seed=1, n=64))
-        sae.firing.since.fill_(1 << 40)
-        return sae
-
-    return made
+def made(activation: type[Activation], dictionary: type[Dictionary], seed: int = 0) -> SAE:
+    """An SAE of this activation and dictionary with every loss, initialised, and everything long dead."""
+    sae = SAE(D, L, loud(activation), [loud(loss) for loss in LOSSES], loud(dictionary), seed=seed)
+    sae.initialise(rows(seed=1, n=64))
+    sae.firing.since.fill_(1 << 40)
+    return sae
 
 
 def trained(sae: SAE, steps: int = 3) -> SAE:
@@ -83,8 +79,30 @@ def trained(sae: SAE, steps: int = 3) -> SAE:
     return sae
 
 
-def test_codes_and_reconstructions_have_their_shapes(make):
-    sae, x = make(), rows()
+@cache
+def made_once(activation: type[Activation], dictionary: type[Dictionary]) -> SAE:
+    return made(activation, dictionary)
+
+
+@cache
+def trained_once(activation: type[Activation], dictionary: type[Dictionary]) -> SAE:
+    return trained(made(activation, dictionary))
+
+
+@pytest.fixture
+def fresh(activation, dictionary) -> SAE:
+    """A copy of the SAE as it is made, for each test."""
+    return copy.deepcopy(made_once(activation, dictionary))
+
+
+@pytest.fixture
+def learnt(activation, dictionary) -> SAE:
+    """A copy of the SAE after three steps, for each test."""
+    return copy.deepcopy(trained_once(activation, dictionary))
+
+
+def test_codes_and_reconstructions_have_their_shapes(fresh):
+    sae, x = fresh, rows()
     for codes in (sae.encode(x), torch.no_grad()(sae.encode)(x)):
         assert isinstance(codes, Codes)
         assert codes.n_latents == L
@@ -96,33 +114,33 @@ def test_codes_and_reconstructions_have_their_shapes(make):
     assert torch.isfinite(sae(x)).all()
 
 
-def test_no_rows_are_no_trouble(make):
-    sae = make()
+def test_no_rows_are_no_trouble(fresh):
+    sae = fresh
     assert len(sae.encode(rows()[:0])) == 0
     assert sae(rows()[:0]).shape == (0, D)
 
 
-def test_training_and_reading_see_the_same_codes(make):
-    sae, x = make().eval(), rows()
+def test_training_and_reading_see_the_same_codes(fresh):
+    sae, x = fresh.eval(), rows()
     with torch.no_grad():
         reading = sae.encode(x).dense()
     torch.testing.assert_close(sae.encode(x).dense().detach(), reading)
 
 
-def test_the_objectives_terms_are_finite_scalars(make):
-    terms, step = objective(make(), rows())
+def test_the_objectives_terms_are_finite_scalars(fresh):
+    terms, step = objective(fresh, rows())
     assert {"reconstruction", *map(name, LOSSES)} <= set(terms)
     assert all(term.shape == () and torch.isfinite(term) for term in terms.values())
     assert step.x_hat.shape == (B, D)
 
 
-def test_every_loss_speaks_up(make):
-    terms, _ = objective(make(), rows())
+def test_every_loss_speaks_up(fresh):
+    terms, _ = objective(fresh, rows())
     assert all(terms[name(loss)] != 0 for loss in LOSSES)
 
 
-def test_every_parameter_is_reached(make):
-    sae = make()
+def test_every_parameter_is_reached(fresh):
+    sae = fresh
     terms, _ = objective(sae, rows())
     torch.stack(list(terms.values())).sum().backward()
     for key, parameter in sae.named_parameters():
@@ -131,48 +149,48 @@ def test_every_parameter_is_reached(make):
         assert (parameter.grad != 0).any(), key
 
 
-def test_parameters_are_contiguous(make):
+def test_parameters_are_contiguous(activation, dictionary):
     # PyTorch's fused Adam writes to the wrong entries of a parameter whose strides are not those of its gradient.
-    assert all(parameter.is_contiguous() for parameter in make().parameters())
+    assert all(parameter.is_contiguous() for parameter in made(activation, dictionary).parameters())
 
 
-def test_hooks_keep_everything_finite(make):
-    sae = trained(make())
+def test_hooks_keep_everything_finite(learnt):
+    sae = learnt
     assert all(torch.isfinite(value).all() for value in sae.state_dict().values())
 
 
-def test_the_dictionary_says_its_directions_and_its_bias(make):
-    sae = make()
+def test_the_dictionary_says_its_directions_and_its_bias(fresh):
+    sae = fresh
     assert sae.dictionary.directions().shape == (L, D)
     nothing = Codes(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), L)
     torch.testing.assert_close(sae.dictionary.decode(nothing)[0], sae.dictionary.bias())
 
 
-def test_a_codes_value_weighs_its_direction(make):
-    sae = make()
+def test_a_codes_value_weighs_its_direction(fresh):
+    sae = fresh
     one = Codes(torch.tensor([[2.0]]), torch.tensor([[5]]), L)
     found = sae.dictionary.decode(one)[0] - sae.dictionary.bias()
     torch.testing.assert_close(found, 2 * sae.dictionary.directions()[5])
 
 
-def test_the_seed_decides_the_start(make):
-    first, again, other = (make(seed).state_dict() for seed in (0, 0, 1))
+def test_the_seed_decides_the_start(activation, dictionary):
+    first, again, other = (made(activation, dictionary, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-def test_two_runs_are_equal_bit_for_bit(make):
-    first, again = (trained(make()).state_dict() for _ in range(2))
+def test_two_runs_are_equal_bit_for_bit(activation, dictionary, learnt):
+    first, again = learnt.state_dict(), trained(made(activation, dictionary)).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
-def test_a_config_rebuilds_the_sae(make):
-    config = json.loads(json.dumps(make().config()))
+def test_a_config_rebuilds_the_sae(fresh):
+    config = json.loads(json.dumps(fresh.config()))
     assert SAE.from_config(config).config() == config
 
 
-def test_a_saved_sae_comes_back_bit_for_bit(make, tmp_path):
-    sae, x = trained(make()), rows(seed=5)
+def test_a_saved_sae_comes_back_bit_for_bit(learnt, tmp_path):
+    sae, x = learnt, rows(seed=5)
     sae.save(tmp_path / "sae")
     again = saelab.load(tmp_path / "sae")
     assert again.config() == sae.config()
@@ -183,8 +201,8 @@ def test_a_saved_sae_comes_back_bit_for_bit(make, tmp_path):
         assert torch.equal(again(x), sae(x))
 
 
-def test_folding_keeps_reconstructions(make):
-    sae, x = trained(make()), rows(seed=5)
+def test_folding_keeps_reconstructions(learnt):
+    sae, x = learnt, rows(seed=5)
     with torch.no_grad():
         before, codes, scale = sae(x), sae.encode(x).dense(), sae.scale.scale.clone()
         factor = scale.square().mean().sqrt()
@@ -197,22 +215,22 @@ def test_folding_keeps_reconstructions(make):
         torch.testing.assert_close(sae.fold()(x), before, rtol=1e-5, atol=1e-5 * before.abs().max().item())
 
 
-def test_a_folded_sae_can_be_saved(make, tmp_path):
-    sae, x = make().fold(), rows(seed=5)
+def test_a_folded_sae_can_be_saved(fresh, tmp_path):
+    sae, x = fresh.fold(), rows(seed=5)
     sae.save(tmp_path / "sae")
     with torch.no_grad():
         assert torch.equal(saelab.load(tmp_path / "sae")(x), sae(x))
 
 
-def test_everything_runs_in_double_precision(make):
-    sae = make().double()
+def test_everything_runs_in_double_precision(fresh):
+    sae = fresh.double()
     terms, step = objective(sae, rows())
     assert all(term.dtype == torch.float64 for term in terms.values())
     assert step.codes.values.dtype == step.x_hat.dtype == torch.float64
 
 
-def test_bf16_autocast_is_near(make):
-    sae, x = make(), rows()
+def test_bf16_autocast_is_near(fresh):
+    sae, x = fresh, rows()
     with torch.no_grad():
         expected = sae(x)
         with torch.autocast("cpu", torch.bfloat16):
