@@ -33,8 +33,9 @@ help:  ## print this list
 quickstart: $(READY)  ## train and measure a real SAE on the bundled model (options: ARGS="--help")
 	@$(VENV)/bin/saelab quickstart $(ARGS)
 
+# Tests start many processes. Where the environment forbids Python to keep what it compiles, each would compile torch.
 test: lint  ## lint, type-check and run the tests (options for pytest: ARGS="-k floors")
-	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A process for each library: they patch what they share. pytest's 5 says that ARGS chose none of its tests.
 parity: $(PARITY_READY)  ## compare with the other SAE libraries, side by side (options for pytest: ARGS="-k topk")
