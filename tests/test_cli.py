@@ -18,25 +18,12 @@ from saelab import cli, load
 from saelab.core.log import read_log
 from saelab.data.store import Store
 from saelab.recipes import commands
+from saelab.recipes.table import COMMANDS, GROUPS
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.train.trainer import Trainer
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
-COMMANDS = [
-    "quickstart",
-    "harvest",
-    "train",
-    "measure",
-    "show",
-    "stitch",
-    "meta",
-    "match",
-    "manifolds",
-    "convert",
-    "explore",
-    "bench",
-]
 KINDS = {"activation": Activation, "losses": Loss, "dictionary": Dictionary}
 
 
@@ -55,6 +42,8 @@ def test_the_overview_names_every_command(saelab):
         assert ended.status == 0
         for name in COMMANDS:
             assert f"\n  {name} " in ended.out
+        assert all(f"\n{group}:\n" in ended.out for group in GROUPS)
+        assert max(map(len, ended.out.splitlines())) <= 100
         assert "--help lists its options" in ended.out
 
 
@@ -76,13 +65,23 @@ def parser_of(name: str, monkeypatch: pytest.MonkeyPatch) -> ArgumentParser:
     with monkeypatch.context() as patch:
         patch.setattr(commands, "parse", catch)
         with pytest.raises(Caught) as caught:
-            cli.main([name])
+            cli.main(name.split())
     return caught.value.args[0]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+SCALING = ["fit", "plan", "allocate", "diagnose"]
+WITH_OPTIONS = [*(name for name in COMMANDS if name != "scaling"), *(f"scaling {action}" for action in SCALING)]
+
+
+def test_the_actions_of_scaling_are_listed(saelab):
+    assert [line.split()[0] for line in saelab("scaling", "--help").out.splitlines()[2:]] == SCALING
+
+
+@pytest.mark.parametrize(
+    "name", [*(name for name in COMMANDS if name != "scaling"), *(f"scaling {a}" for a in SCALING)]
+)
 def test_every_command_shows_its_options_and_each_is_described(saelab, monkeypatch, name):
-    ended = saelab(name, "--help")
+    ended = saelab(*name.split(), "--help")
     assert ended.status == 0
     assert ended.out.startswith(f"usage: saelab {name} ")
     actions = parser_of(name, monkeypatch)._actions
@@ -220,7 +219,7 @@ def test_a_component_that_is_written_wrongly_is_named(train, tmp_path, value, me
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
-@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "train"])
+@pytest.mark.parametrize("name", [name for name, row in COMMANDS.items() if not row.shares_work])
 def test_a_command_that_does_not_share_its_work_runs_in_one_process_only(saelab, monkeypatch, name, rank, lines):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)

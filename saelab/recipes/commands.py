@@ -14,7 +14,7 @@ from saelab.core.components import near_miss
 from saelab.recipes.options import parse, parser_for
 
 
-def _quickstart(words: list[str]) -> None:
+def quickstart(words: list[str]) -> None:
     from saelab.recipes.quickstart import quickstart
 
     parser = parser_for("quickstart")
@@ -22,7 +22,7 @@ def _quickstart(words: list[str]) -> None:
     quickstart(**vars(parse(parser, words)))
 
 
-def _harvest(words: list[str]) -> None:
+def harvest(words: list[str]) -> None:
     from saelab.models.subject import Subject
     from saelab.recipes.harvest import harvest_to
 
@@ -34,7 +34,7 @@ def _harvest(words: list[str]) -> None:
     harvest_to(subject=subject, **options)
 
 
-def _train(words: list[str]) -> None:
+def train(words: list[str]) -> None:
     from saelab.recipes.train import add_options, train_from_options
 
     parser = parser_for("train")
@@ -45,7 +45,7 @@ def _train(words: list[str]) -> None:
     train_from_options(parser, parse(parser, words))
 
 
-def _sweep(words: list[str]) -> None:
+def sweep(words: list[str]) -> None:
     from saelab.recipes.sweep import add_sweep_options, sweep_from_options
 
     parser = parser_for("sweep")
@@ -53,7 +53,7 @@ def _sweep(words: list[str]) -> None:
     sweep_from_options(parser, parse(parser, words))
 
 
-def _measure(words: list[str]) -> None:
+def measure(words: list[str]) -> None:
     from saelab.recipes.measure import Suite, measure_runs
 
     parser = parser_for("measure")
@@ -70,7 +70,7 @@ def _measure(words: list[str]) -> None:
     measure_runs(suite=Suite(**{name: made.pop(name) for name in words_each}), **made)
 
 
-def _tasks(words: list[str]) -> None:
+def tasks(words: list[str]) -> None:
     from saelab.recipes.tasks import make_tasks
 
     parser = parser_for("tasks")
@@ -78,7 +78,7 @@ def _tasks(words: list[str]) -> None:
     make_tasks(**vars(parse(parser, words)))
 
 
-def _scaling(words: list[str]) -> None:
+def scaling(words: list[str]) -> None:
     from saelab.recipes import capacity, scaling
 
     actions: dict[str, tuple[Callable[..., None], dict[str, str]]] = {
@@ -123,7 +123,7 @@ def _bracketed(words: list[str], options: list[str]) -> list[str]:
     return found
 
 
-def _explain(words: list[str]) -> None:
+def explain(words: list[str]) -> None:
     from saelab.recipes.explain import Asking, explain_run
 
     parser = parser_for("explain")
@@ -135,7 +135,7 @@ def _explain(words: list[str]) -> None:
     explain_run(asking=asking, **options)
 
 
-def _stitch(words: list[str]) -> None:
+def stitch(words: list[str]) -> None:
     from saelab.analysis.stitch import StitchSettings
     from saelab.recipes.stitch import stitch_runs
 
@@ -144,14 +144,14 @@ def _stitch(words: list[str]) -> None:
     )
 
 
-def _meta(words: list[str]) -> None:
+def meta(words: list[str]) -> None:
     from saelab.analysis.meta import MetaSettings
     from saelab.recipes.meta import meta_of
 
     _compare("meta", meta_of, MetaSettings, words, "folder of a run or a saved SAE")
 
 
-def _match(words: list[str]) -> None:
+def match(words: list[str]) -> None:
     from saelab.recipes.match import MatchSettings, match_runs
 
     _compare(
@@ -159,7 +159,7 @@ def _match(words: list[str]) -> None:
     )
 
 
-def _manifolds(words: list[str]) -> None:
+def manifolds(words: list[str]) -> None:
     from saelab.analysis.manifolds import ManifoldSettings
     from saelab.recipes.manifolds import manifolds_of
 
@@ -186,7 +186,7 @@ def _compare(command: str, function: Callable[..., None], settings: Any, words: 
     function(**options, **made)
 
 
-def _figures(words: list[str]) -> None:
+def figures(words: list[str]) -> None:
     from saelab.recipes.figures import draw_runs
 
     parser = parser_for("figures")
@@ -195,7 +195,7 @@ def _figures(words: list[str]) -> None:
     draw_runs(**vars(parse(parser, words)))
 
 
-def _convert(words: list[str]) -> None:
+def convert(words: list[str]) -> None:
     from saelab.recipes.convert import convert
 
     parser = parser_for("convert")
@@ -205,7 +205,7 @@ def _convert(words: list[str]) -> None:
     convert(**vars(parse(parser, words)))
 
 
-def _explore(words: list[str]) -> None:
+def explore(words: list[str]) -> None:
     from saelab.recipes.explore import explore
 
     # In a process that has trained, only components may be named; here it is the kinds of export.
@@ -217,7 +217,7 @@ def _explore(words: list[str]) -> None:
     explore(**vars(made))
 
 
-def _bench(words: list[str]) -> None:
+def bench(words: list[str]) -> None:
     from saelab.recipes.bench import bench
 
     parser = parser_for("bench")
@@ -226,30 +226,9 @@ def _bench(words: list[str]) -> None:
     bench(**vars(parse(parser, words)))
 
 
-def _show(words: list[str]) -> None:
+def show(words: list[str]) -> None:
     from saelab.recipes.show import show
 
     parser = parser_for("show")
     parser.add_argument("runs", nargs="+", type=str, help="folders of runs")
     show(**vars(parse(parser, words)))
-
-
-HANDLERS: dict[str, Callable[[list[str]], None]] = {
-    "quickstart": _quickstart,
-    "harvest": _harvest,
-    "train": _train,
-    "sweep": _sweep,
-    "measure": _measure,
-    "tasks": _tasks,
-    "explain": _explain,
-    "stitch": _stitch,
-    "meta": _meta,
-    "match": _match,
-    "manifolds": _manifolds,
-    "figures": _figures,
-    "convert": _convert,
-    "explore": _explore,
-    "show": _show,
-    "bench": _bench,
-    "scaling": _scaling,
-}

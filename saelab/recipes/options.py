@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from saelab.cli import COMMANDS
 from saelab.core.components import Component, near_miss
+from saelab.recipes.table import COMMANDS
 
 CALL = re.compile(r"\[?\s*[A-Za-z_]\w*\(")
 """How a component, or a list of them, begins that is written as in Python: `TopK(k=8)`."""
@@ -27,7 +27,7 @@ HELD = ("--sae.", "--trainer.", "--world")
 def parser_for(command: str) -> ArgumentParser:
     """The parser of a command, without options yet."""
     return ArgumentParser(
-        prog=f"saelab {command}", description=COMMANDS[command], exit_on_error=False, allow_abbrev=False
+        prog=f"saelab {command}", description=COMMANDS[command].help, exit_on_error=False, allow_abbrev=False
     )
 
 
