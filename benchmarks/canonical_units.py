@@ -237,9 +237,8 @@ def match_all(out: Path) -> None:
 
 def manifolds_of_widest(out: Path) -> None:
     width, rows = widths_of(out)[-1], held_out(out)
-    decode = SUBJECT.language_model().tokenizer.decode
     found = manifolds(load(rung(out, width)), rows, ManifoldSettings(clusters=10, points=300))
-    found.write(out / "manifolds", str(width), rows, decode)
+    found.write(out / "manifolds", str(width), rows, SUBJECT.language_model().token_text)
 
 
 def world_questions(out: Path) -> None:

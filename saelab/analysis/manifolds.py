@@ -31,7 +31,6 @@ Files of a result (`read_manifolds`):
 
 # Shape letters: L latents, D width, P pairs, N rows, n points of a cluster.
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,29 @@ from saelab.analysis.top_tokens import context
 from saelab.core.codes import Codes
 from saelab.data.source import generator_for
 from saelab.geometry import Coactivation, components, members, neighbour_graph, participation_ratio, two_nearest
+from saelab.models.token_text import TokenText
 from saelab.sae.sae import SAE
 
 PAIRS = ("duplicate", "overlapping", "disjoint", "between", "undecided")
 KINDS = ("duplicates", "tiling", "absorption", "mixed", "undecided")
 SAME, OVERLAP, APART = 0.9, 0.1, 0.02
 BLOCK_ROWS = 2048
+CLUSTER: dict[str, Any] = {
+    "cluster": int,
+    "size": int,
+    "kind": str,
+    "cosine": float,
+    "jaccard": float,
+    "overlap": float,
+}
+CLUSTER |= {"rows?": int, **dict.fromkeys(("participation?", "two_nearest?", "explained?"), (float, None))}
+RESULT = {"sae": str, "settings": {"threshold": float}, "rows": int, "living": int, "clusters": [CLUSTER]}
+TABLES: dict[str, dict[str, Any]] = {
+    "latents": {"latent": int, "cluster": int},
+    "pairs": {"left": int, "right": int, "cosine": float, "jaccard": float, "overlap": float, "kind": str},
+    "points": {"cluster": int, "row": int, "x": float, "y": float, "z": float, "latent": int, "value": float},
+}
+"""What the files of a result hold."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +187,14 @@ class Manifolds:
             "clusters": lines,
         }
 
-    def write(self, folder: str | Path, name: str, rows: Rows, text: Callable[[list[int]], str] | None = None) -> None:
+    def write(self, folder: str | Path, name: str, rows: Rows, text: TokenText | None = None) -> None:
         """Write the files that the module's docstring lists.
 
         Args:
             folder: where.
             name: of the SAE.
             rows: that the clusters were looked at on.
-            text: turns token ids into text.
+            text: what the rows' tokens stand for.
         """
         folder = Path(folder)
         write_table(folder / "latents.parquet", {"latent": torch.arange(self.n_latents), "cluster": self.of_latent()})
@@ -187,7 +203,7 @@ class Manifolds:
         write_table(folder / "points.parquet", self._points(rows, text))
         write_result(folder, "manifolds", self.summary(name))
 
-    def _points(self, rows: Rows, text: Callable[[list[int]], str] | None) -> Columns:
+    def _points(self, rows: Rows, text: TokenText | None) -> Columns:
         row = torch.cat([cloud.row for cloud in self.clouds]) if self.clouds else torch.empty(0, dtype=torch.int64)
         numbers = [torch.full((len(cloud.row),), number) for number, cloud in enumerate(self.clouds)]
         found: Columns = {"cluster": torch.cat(numbers) if numbers else row, "row": row}
@@ -199,9 +215,9 @@ class Manifolds:
             found[key] = torch.cat(parts) if parts else row
         found |= {key: column[row] for key, column in rows.columns.items()}
         if text and "token" in rows.columns:
-            contexts = [context(rows, place) for place in row.tolist()]
+            contexts = [text.context(*context(rows, place)) for place in row.tolist()]
             for part, key in enumerate(("before", "at", "after")):
-                found[key] = [text(one[part]) for one in contexts]
+                found[key] = [one[part] for one in contexts]
         return found
 
 
@@ -306,5 +322,5 @@ def read_manifolds(folder: str | Path) -> dict[str, Any]:
         ValueError: that names the file that is missing, damaged or newer than this program.
     """
     folder = Path(folder)
-    tables = {name: read_table(folder / f"{name}.parquet") for name in ("latents", "pairs", "points")}
-    return read_result(folder, "manifolds") | tables
+    tables = {name: read_table(folder / f"{name}.parquet", columns) for name, columns in TABLES.items()}
+    return read_result(folder, "manifolds", RESULT) | tables

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from saelab.analysis.assembled import independent
 from saelab.analysis.assignment import EXACT_ENTRIES, Assignment, assign
-from saelab.analysis.tables import Columns, read_result, read_table, write_result, write_table
+from saelab.analysis.tables import AGAIN, Columns, read_result, read_table, write_result, write_table
 from saelab.core.components import near_miss
 from saelab.data.source import generator_for
 from saelab.geometry import components, nearest, pairs_above
@@ -50,6 +50,14 @@ from saelab.sae.sae import SAE
 
 WAYS = ("directions", "weights")
 KINDS = ("shared", "split", "merged", "tangled", "unique", "dead")
+RESULT = {
+    **dict.fromkeys(("a", "b", "by"), str), **dict.fromkeys(("n_a", "n_b"), int),
+    **dict.fromkeys(("threshold", "bound", "mean_cosine", "median_cosine", "share_matched", "random_cosine"), float),
+    "curve": {"cosine": [float], "share": [float]},
+}  # fmt: skip
+SIDE: dict[str, Any] = dict.fromkeys(("latent", "partner", "nearest", "group"), int) | {"kind": str}
+SIDE |= dict.fromkeys(("cosine", "nearest_cosine"), float)
+"""What the files of a result hold."""
 DEAD_AFTER = 10_000_000
 """Rows of training without firing after which a latent is dead, or a quarter of its run if that is less."""
 CURVE = [round(0.01 * step, 2) for step in range(101)]
@@ -286,5 +294,11 @@ def read_match(folder: str | Path) -> dict[str, Any]:
         ValueError: that names the file that is missing, damaged or newer than this program.
     """
     folder = Path(folder)
-    tables = {f"latents_{name}": read_table(folder / f"{name}.parquet") for name in ("a", "b")}
-    return read_result(folder, "match") | tables
+    found = read_result(folder, "match", RESULT)
+    tables = {f"latents_{name}": read_table(folder / f"{name}.parquet", SIDE) for name in ("a", "b")}
+    for name in ("a", "b"):
+        if other := set(tables[f"latents_{name}"]["kind"]) - set(KINDS):
+            raise ValueError(
+                f"{folder / name}.parquet: unknown kind {min(other)!r}{near_miss(min(other), KINDS)}; {AGAIN}"
+            )
+    return found | tables

@@ -47,6 +47,13 @@ from saelab.train.trainer import Trainer
 DEAD_STEPS = 100
 """Steps without firing after which a meta-latent is dead for AuxK."""
 LEAST_DIRECTIONS = 20
+RESULT = {"sae": str, "n_latents": int, "n_alive": int, "n_meta": int, "k": float, "explained": dict, "l0": dict}
+TABLES = {
+    "codes": {"latent": int, "meta": int, "value": float},
+    "latents": {"latent": int, "held_out": bool, "explained": float, "l0": float},
+    "metas": {"meta": int, "count": int, "mean": float},
+}
+"""What the files of a result hold."""
 
 
 @dataclass(frozen=True)
@@ -272,5 +279,5 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
         ValueError: that names the file that is missing, damaged or newer than this program.
     """
     folder = Path(folder)
-    tables = {name: read_table(folder / f"{name}.parquet") for name in ("codes", "latents", "metas")}
-    return read_result(folder, "meta") | tables
+    tables = {name: read_table(folder / f"{name}.parquet", columns) for name, columns in TABLES.items()}
+    return read_result(folder, "meta", RESULT) | tables

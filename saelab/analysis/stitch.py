@@ -41,6 +41,15 @@ from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
 
+RESULT = {
+    "saes": [{"name": str, "n_latents": int, "mse": float, "fvu": float, "l0": float}],
+    "pairs": [{"small": str, "large": str, "counts": {str: int}, "rule": (dict, None)}],
+}
+LARGE = {"latent": int, "class": str, "delta_mse": float, "low": float, "high": float, "cosine": float}
+LARGE |= dict.fromkeys(("firings", "nearest", "group", "step"), int)
+SMALL = {"latent": int, "group": int, "step": int}
+PATH = {"pair": int, "step": int, "phase": str, "n_latents": int, "mse": float, "fvu": float, "l0": float}
+"""What the files of a result hold."""
 THRESHOLD_ROWS = 8192
 """Rows that TopK's threshold is set on."""
 
@@ -269,8 +278,8 @@ def read_stitch(folder: str | Path) -> dict[str, Any]:
         ValueError: that names the file that is missing, damaged or newer than this program.
     """
     folder = Path(folder)
-    found = read_result(folder, "stitch")
+    found = read_result(folder, "stitch", RESULT)
     for number, pair in enumerate(found["pairs"]):
-        for side in ("large", "small"):
-            pair |= {f"{side}_latents": read_table(folder / f"pair-{number}" / f"{side}.parquet")}
-    return found | {"path": read_table(folder / "path.parquet")}
+        for side, columns in (("large", LARGE), ("small", SMALL)):
+            pair |= {f"{side}_latents": read_table(folder / f"pair-{number}" / f"{side}.parquet", columns)}
+    return found | {"path": read_table(folder / "path.parquet", PATH)}

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.core.files import write_json, write_whole
-from saelab.core.read import check_format, read_json
+from saelab.core.files import write_json
+from saelab.core.read import check_format, expect, read_json
+from saelab.data.parquet import read_parquet, write_parquet
 
 FORMAT = 1
+AGAIN = "restore it from a copy or run the same command again"
 Columns = dict[str, Tensor | Sequence[Any]]
 """Of a table, by name and of equal length."""
 
@@ -21,22 +23,27 @@ def write_result(folder: Path, kind: str, about: Mapping[str, Any]) -> None:
     write_json(folder / f"{kind}.json", {"format": FORMAT, "kind": kind, **about})
 
 
-def read_result(folder: str | Path, kind: str) -> dict[str, Any]:
-    """What `write_result` wrote; ValueError that names the file if it is missing, damaged or newer."""
+def read_result(folder: str | Path, kind: str, what: Any) -> dict[str, Any]:
+    """What `write_result` wrote; ValueError that names the file if it is missing, damaged or newer.
+
+    Args:
+        folder: of the result.
+        kind: of the result.
+        what: what it holds, as `saelab.core.read` says it.
+    """
     path = Path(folder) / f"{kind}.json"
     found = read_json(path)
     check_format(path, found.get("format"), FORMAT)
+    expect(found, {"kind": kind} | what, path, AGAIN)
     return found
 
 
 def write_table(path: Path, columns: Mapping[str, Tensor | Sequence[Any]]) -> None:
     """Write columns of equal length as Parquet."""
     import pyarrow as pa  # takes long to import, and only files need it
-    import pyarrow.parquet as pq
 
     plain = {key: part.cpu().numpy() if isinstance(part, Tensor) else list(part) for key, part in columns.items()}
-    table = pa.table(plain)
-    write_whole(path, lambda file: pq.write_table(table, file))
+    write_parquet(path, pa.table(plain))
 
 
 def write_lines(path: Path, lines: Sequence[Any]) -> None:
@@ -45,17 +52,19 @@ def write_lines(path: Path, lines: Sequence[Any]) -> None:
     write_table(path, {key: [record[key] for record in records] for key in (records[0] if records else ())})
 
 
-def read_table(path: str | Path) -> dict[str, Any]:
-    """Columns of a Parquet file: tensors where they are numbers, lists otherwise; ValueError if it is no such file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def read_table(path: str | Path, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of a Parquet file: tensors where they are numbers, lists otherwise.
 
-    if not Path(path).exists():
-        raise ValueError(f"there is no file {path}")
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is damaged ({error}); make it again") from None
+    Args:
+        path: of the file.
+        columns: those it has to have, see `saelab.data.parquet.read_parquet`; others are read too.
+
+    Raises:
+        ValueError: that names the file if it is missing, damaged or lacks a column.
+    """
+    import pyarrow as pa
+
+    table = read_parquet(path, columns, AGAIN)
     found: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name]

@@ -89,7 +89,7 @@ def meta_tokens(
     return _largest(keys // width, keys % width, strength, n_meta, count)[0]
 
 
-def context(rows: Rows, place: int, before: int = 8, after: int = 3) -> tuple[list[int], list[int], list[int]]:
+def context(rows: Rows, place: int, before: int = 8, after: int = 3) -> tuple[list[int], int, list[int]]:
     """Token ids before, at and after a row, of its own document as far as the rows reach."""
     token, document = rows.columns["token"], rows.columns["document"]
     start, stop = max(0, place - before), min(len(token), place + after + 1)
@@ -98,6 +98,6 @@ def context(rows: Rows, place: int, before: int = 8, after: int = 3) -> tuple[li
     here = torch.arange(start, stop)
     return (
         window[same & (here < place)].tolist(),
-        [int(token[place])],
+        int(token[place]),
         window[same & (here > place)].tolist(),
     )

@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+BOM = "\ufeff"
 REMEDY = "restore it from a copy or make it again"
 DEEPEST = 100
 """Tables and lists inside each other, at most: what walks over a value may call itself for each."""
@@ -141,13 +142,13 @@ def check_format(path: Path, found: Any, known: int) -> None:
 def text_of(path: str | Path, remedy: str = REMEDY) -> str:
     """A UTF-8 file's text; ValueError that names it if it is missing or something else."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"there is no file {path}") from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder, expected a file") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: not UTF-8 text ({_line(error)}); {remedy}") from None
+        raise ValueError(f"{path} is not UTF-8 text ({_line(error)}); {remedy}") from None
 
 
 def read_json(path: str | Path, kind: Any = dict, foreign: bool = False, remedy: str = REMEDY) -> Any:
@@ -189,7 +190,7 @@ def parse_json(
     """
     hooks: dict[str, Any] = {} if foreign else {"object_pairs_hook": _once, "parse_constant": _constant}
     try:
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        text = (text.decode() if isinstance(text, bytes) else text).removeprefix(BOM)
         value = json.loads(text, **hooks)
         if text.count("[") + text.count("{") > DEEPEST or SURROGATE.search(text):
             value = _plain(value, DEEPEST, [len(text)], foreign)

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from saelab.core.files import whole_folder, write_json, write_text
-from saelab.core.read import REMEDY, Row, check_format, read_json, read_yaml
+from saelab.core.read import REMEDY, check_format, read_json, read_yaml
 
 FORMAT = 1
 SWEEP = "sweep.json"
@@ -21,9 +21,6 @@ SOURCE = {
     "world?": {"name": str},
 }
 """What is known of the keys of a source.json; other kinds of rows have others."""
-READING = {"latent": int, "label": str, "f1": float, "density": float, "contexts": [Row(str, str, str)]}
-READINGS = {"latents": [READING]}
-"""Latents that `saelab quickstart` found to be something of Python."""
 
 README = """# A saelab run
 

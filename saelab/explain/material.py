@@ -15,6 +15,7 @@ from torch import Tensor
 from saelab.data.source import generator_for
 from saelab.metrics.evaluation import TextEvaluation
 from saelab.metrics.n2g.windows import NONE, Firings, Windows
+from saelab.models.token_text import TokenText, marked, strongest
 from saelab.sae.sae import SAE
 
 SIDE = 12
@@ -31,6 +32,7 @@ class Window:
     """A piece of text and how strongly a latent fires on its tokens."""
 
     tokens: list[str]
+    """Joined they give the text; tokens that are parts of one character are one."""
     values: list[float]
 
     def marks(self) -> list[bool]:
@@ -39,9 +41,9 @@ class Window:
         return [value > 0 and value >= ACTIVE * largest for value in self.values]
 
     def text(self, marks: list[bool] | None = None) -> str:
-        """The text on one line, marked tokens between << and >>."""
+        """The text on one line, marked tokens between << and >>, which stand behind the token's leading blank."""
         chosen = marks or [False] * len(self.tokens)
-        said = "".join(f"<<{token}>>" if mark else token for token, mark in zip(self.tokens, chosen, strict=True))
+        said = "".join(marked(one, "<<", ">>") if mark else one for one, mark in zip(self.tokens, chosen, strict=True))
         return said.replace("\n", "\\n")
 
 
@@ -105,11 +107,11 @@ def collect(sae: SAE, evaluation: TextEvaluation, latents: Tensor, seed: int = 0
         shown.update(tokens, firings, even & keep)
         tried.update(tokens, firings, ~even & keep)
         drawn.update(tried.reader(tokens, firings), places[chunk.group % 2 == 1])
-    decode = evaluation.model.tokenizer.decode
+    spelling = evaluation.model.token_text
     found, few = [], []
     for slot, latent in enumerate(latents.tolist()):
         one = Material(
-            latent, _windows(shown, slot, decode), _windows(tried, slot, decode), _silent(drawn, slot, decode)
+            latent, _windows(shown, slot, spelling), _windows(tried, slot, spelling), _silent(drawn, slot, spelling)
         )
         if len(one.shown) >= SHOWN // 2 and len(one.tried) >= TRIED // 2 and len(one.silent) >= TRIED:
             found.append(one)
@@ -118,22 +120,23 @@ def collect(sae: SAE, evaluation: TextEvaluation, latents: Tensor, seed: int = 0
     return found, few
 
 
-def _windows(windows: Windows, slot: int, decode: Callable[[list[int]], str]) -> list[Window]:
+def _windows(windows: Windows, slot: int, spelling: TokenText) -> list[Window]:
     """The windows kept of a latent, each once."""
     found: dict[tuple[int, ...], Window] = {}
     for place in (windows.priority[slot] > -torch.inf).nonzero().flatten().tolist():
         tokens, values = windows.tokens[slot, place], windows.values[slot, place]
-        found.setdefault(tuple(tokens.tolist()), _window(tokens, values, decode))
+        found.setdefault(tuple(tokens.tolist()), _window(tokens, values, spelling))
     return list(found.values())
 
 
-def _silent(drawn: Random, slot: int, decode: Callable[[list[int]], str]) -> list[Window]:
+def _silent(drawn: Random, slot: int, spelling: TokenText) -> list[Window]:
     none = ((drawn.values[:, slot] == 0).all(1) & (drawn.priority >= 0)).nonzero().flatten()
     # Another part for each latent, so that not all are tried on the same few.
     chosen = none.roll(-7 * slot)[: 2 * TRIED] if len(none) else none
-    return [_window(drawn.tokens[one], drawn.values[one, slot], decode) for one in chosen.tolist()]
+    return [_window(drawn.tokens[one], drawn.values[one, slot], spelling) for one in chosen.tolist()]
 
 
-def _window(tokens: Tensor, values: Tensor, decode: Callable[[list[int]], str]) -> Window:
+def _window(tokens: Tensor, values: Tensor, spelling: TokenText) -> Window:
     there = tokens != NONE
-    return Window([decode([token]) for token in tokens[there].tolist()], values[there].tolist())
+    units = spelling.of_ids(tokens[there].tolist(), begins=False).units()
+    return Window([unit.text for unit in units], strongest(values[there].tolist(), units))

@@ -38,6 +38,10 @@ class Piece:
     """[n] int32: place in the document."""
     names: list[tuple[int, str]] = field(default_factory=list)
     """Number and name of documents; each at the latest with its first row."""
+    spans: Tensor | None = None
+    """[n, 2] int32: where in its document's text each row's token begins and ends, where the text is at hand."""
+    texts: list[tuple[int, str]] = field(default_factory=list)
+    """Number and text of the documents in `names`, where it is."""
 
 
 class Corpus(ABC):
@@ -126,11 +130,13 @@ class TextCorpus(Corpus):
         at_once = max(1, min(self._packed, 4096 // self.subject.seq_len))
         first = next(self.subject.token_rows(self.model, self.split, at_once))
         limit = limit_of(self.model, first)
-        blocks = self.subject.token_rows(self.model, self.split, self._packed, start=start * self._packed)
+        spans = not self.subject.average  # an average stands for no token
+        blocks = self.subject.token_rows(self.model, self.split, self._packed, start * self._packed, spans)
         for _, block in zip(range(start, self._pieces), blocks, strict=False):
             kept = read_rows(self.subject, self.model, block, limit)
             token, document, position = (kept.columns[key] for key in ("token", "document", "position"))
-            yield Piece(kept.rows[:, : self.d_in], token, document, position, block.names)
+            own = None if block.spans is None else block.spans[kept.keep]
+            yield Piece(kept.rows[:, : self.d_in], token, document, position, block.names, own, block.texts)
 
 
 class BareCorpus(Corpus):

@@ -4,7 +4,7 @@
     latents      a row of numbers per latent, for the table
     details      what a latent's page shows beyond that, compressed JSON
     activations  every row in which a latent is active, and its value there
-    corpus       token, document and line of every row, in pieces
+    corpus       token, document and line of every row, and where in the text it stands, in pieces with their text
     documents    names
     blobs        the vocabulary; places on the maps, neighbours and their cosines as raw numbers
     words        full text: top tokens and contexts of each latent (FTS5, without its own copy of the text)
@@ -35,7 +35,7 @@ FILE = "explorer.sqlite"
 PIECE = 1 << 14
 """Rows of a piece of the corpus."""
 PIECES_HELD = 256
-"""Pieces held in memory: 48 MiB."""
+"""Pieces held in memory: 80 MiB and their text."""
 
 NUMBERS = (
     "count", "density", "mean", "median", "mean_square", "skew", "kurtosis", "largest", "negative", "norm", "cosine",
@@ -64,6 +64,8 @@ MIGRATIONS: list[str] = [
     """,
     "".join(f"CREATE INDEX latents_{name} ON latents ({name}, id);" for name in NUMBERS)
     + "CREATE INDEX latents_kind ON latents (kind, id);",
+    # What was collected before has no text: it is shown by the vocabulary.
+    "".join(f"ALTER TABLE corpus ADD COLUMN {name} BLOB;" for name in ("start", "stop", "text")),
 ]
 
 
@@ -86,7 +88,7 @@ class Database:
         self.path, self.write = Path(path), write
         self._own = threading.local()
         self._held_file: int | None = None
-        self._pieces: dict[int, np.ndarray] = {}
+        self._pieces: dict[int, tuple[np.ndarray, str | None]] = {}
         self._documents: dict[int, dict[str, Any]] = {}
         if not write and not self.path.exists():
             raise ValueError(f"there is no {self.path}; `saelab explore {self.path.parent}` makes it")
@@ -126,7 +128,9 @@ class Database:
 
     def _migrate(self, version: int) -> None:
         if not self.write:
-            Database(self.path, write=True).close()
+            # Versions from 1 on can be read as they are, for instance from a medium that is read-only.
+            if version == 0 or (os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)):
+                Database(self.path, write=True).close()
             return
         if version == 0:
             self.connection.execute("PRAGMA page_size = 16384")
@@ -192,19 +196,43 @@ class Database:
         first = max(0, first)
         parts = [self._piece(number) for number in range(first // PIECE, (last - 1) // PIECE + 1)]
         begin = first // PIECE * PIECE
-        found = np.concatenate([part for part in parts if part is not None] or [np.empty((3, 0), np.int32)], axis=1)
-        return dict(zip(("token", "document", "line"), found[:, first - begin : last - begin], strict=True))
+        found = np.concatenate([part[0] for part in parts if part is not None] or [np.empty((5, 0), np.int32)], axis=1)
+        return dict(zip(("token", "document", "line"), found[:3, first - begin : last - begin], strict=True))
 
-    def _piece(self, number: int) -> np.ndarray | None:
-        """A piece of the corpus [3, n]; the latest ones are held, because a page asks for the same again and again."""
+    def text(self, first: int, last: int) -> tuple[str, list[int], list[int]] | None:
+        """The text of the rows first <= r < last of one document, with what stands between the row before and the
+        first; and where in it each begins and ends. None where the database has none."""
+        parts, texts, done = [], [], 0
+        for number in range(first // PIECE, (last - 1) // PIECE + 1):
+            part = self._piece(number)
+            if part is None or part[1] is None:
+                return None
+            parts.append(part[0][3:].astype(np.int64) + done)
+            texts.append(part[1])
+            done += len(part[1])
+        begin = first // PIECE * PIECE
+        starts, ends = np.concatenate(parts, axis=1)
+        lead = int(ends[first - begin - 1]) if first > begin else 0
+        starts, ends = starts[first - begin : last - begin], ends[first - begin : last - begin]
+        lead = max(0, min(lead, int(starts[0])))
+        return "".join(texts)[lead : int(ends[-1])], (starts - lead).tolist(), (ends - lead).tolist()
+
+    def _piece(self, number: int) -> tuple[np.ndarray, str | None] | None:
+        """A piece of the corpus, [5, n] and its text; the latest ones are held, as a page asks for the same again."""
         self._refresh()
         if number not in self._pieces:
-            row = self._one("SELECT token, document, line FROM corpus WHERE piece = ?", (number,))
+            row = self._one("SELECT * FROM corpus WHERE piece = ?", (number,))
             if row is None:
                 return None
             while len(self._pieces) >= PIECES_HELD:
                 self._pieces.pop(next(iter(self._pieces)), None)
-            self._pieces[number] = np.stack([np.frombuffer(column, np.int32) for column in row])
+            found, none = dict(row), bytes(len(row["token"]))
+            columns = [found.get(name) or none for name in ("token", "document", "line", "start", "stop")]
+            text = found.get("text")
+            self._pieces[number] = (
+                np.stack([np.frombuffer(column, np.int32) for column in columns]),
+                None if text is None else text.decode("utf-8", "surrogatepass"),
+            )
         return self._pieces[number]
 
     def document(self, number: int) -> dict[str, Any]:

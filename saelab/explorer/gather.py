@@ -6,6 +6,8 @@ pre-activations are looked at where it is silent: the largest are its near misse
 
 # Shape letters: n rows of a piece, B rows of a chunk, D width, L latents, M near misses kept of a piece.
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from saelab.explorer.corpus import Corpus, Piece
 from saelab.explorer.triples import Array, Triples
 from saelab.sae.sae import SAE
 
-FORMAT = 1
+FORMAT = 2
 CHUNK_ROWS = 4096
 SAMPLE_ROWS, SAMPLE_RUN = 1 << 15, 128
 """About how many rows are sampled, and how many in a stretch."""
@@ -90,12 +92,14 @@ def _append(sae: SAE, piece: Piece, triples: Triples, number: int, start: int, e
         codes = sae.encode(x.float().to(device))
         sample.add(codes, at)
         near.look(sae, x.float().to(device), codes, at)
-    columns = {name: getattr(piece, name).numpy() for name in ("token", "document")}
+    columns = {name: getattr(piece, name).numpy() for name in ("token", "document", "position")}
     if sample.latent:
         latent, row, value = sample.arrays()
         columns |= {"sample_latent": latent.astype(np.int32), "sample_row": row.astype(np.int32), "sample_value": value}
     columns |= {"near_row": near.row.numpy(), "near_value": near.value.numpy()}
     columns["names"] = _as_bytes(piece.names)
+    if piece.spans is not None:
+        columns |= {"spans": piece.spans.numpy(), "texts": _as_bytes(piece.texts)}
     triples.append(number, *kept.arrays(), columns)
 
 
@@ -124,13 +128,11 @@ class Near:
         self.row[better, slot[better]] = rows[pre[:, better].argmax(0).cpu()].int()
 
 
-def _as_bytes(names: list[tuple[int, str]]) -> Array:
-    """Names of documents as bytes, because a part holds tensors only."""
-    text = "".join(f"{number}\t{name.encode('unicode_escape').decode()}\n" for number, name in names)
-    return np.frombuffer(text.encode() or b"\n", np.uint8).copy()
+def _as_bytes(by_document: list[tuple[int, str]]) -> Array:
+    """Names or texts of documents as bytes, because a part holds tensors only."""
+    return np.frombuffer(json.dumps(by_document).encode(), np.uint8).copy()
 
 
-def names_of(data: Array) -> dict[int, str]:
-    """The other way round."""
-    pairs = (line.partition("\t") for line in data.tobytes().decode().splitlines() if line)
-    return {int(number): name.encode().decode("unicode_escape") for number, _, name in pairs}
+def by_document(parts: Iterable[Array]) -> dict[int, str]:
+    """The other way round, for all parts."""
+    return {number: text for part in parts for number, text in json.loads(part.tobytes())}

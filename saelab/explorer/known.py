@@ -21,6 +21,10 @@ from saelab.metrics.table import read_columns
 
 PROBES = "probes.parquet"
 EXPLAINED, READ = Path("explain") / "explanations.json", Path("latents.json")
+LABELS = {"latents": [{"latent": int, "label": str, "f1": float}]}
+PHRASES = {"latents": [{"latent": int, "phrase": str, "scores?": {str: {str: (float, None)}}}]}
+COLUMNS = {"loss": float, "latent": int, "task": str, "accuracy": float}
+"""What is read of a table of probes."""
 CLASSES = ("novel", "reconstruction")
 
 
@@ -36,17 +40,18 @@ def explanations(folder: Path) -> dict[int, tuple[str, float | None]]:
     """Phrase and score by latent."""
     found: dict[int, tuple[str, float | None]] = {}
     if (folder / READ).exists():
-        for one in read_json(folder / READ).get("latents", []):
-            found[int(one["latent"])] = (str(one["label"]), float(one["f1"]))
+        for one in read_json(folder / READ, LABELS)["latents"]:
+            found[one["latent"]] = (one["label"], float(one["f1"]))
     if (folder / EXPLAINED).exists():
-        for one in read_json(folder / EXPLAINED).get("latents", []):
-            found[int(one["latent"])] = (str(one["phrase"]), _mean(one.get("scores", {}).values()))
+        for one in read_json(folder / EXPLAINED, PHRASES)["latents"]:
+            found[one["latent"]] = (one["phrase"], _mean(one.get("scores", {}).values()))
     return found
 
 
-def _mean(scorers: Iterable[dict[str, float]]) -> float | None:
+def _mean(scorers: Iterable[dict[str, float | None]]) -> float | None:
     """Mean over scorers of what each says of the explanation itself: its first number."""
-    values = [float(next(iter(scores.values()))) for scores in scorers if scores]
+    firsts = [next(iter(scores.values())) for scores in scorers if scores]
+    values = [float(first) for first in firsts if first is not None]
     return sum(values) / len(values) if values else None
 
 
@@ -57,19 +62,19 @@ def kinds(workspace: Workspace, member: Member) -> dict[int, str]:
         for pair in read_stitch(folder)["pairs"]:
             if Path(pair["large"]).name == member.folder.resolve().name:
                 table: dict[str, Any] = pair["large_latents"]
-                latents = table["latent"].tolist() if hasattr(table["latent"], "tolist") else table["latent"]
-                found |= {int(j): kind for j, kind in zip(latents, table["class"], strict=True) if kind in CLASSES}
+                lines = zip(table["latent"].tolist(), table["class"], strict=True)
+                found |= {latent: kind for latent, kind in lines if kind in CLASSES}
     return found
 
 
 def probes(member: Member) -> dict[int, tuple[str, float]]:
     """Task and accuracy by latent, of the last measurement with labelled tasks."""
     file = member.run.tables / PROBES
-    table = read_columns(file) if file.exists() else {}
+    table = read_columns(file, COLUMNS) if file.exists() else {}
     lines = zip(*(table.get(key, []) for key in ("loss", "latent", "task", "accuracy")), strict=True)
     best: dict[int, tuple[str, float]] = {}
     for _, latent, task, accuracy in sorted(lines, reverse=True):
-        best[int(latent)] = (str(task), float(accuracy))
+        best[latent] = (task, float(accuracy))
     return best
 
 

@@ -71,8 +71,11 @@ class Lens:
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text, with the one that texts begin with."""
-        found: list[int] = self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return found if self.first_token is None else [self.first_token, *found]
+        return self.begun(self.model.token_text.of_text(text).ids)
+
+    def begun(self, ids: Sequence[int]) -> list[int]:
+        """Tokens behind the one that texts begin with."""
+        return list(ids) if self.first_token is None else [self.first_token, *ids]
 
     def start(self) -> int:
         """Where a text's own tokens begin."""
@@ -164,8 +167,10 @@ class Lens:
         return F.log_softmax(self.model.run_with(batch, rows).float(), dim=-1).cpu()
 
     @torch.no_grad()
-    def ablated(self, ids: Sequence[int], latents: Sequence[int], position: int | None = None) -> list[dict[str, Any]]:
-        """What each latent does: the model without it, everywhere or at one position only.
+    def ablated(
+        self, ids: Sequence[int], latents: Sequence[int], positions: range | None = None
+    ) -> list[dict[str, Any]]:
+        """What each latent does: the model without it, everywhere or at some positions only.
 
         Returns:
             For each latent: `loss` [T - 1], by how much each prediction's loss rises without it; `kl` [T - 1], of
@@ -176,8 +181,9 @@ class Lens:
         rows = [clean]
         for latent in latents:
             without = self.changed(activations, codes, [Change(latent, "scale", 0.0)], [0.0])
-            if position is not None:
-                without = torch.where(torch.arange(len(ids))[:, None] == position, without, clean)
+            if positions is not None:
+                place = torch.arange(len(ids))[:, None]
+                without = torch.where((place >= positions.start) & (place < positions.stop), without, clean)
             rows.append(without)
         logs = self.logits(ids, torch.stack(rows))
         target = torch.tensor(list(ids[1:]))

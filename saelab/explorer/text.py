@@ -1,16 +1,27 @@
-"""The corpus as text: tokens, documents, and the line that each token is on."""
+"""The corpus as text: its tokens, its documents, where in the text each token stands, and on which line.
 
-# Shape letters: N rows of the corpus.
+The text is the source where that is at hand, and what the tokens stand for otherwise (rows of a store). Tokens that
+have no row are in the source all the same; of a store's rows only their place is known, and shown as GAP.
+"""
 
-from dataclasses import dataclass
+# Shape letters: N rows of the corpus, n rows of a document, V vocabulary.
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from saelab.explorer.database import PIECE
-from saelab.explorer.gather import names_of
+from saelab.explorer.gather import by_document
 from saelab.explorer.triples import Array, Triples
 from saelab.models.language_model import LanguageModel
+from saelab.models.places import Place
+from saelab.models.token_text import TokenText
+
+GAP = "\u2026"
+"""Stands for tokens that are known to have been left out, but not which."""
 
 
 @dataclass(frozen=True)
@@ -23,63 +34,93 @@ class Text:
     line: Array
     """Line of the document that each token's first visible character is on, from 1; [N] int32."""
     vocabulary: list[str]
+    """What each token stands for by itself, [V]; empty where rows stand for none."""
     names: dict[int, str]
+    text: str = ""
+    """All documents, one after another, each up to its last row's token."""
+    start: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    """Where in the text each row's token begins, [N] int64."""
+    end: Array = field(default_factory=lambda: np.empty(0, np.int64))
 
     def context(self, row: int, around: int) -> str:
-        """The tokens around a row of the same document."""
-        window = range(max(0, row - around), min(len(self.token), row + around + 1))
-        own = self.document[row]
-        return "".join(self.vocabulary[self.token[r]] for r in window if self.document[r] == own and self.token[r] >= 0)
+        """The text from so many tokens before a row to so many behind it, in the same document."""
+        first, last = max(0, row - around), min(len(self.token), row + around + 1)
+        own = first + np.flatnonzero(self.document[first:last] == self.document[row])
+        return self.text[self.start[own[0]] : self.end[own[-1]]]
 
 
 def text_of(triples: Triples, model: LanguageModel | None) -> Text:
     """The corpus as text, from the parts' columns."""
     token, document = triples.column("token"), triples.column("document")
-    names: dict[int, str] = {}
-    for part in triples.columns("names"):
-        names |= names_of(part)
-    vocabulary = [] if model is None else [model.tokenizer.decode([number]) for number in range(len(model.tokenizer))]
-    return Text(token, document, lines_of(token, document, vocabulary, names), vocabulary, names)
+    names = by_document(triples.columns("names"))
+    if model is None or not len(token):
+        nothing = np.zeros(len(token), np.int64)
+        return Text(token, document, nothing.astype(np.int32), [], names, "", nothing, nothing)
+    spans, texts = triples.columns("spans"), by_document(triples.columns("texts"))
+    known = np.concatenate(spans) if spans else None
+    position = triples.column("position")
+    parts: list[str] = []
+    start, end, line = np.zeros(len(token), np.int64), np.zeros(len(token), np.int64), np.zeros(len(token), np.int32)
+    done = 0
+    for first, last in runs(document):
+        own, number = slice(first, last), int(document[first])
+        if known is not None and number in texts:
+            begin, stop = known[own].astype(np.int64).T
+            text = texts[number][: stop.max()]
+        else:
+            text, begin, stop = spelled(token[own], position[own], model.token_text)
+        line[own] = lines_of(text, begin, names.get(number, ""))
+        start[own], end[own] = begin + done, stop + done
+        parts.append(text)
+        done += len(text)
+    return Text(token, document, line, model.token_text.labels, names, "".join(parts), start, end)
 
 
-def lines_of(token: Array, document: Array, vocabulary: list[str], names: dict[int, str]) -> Array:
-    """The line of each token, from 1; [N] int32.
-
-    A document that is a piece of another, `name:line`, begins at that line. Where tokens were left out of the rows,
-    line breaks in them are not counted.
-    """
-    if not vocabulary or not len(token):
-        return np.zeros(len(token), np.int32)
-    breaks = np.array([word.count("\n") for word in vocabulary])
-    leading = np.array([word[: len(word) - len(word.lstrip())].count("\n") for word in vocabulary])
-    here, safe = token >= 0, np.maximum(token, 0)
-    before = np.cumsum(np.where(here, breaks[safe], 0))
-    before = before - np.where(here, breaks[safe], 0)
-    starts = np.flatnonzero(np.diff(document, prepend=document[0] - 1))
-    length = np.diff(np.append(starts, len(document)))
-    first = np.array([_first_line(names.get(int(document[place]), "")) for place in starts])
-    line = before - np.repeat(before[starts], length) + np.where(here, leading[safe], 0) + np.repeat(first, length)
-    return line.astype(np.int32)
+def runs(document: Array) -> Iterator[tuple[int, int]]:
+    """First row and the one behind the last of each document of the corpus."""
+    starts = np.flatnonzero(np.diff(document, prepend=document[0] - 1)) if len(document) else np.empty(0, np.int64)
+    return zip(starts.tolist(), [*starts[1:].tolist(), len(document)], strict=True)
 
 
-def _first_line(name: str) -> int:
-    number = name.rpartition(":")[2]
-    return int(number) if number.isdigit() and ":" in name and len(number) < 9 else 1
+def spelled(token: Array, position: Array, spelling: TokenText) -> tuple[str, Array, Array]:
+    """Text of a document's tokens [n], and where in it each begins and ends, [n] int64."""
+    is_behind_gap = (np.diff(position) > 1) & (token[1:] >= 0) & (token[:-1] >= 0)
+    edges = [0, *(np.flatnonzero(is_behind_gap) + 1).tolist(), len(token)]
+    parts, start, end, done = [], [], [], 0
+    for first, last in pairwise(edges):
+        found = spelling.of_ids(token[first:last].tolist(), begins=int(position[first]) == 0)
+        parts.append(GAP * bool(first) + found.text)
+        begin = done + bool(first)
+        start.append(found.start + begin)
+        end.append(found.end + begin)
+        done += len(parts[-1])
+    return "".join(parts), np.concatenate(start), np.concatenate(end)
+
+
+def lines_of(text: str, start: Array, name: str) -> Array:
+    """The line of each place of a document's text, [n] int32, counted from where its name says that it begins."""
+    breaks = np.flatnonzero(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) == ord("\n"))
+    line: Array = (Place.of(name).line + np.searchsorted(breaks, start)).astype(np.int32)
+    return line
 
 
 def write_text(connection: Any, text: Text) -> None:
     """Fill the tables corpus and documents."""
     pieces = []
+    # A piece has the text from the end of the row before it to that of its last.
+    behind = np.concatenate([[0], text.end])
     for number, first in enumerate(range(0, len(text.token), PIECE)):
-        columns = (column[first : first + PIECE].astype(np.int32) for column in (text.token, text.document, text.line))
-        pieces.append((number, *(column.tobytes() for column in columns)))
-    connection.executemany("INSERT INTO corpus VALUES (?, ?, ?, ?)", pieces)
-    if not len(text.document):
-        return
-    starts = np.flatnonzero(np.diff(text.document, prepend=text.document[0] - 1))
-    ends = np.append(starts[1:], len(text.document))
+        last = min(first + PIECE, len(text.token))
+        begin, stop = int(behind[first]), int(behind[last])
+        columns = (text.token, text.document, text.line, text.start - begin, text.end - begin)
+        blobs = (column[first:last].astype(np.int32).tobytes() for column in columns)
+        own = text.text[begin:stop].encode("utf-8", "surrogatepass") if text.vocabulary else None
+        pieces.append((number, *blobs, own))
+    connection.executemany(
+        "INSERT INTO corpus (piece, token, document, line, start, stop, text) VALUES (?, ?, ?, ?, ?, ?, ?)", pieces
+    )
     documents = {}
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+    for start, end in runs(text.document):
         number = int(text.document[start])
         documents[number] = (number, text.names.get(number, ""), start, end)
     connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?)", documents.values())

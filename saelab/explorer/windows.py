@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from saelab.explorer.workspace import Member
+from saelab.models.places import Place
+from saelab.models.token_text import NO_TOKEN, Unit, strongest, unit_at, units
 
 AROUND = 16
 MOST_AROUND = 400
@@ -19,8 +21,10 @@ def windows(
     """A window of tokens around each row, within its document.
 
     Returns:
-        For each row: `row`, `document` and `line` it is in, `focus` (which of the tokens it is), `value` there, the
-        `tokens`, the `values` of the latent at each of them, and whether there is more text before and after.
+        For each row: `row`, `document` and `line` it is in and both as a `place` for people, `value` there, the text
+        in `tokens` that joined give it back (those that are parts of one character are one, text left out of the rows
+        is another), the `values` of the latent at each of them, `focus` (which of them is the row's), and whether
+        there is more text before and after.
     """
     at, values = member.database.activations(latent)
     return [_window(member, int(row), at, values, min(before, MOST_AROUND), min(after, MOST_AROUND)) for row in rows]
@@ -31,26 +35,48 @@ def _window(member: Member, row: int, at: np.ndarray, values: np.ndarray, before
     corpus = member.database.corpus(first, row + after + 1)
     own = np.flatnonzero(corpus["document"] == corpus["document"][row - first])
     low, high = int(own[0]), int(own[-1]) + 1
-    tokens = corpus["token"][low:high].tolist()
     found = np.zeros(high - low, np.float32)
     inside = slice(np.searchsorted(at, first + low), np.searchsorted(at, first + high))
     found[at[inside] - first - low] = values[inside]
     document = member.database.document(int(corpus["document"][row - first]))
+    shown = units_of(member, first + low, first + high)
+    focus, line = row - first - low, int(corpus["line"][row - first])
     return {
         "row": row,
         "document": document["name"],
-        "line": int(corpus["line"][row - first]),
-        "focus": row - first - low,
-        "value": _rounded(float(found[row - first - low])),
-        "tokens": [text_of(member, token) for token in tokens],
-        "values": [_rounded(value) for value in found.tolist()],
+        "line": line,
+        "place": _place(member, document, line),
+        "focus": unit_at(focus, shown),
+        "value": _rounded(float(found[focus])),
+        "tokens": [unit.text for unit in shown],
+        "values": [_rounded(value) for value in strongest(found.tolist(), shown)],
         "more": [first + low > document["first"], first + high < document["last"]],
     }
 
 
-def text_of(member: Member, token: int) -> str:
-    """A token's text; a row that stands for no token is shown as a box."""
-    return member.vocabulary[token] if 0 <= token < len(member.vocabulary) else "\u25a1"
+def units_of(member: Member, first: int, last: int) -> list[Unit]:
+    """The text of the rows first <= r < last of one document, as it is shown."""
+    found = member.database.text(first, last) if member.vocabulary else None
+    if found is not None:
+        return units(*found)
+    # Collected before texts were kept, or rows that stand for no token.
+    words = [label_of(member, token) for token in member.database.corpus(first, last)["token"].tolist()]
+    ends = np.cumsum([len(word) for word in words]).tolist()
+    return units("".join(words), [0, *ends[:-1]], ends)
+
+
+def _place(member: Member, document: dict[str, Any], line: int) -> str:
+    """Where in its source a line of a document is; of a row of a table, the row and, if it has several, the line."""
+    if not document["name"]:
+        return ""
+    place = Place.of(document["name"])
+    last = member.database.corpus(document["last"] - 1, document["last"])["line"]
+    return place.shown(line, place.line > 1 or (len(last) > 0 and int(last[0]) > 1))
+
+
+def label_of(member: Member, token: int) -> str:
+    """A token by itself; a row that stands for no token is shown as a box."""
+    return member.vocabulary[token] if 0 <= token < len(member.vocabulary) else NO_TOKEN
 
 
 def _rounded(value: float) -> float:

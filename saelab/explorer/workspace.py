@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Member:
     @property
     def origin(self) -> dict[str, Any]:
         """What its rows were made from, as far as it is known."""
-        return read_json(self.run.source_file) if self.run.source_file.exists() else {}
+        return self.run.source()
 
     @property
     def subject(self) -> Subject | None:
@@ -88,7 +88,7 @@ class Member:
         origin = self.origin
         if "model" not in origin:
             return None
-        return Subject(**{key: origin[key] for key in asdict(Subject()) if key in origin})
+        return Subject.of(origin)
 
 
 class Workspace:

@@ -3,7 +3,6 @@
 Pickles are read by torch's reader that makes tensors and plain containers only, .npz files without pickles.
 """
 
-import json
 import zipfile
 from collections.abc import Mapping
 from functools import cached_property
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from saelab.core.components import near_miss
 from saelab.core.files import read_tensors
-from saelab.core.read import read_json
+from saelab.core.read import expect, fits, read_json
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
 AGAIN = "restore it from a copy or download it again"
@@ -165,23 +164,28 @@ class Settings:
     @classmethod
     def of(cls, path: Path) -> "Settings":
         """What a file holds; ValueError that names it if it is missing or damaged."""
-        return cls(path, read_json(path))
+        return cls(path, read_json(path, foreign=True))
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         """A setting; ValueError that names it unless it is of that kind, or missing or null and so the default."""
         value = self.table.get(key)
         if value is None:
             return default
-        allowed = (int, float) if kind is float else kind
-        if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
-            raise ValueError(f"{self.path}: {key} should be {kind.__name__}, the file says {json.dumps(value)[:60]}")
-        return value
+        return expect({key: value}, {key: kind}, self.path, AGAIN)[key]
 
     def need(self, key: str, kind: type) -> Any:
         """A setting that has to be there."""
         if self.table.get(key) is None:
             raise ValueError(f"{self.path} does not say '{key}'")
         return self.get(key, kind)
+
+    def said(self, *keys: str) -> dict[str, Any]:
+        """What it says of these, as far as it says it by a text, a number, or true or false."""
+        return {
+            key: self.table[key]
+            for key in keys
+            if fits(self.table.get(key), (str, int, float, bool, None)) and key in self.table
+        }
 
     def part(self, key: str) -> "Settings":
         """A table inside; empty where there is none."""

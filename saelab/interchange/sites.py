@@ -5,10 +5,11 @@ works on changed weights (`center_writing_weights`, `fold_ln`), or where a modul
 `ln2.hook_normalized`, which lies before the layer norm's weights.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
+
+from saelab.core.read import read_json
 
 LLAMA = {
     "hook_resid_pre": ":in",
@@ -78,8 +79,8 @@ def architecture(model: str) -> str | None:
     config = Path(model) / "config.json"
     if config.is_file():
         try:
-            return TYPES.get(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
-        except (OSError, ValueError, AttributeError, TypeError):
+            return TYPES.get(read_json(config, {"model_type": str}, foreign=True)["model_type"])
+        except (OSError, ValueError):
             return None
     owner, _, last = model.rpartition("/")
     known = (kind for pattern, kind in NAMES if re.fullmatch(pattern, last.lower()))

@@ -123,8 +123,8 @@ class AFA(Metric):
         found["eps_lbo"] = (self._excess() / latents).tolist()
         found["l0"] = column("l0").tolist()
         if self.model is not None and "tail" in self.sample.names:
-            decode = self.model.tokenizer.decode
-            found["text"] = [decode([token for token in tail if token >= 0]) for tail in column("tail").tolist()]
+            tails = [[token for token in tail if token >= 0] for tail in column("tail").tolist()]
+            found["text"] = [self.model.token_text.of_ids(tail, begins=False).text for tail in tails]
         return {"zf": found}
 
 

@@ -11,11 +11,14 @@ not documented. A loss worse than that of the first point is given that point's 
 # Shape letters: n points.
 
 import csv
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from saelab.core.read import Row, read_json, text_of
+
+FORM = "give a JSON list of [compute, loss], or a CSV with the columns compute and loss"
 
 
 class Compute:
@@ -56,20 +59,14 @@ class Compute:
 
 
 def _points(path: Path) -> list[tuple[float, float]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            found = [(float(compute), float(loss)) for compute, loss in json.loads(text)]
-        else:
-            lines = csv.DictReader(text.splitlines())
+    if path.suffix == ".json":
+        found = [(compute, loss) for compute, loss in read_json(path, [Row(float, float)], remedy=FORM)]
+    else:
+        try:
+            lines = csv.DictReader(text_of(path, FORM).splitlines())
             found = [(float(line["compute"]), float(line["loss"])) for line in lines]
-    except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"there is no file {path}") from None
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ValueError(
-            f"{path} holds no points: a JSON list of [compute, loss], or a CSV with the columns compute and loss "
-            f"({error})"
-        ) from None
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise ValueError(f"{path} holds no points ({error}); {FORM}") from None
     if len(found) < 2:
         raise ValueError(f"{path}: at least two points are needed, found {len(found)}")
     return found

@@ -9,41 +9,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saelab.core.files import write_text, write_whole
+from saelab.core.files import write_text
+from saelab.data.parquet import read_parquet, write_parquet
 from saelab.metrics.base import Table
 
 
 def write_table(path: Path, scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """Write scores, as JSON has them, by SAE and metric; whole or not at all."""
     import pyarrow
-    import pyarrow.parquet
 
     lines = [{"sae": name, "metric": key, **score} for name, found in scores.items() for key, score in found.items()]
     text, number = pyarrow.string(), pyarrow.float64()
     kinds = {"value": number, "low": number, "high": number, "n": pyarrow.int64(), "unit": text}
     schema = pyarrow.schema({"sae": text, "metric": text, **kinds})
-    table = pyarrow.Table.from_pylist(lines, schema=schema)
-    write_whole(path, lambda file: pyarrow.parquet.write_table(table, file))
+    write_parquet(path, pyarrow.Table.from_pylist(lines, schema=schema))
 
 
 def write_columns(path: Path, columns: Mapping[str, list[Any]]) -> None:
     """Write a metric's own table, whole or not at all."""
     import pyarrow
-    import pyarrow.parquet
 
-    table = pyarrow.table({name: pyarrow.array(column) for name, column in columns.items()})
-    write_whole(path, lambda file: pyarrow.parquet.write_table(table, file))
+    write_parquet(path, pyarrow.table({name: pyarrow.array(column) for name, column in columns.items()}))
 
 
-def read_columns(path: Path) -> Table:
-    """A table that `write_columns` wrote; ValueError that names the file if it is damaged."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pydict()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); measure again") from None
+def read_columns(path: Path, kinds: Mapping[str, Any] | None = None) -> Table:
+    """A table that `write_columns` wrote; ValueError that names the file if it is damaged or lacks one of `kinds`."""
+    table: Table = read_parquet(path, kinds, "restore it from a copy or measure again").to_pydict()
+    return table
 
 
 def write_csv(path: Path, table: Table) -> None:

@@ -24,6 +24,7 @@ from saelab.core.mesh import device_named
 from saelab.models.head import Head
 from saelab.models.loading import check_causal, check_tokenizer, fingerprint_of, loaded_model, named, trial_ids
 from saelab.models.sites import Site, sites_of
+from saelab.models.token_text import TokenText
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -95,6 +96,11 @@ class LanguageModel:
         self.d_in = sum(widths[: len(read)])
         self.d_out = sum(self._written_widths) if targets else None
         self.fingerprint = fingerprint_of(self.model)
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        """What its tokens stand for."""
+        return TokenText(self.tokenizer)
 
     @property
     def written_sites(self) -> int:

@@ -71,12 +71,14 @@ class Subject:
         device = str(device_named(self.device, rank))
         return LanguageModel(self.model, self.site, device, self.precision, self.target)
 
-    def token_rows(self, model: LanguageModel, split: str, rows: int, start: int = 0) -> Iterator[TokenRows]:
-        """The text as packed rows of tokens, `rows` at a time, without the first `start`."""
+    def token_rows(
+        self, model: LanguageModel, split: str, rows: int, start: int = 0, spans: bool = False
+    ) -> Iterator[TokenRows]:
+        """The text as packed rows of tokens, `rows` at a time, without the first `start`; with spans, if asked for."""
         documents = read_text(self.text, split=split, field=self.field, seed=self.seed)
         if self.piece is not None:
             documents = in_pieces(documents, self.piece, self.seed)
-        return pack(documents, model.tokenizer, self.seq_len, rows, start, apart=self.average is not None)
+        return pack(documents, model.tokenizer, self.seq_len, rows, start, self.average is not None, spans)
 
     def origin(self, model: LanguageModel, split: str) -> dict[str, Any]:
         """What activations of this subject depend on."""

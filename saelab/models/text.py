@@ -6,31 +6,33 @@ to `saelab.models.tokens`; nothing is downloaded to the disk here, hub data sets
 
 import difflib
 import glob
-import gzip
 import hashlib
-import json
 import os
 import random
 import re
 import string
 import sysconfig
-import zlib
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saelab.core.components import near_miss
+from saelab.core.read import read_json_lines, text_of
+from saelab.data.parquet import parquet_names, parquet_rows
+from saelab.models.places import Place
 
 SPLITS = ("all", "train", "held-out")
 HELD_OUT_BELOW = 13  # of 256: about 5 %
 PIECES_HELD = 50_000
 ASCII_LETTERS, ASCII_RUNS = string.ascii_letters.encode(), re.compile("[\0-\x7f]+")
+BLANK, JOINER, VARIANTS = re.compile(r"\s"), "\u200d", "\ufe0e\ufe0f"
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text with a name that says where it is from, e.g. `json/decoder.py` or `data.jsonl:12`."""
+    """One text with a name that says where it is from, e.g. `json/decoder.py` or `data.jsonl row 12`; see `places`."""
 
     name: str
     text: str
@@ -90,10 +92,14 @@ def _chosen(documents: Iterable[Document], source: str, split: str) -> Iterator[
 
 
 def in_pieces(documents: Iterable[Document], size: int, seed: int = 0) -> Iterator[Document]:
-    """Documents cut into pieces of at least `size` characters that end with a line, in random order.
+    """Documents cut into pieces of about `size` characters, in random order.
+
+    A piece is whole lines, of at least `size` characters in all; only a line longer than that is cut, at the first
+    blank from there on, or where there is none in as many characters again, between two characters.
 
     However few pieces are read, they are a sample of all the text; whole documents would be a few topics only. The
-    order is random over PIECES_HELD pieces, which are held in memory. A piece is named after the line it begins with.
+    order is random over PIECES_HELD pieces, which are held in memory. A piece is named after the place it
+    begins at.
 
     Raises:
         ValueError: for a size below 1.
@@ -115,13 +121,39 @@ def in_pieces(documents: Iterable[Document], size: int, seed: int = 0) -> Iterat
 
 
 def _cut(document: Document, size: int) -> Iterator[Document]:
-    lines = document.text.splitlines(keepends=True)
-    start = length = 0
-    for number, line in enumerate(lines, 1):
-        length += len(line)
-        if length >= size or number == len(lines):
-            yield Document(f"{document.name}:{start + 1}", "".join(lines[start:number]))
-            start, length = number, 0
+    place, held, length = Place.of(document.name), [], 0
+    for part in _parts(document.text, size):
+        held.append(part)
+        length += len(part)
+        if length >= size:
+            text = "".join(held)
+            yield Document(place.name(), text)
+            place, held, length = place.behind(text), [], 0
+    if held:
+        yield Document(place.name(), "".join(held))
+
+
+def _parts(text: str, size: int) -> Iterator[str]:
+    """Lines, and those of more than `size` characters in parts of about as many, cut in front of a blank."""
+    for line in text.splitlines(keepends=True):
+        start, end = 0, len(line.rstrip())
+        while end - start > size:
+            blank = BLANK.search(line, start + size, min(start + 2 * size, end))
+            cut = blank.start() if blank else _between_characters(line, start + size)
+            if cut >= end:
+                break
+            yield line[start:cut]
+            start = cut
+        yield line[start:]
+
+
+def _between_characters(line: str, place: int) -> int:
+    """The first place from `place` on with no mark behind it that belongs to the character in front of it."""
+    while place < len(line) and (
+        unicodedata.combining(line[place]) or JOINER in line[place - 1 : place + 1] or line[place] in VARIANTS
+    ):
+        place += 1
+    return place
 
 
 # ---- the standard library ----
@@ -216,46 +248,18 @@ def _local(files: list[tuple[Path, str]], field: str, seed: int) -> Iterator[Doc
 
 
 def _plain(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    try:
-        yield "", path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): convert it or move it away") from None
+    yield "", text_of(path, "convert it or move it away")
 
 
 def _json_lines(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f":{number}", _field(_json_object(line, path, number), field, f"{path}, line {number},")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}): restore it from a copy") from None
-
-
-def _json_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}, line {number}, is not JSON ({error}): mend the line or take it out") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number}, is a JSON {type(row).__name__}, expected an object with the text")
-    return row
+    for number, row in read_json_lines(path):
+        yield f" row {number}", _field(row, field, f"{path}, line {number},")
 
 
 def _parquet(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _check_field(field, file.schema_arrow.names, str(path))
-            for batch in file.iter_batches(batch_size=1024, columns=[field]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield f":{number}", _as_text(value, field, f"{path}, row {number},")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged or not Parquet ({_first_line(error)}): restore it from a copy") from None
+    _check_field(field, parquet_names(path), str(path))
+    for number, row in enumerate(parquet_rows(path, [field]), 1):
+        yield f" row {number}", _as_text(row[field], field, f"{path}, row {number},")
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, str]]]] = {
@@ -277,7 +281,7 @@ def _hub(source: str, field: str) -> Iterator[Document]:
     if not name:
         raise ValueError(f"'{source}' names no data set: write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG@SPLIT")
     for number, row in enumerate(_hub_rows(source, name, config or None, hub_split or "train"), 1):
-        yield Document(f"{name}:{number}", _field(row, field, f"row {number} of '{source}'"))
+        yield Document(f"{name} row {number}", _field(row, field, f"row {number} of '{source}'"))
 
 
 def _hub_rows(source: str, name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """SAEs that are compared with each other, and the data they are compared on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from saelab.core.mesh import device_named
 from saelab.core.run import Run
 from saelab.metrics import StoreEvaluation, TextEvaluation
 from saelab.models.subject import Subject
+from saelab.models.token_text import TokenText
 from saelab.recipes.measure import about
 from saelab.recipes.train import is_run, subject_of
 from saelab.sae.sae import SAE, load
@@ -104,15 +105,15 @@ def keep_sae(sae: SAE, folder: Path, command: str, settings: Mapping[str, Any], 
     sae.save(run.sae)
 
 
-def decoder_of(evaluation: TextEvaluation | StoreEvaluation) -> Callable[[list[int]], str] | None:
-    """What turns token ids into text: the tokenizer of the model the rows come from; None where it is not at hand."""
+def token_text_of(evaluation: TextEvaluation | StoreEvaluation) -> TokenText | None:
+    """What the tokens of the model that the rows come from stand for; None where it is not at hand."""
     if isinstance(evaluation, TextEvaluation):
-        return evaluation.model.tokenizer.decode
+        return evaluation.model.token_text
     model = evaluation.store.manifest.origin.get("model")
     site = evaluation.store.manifest.origin.get("site")
     if not model or not site:
         return None
-    return Subject(model=model, site=site, device="cpu").language_model().tokenizer.decode
+    return Subject(model=model, site=site, device="cpu").language_model().token_text
 
 
 def sample_of(rows: Rows) -> torch.Tensor:

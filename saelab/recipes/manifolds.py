@@ -13,7 +13,7 @@ from saelab.analysis.manifolds import KINDS, PAIRS, Manifolds, ManifoldSettings,
 from saelab.analysis.match import data_directions, living_latents
 from saelab.core.files import whole_folder
 from saelab.geometry import nearest
-from saelab.recipes.compared import Data, check_show, decoder_of, opened, rows_of, say_doubts
+from saelab.recipes.compared import Data, check_show, opened, rows_of, say_doubts, token_text_of
 from saelab.sae.sae import SAE
 
 
@@ -40,7 +40,7 @@ def manifolds_of(
         fvu = {run: mse / rows.variance}
         check_reads(fvu)
         found = manifolds(sae, rows, settings)
-        found.write(folder, run, rows, decoder_of(evaluation))
+        found.write(folder, run, rows, token_text_of(evaluation))
         written = read_manifolds(folder)
         if figures:
             _draw(written, folder, Path(run).name)

@@ -1,16 +1,16 @@
 """`saelab meta`: what the directions of an SAE are made of."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from saelab.analysis.meta import Meta, MetaSettings, add_controls, similar_to, train_meta
+from saelab.analysis.meta import TABLES, Meta, MetaSettings, add_controls, similar_to, train_meta
 from saelab.analysis.rows import Rows
 from saelab.analysis.tables import read_table, write_table
 from saelab.analysis.top_tokens import meta_tokens, top_tokens
 from saelab.core.files import whole_folder
-from saelab.recipes.compared import Data, check_show, decoder_of, opened, rows_of, say_fits
+from saelab.models.token_text import TokenText
+from saelab.recipes.compared import Data, check_show, opened, rows_of, say_fits, token_text_of
 from saelab.sae.sae import SAE
 
 
@@ -46,28 +46,26 @@ def meta_of(
             add_controls(meta)
         meta.similar = similar_to(meta, {name: saes[name] for name in against or []})
         meta.write(folder, run, saes[run].n_latents)
-        names = _write_tokens(folder, saes[run], meta, rows, decoder_of(evaluation)) if rows and evaluation else {}
+        names = _write_tokens(folder, saes[run], meta, rows, token_text_of(evaluation)) if rows and evaluation else {}
         if saes[run].d_out:
             print(f"skipped top tokens: {run} is a transcoder")
         _print(meta, run, saes[run], names, show)
     print(f"{out}: meta.json, codes.parquet, latents.parquet, metas.parquet, sae/")
 
 
-def _write_tokens(
-    folder: Path, sae: SAE, meta: Meta, rows: Rows, text: Callable[[list[int]], str] | None
-) -> dict[str, list[list[str]]]:
+def _write_tokens(folder: Path, sae: SAE, meta: Meta, rows: Rows, text: TokenText | None) -> dict[str, list[list[str]]]:
     """Write `latent_tokens.parquet` and `meta_tokens.parquet` (number, rank, token, text); gives the texts."""
     if "token" not in rows.columns or text is None:
         print("skipped top tokens: these rows do not say which tokens they belong to")
         return {}
     tokens, share = top_tokens(sae, rows)
-    codes = read_table(folder / "codes.parquet")
+    codes = read_table(folder / "codes.parquet", TABLES["codes"])
     entries = (codes["latent"], codes["meta"], codes["value"])
     found = {}
     for name, part in (("latent", tokens), ("meta", meta_tokens(tokens, share, entries, meta.sae.n_latents))):
         number, rank = (part >= 0).nonzero().unbind(1)
         ids = part[number, rank]
-        texts = {token: text([token]) for token in ids.unique().tolist()}
+        texts = {token: text.label(token) for token in ids.unique().tolist()}
         own = [texts[token] for token in ids.tolist()]
         write_table(folder / f"{name}_tokens.parquet", {name: number, "rank": rank, "token": ids, "text": own})
         found[name] = [[texts[token] for token in line if token >= 0] for line in part.tolist()]

@@ -39,7 +39,7 @@ class Text:
     """Tokens of whole documents in reading order."""
 
     pieces: list[str]
-    """The text of each token."""
+    """The text of each token; "" for all parts of a character but the first."""
     document: Tensor
     """[N]."""
 
@@ -180,7 +180,8 @@ def contexts(codes: Codes, text: Text, latent: int, count: int = 3, width: int =
     """The code around a latent's largest activations, each from another line and spelled differently where possible.
 
     Returns:
-        Up to `count` triples: what stands before the token on its line, the token, what follows.
+        Up to `count` triples: what stands before the token on its line, with the blank in front of the token, the
+        token, what follows.
     """
     values = torch.where(codes.indices == latent, codes.values, 0).amax(1)
     found: list[tuple[str, str, str]] = []
@@ -200,6 +201,8 @@ def _context(text: Text, place: int, width: int) -> tuple[str, str, str]:
     same = [text.document[n] == document if 0 <= n < len(text.pieces) else False for n in range(place - 30, place + 31)]
     before = "".join(text.pieces[n] for n in range(place - 30, place) if same[n - place + 30])
     after = "".join(text.pieces[n] for n in range(place + 1, place + 31) if same[n - place + 30])
-    before = before.rsplit("\n", 1)[-1].lstrip()
+    piece = text.pieces[place]
+    own = piece.lstrip() or piece
+    before = (before + piece[: len(piece) - len(own)]).rsplit("\n", 1)[-1].lstrip()
     after = after.split("\n", 1)[0].rstrip()
-    return before[-width:], text.pieces[place].strip("\n"), after[: max(0, width - len(before[-width:]) // 2)]
+    return before[-width:], own.strip("\n"), after[: max(0, width - len(before[-width:]) // 2)]

@@ -14,8 +14,8 @@ from rich.text import Text as RichText
 
 from saelab.core.files import write_json
 from saelab.core.log import read_training
-from saelab.core.read import read_json
-from saelab.core.run import READINGS, Run
+from saelab.core.read import Row, read_json
+from saelab.core.run import Run
 from saelab.data.store import Store
 from saelab.metrics import TextEvaluation, measure
 from saelab.models.harvest import harvest
@@ -29,6 +29,8 @@ from saelab.sae.sae import SAE, load
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
 SHOWN = ("Density", "DeadLatents", "Downstream", "L0", "NearestCosine", "Reconstruction")
 """What is measured at once; `saelab measure` does the whole suite."""
+READING = {"latent": int, "label": str, "f1": float, "density": float, "contexts": [Row(str, str, str)]}
+READINGS = {"latents": [READING]}
 READ_TOKENS = 60_000
 """Tokens that the latents shown are chosen on."""
 
@@ -104,9 +106,10 @@ def _latents(sae: SAE, store: Store, model: LanguageModel) -> list[dict[str, Any
     """Ten latents that a Python programmer recognises, with the code that excites them most."""
     rows, columns = store.rows(0, 0, READ_TOKENS), store.columns(0)
     codes = sae.encode(rows.float())
-    pieces = [model.tokenizer.decode([token]) for token in range(len(model.tokenizer))]
-    tokens = columns["token"][: len(rows)].tolist()
-    text = Text([pieces[token] for token in tokens], columns["document"][: len(rows)])
+    document = columns["document"][: len(rows)]
+    of_documents = columns["token"][: len(rows)].split(document.unique_consecutive(return_counts=True)[1].tolist())
+    pieces = [model.token_text.of_ids(tokens.tolist()).pieces() for tokens in of_documents]
+    text = Text([piece for own in pieces for piece in own], document)
     density = codes.counts() / len(rows)
     return [
         {

@@ -22,7 +22,6 @@ import gzip
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,8 @@ import torch
 
 from saelab.core.components import near_miss
 from saelab.core.files import write_whole
+from saelab.core.read import BOM, read_json_lines, text_of
+from saelab.data.parquet import parquet_rows
 from saelab.data.source import generator_for
 from saelab.tasks.task import WHOLE, Task, Texts, balanced
 
@@ -100,6 +101,8 @@ class _Collected:
         text = line["text"]
         if not isinstance(text, str):
             raise ValueError(f"{where} holds a {type(text).__name__} in the field 'text', expected text")
+        if not isinstance(line.get("task"), str | None):
+            raise ValueError(f"{where} holds a {type(line['task']).__name__} in the field 'task', expected text")
         if not text.strip():
             return
         document = str(line.get("document") or line.get("doc") or text)
@@ -154,7 +157,7 @@ def _asked(line: Line, where: str) -> Iterator[tuple[str | None, int, str]]:
 def _whole_number(value: Any, where: str) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise ValueError(f"{where} has {value!r} as the place of a character, expected a whole number") from None
 
 
@@ -179,39 +182,18 @@ def _binary(name: str, labels: set[str]) -> dict[str, Callable[[str], bool]]:
 
 
 def _json_lines(path: Path) -> Iterator[Line]:
-    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-        try:
-            for number, raw in enumerate(file, 1):
-                if not raw.strip():
-                    continue
-                line = json.loads(raw.decode("utf-8-sig"))
-                if not isinstance(line, dict):
-                    raise ValueError(f"{path}, line {number}, is a JSON {type(line).__name__}, expected an object")
-                yield line
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, line {number}, is not JSON ({error}): mend the line or take it out") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}): restore it from a copy") from None
+    return (line for _, line in read_json_lines(path))
 
 
 def _comma_separated(path: Path) -> Iterator[Line]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): convert it") from None
-    yield from csv.DictReader(io.StringIO(text, newline=""))
+        yield from csv.DictReader(io.StringIO(text_of(path, "convert it").removeprefix(BOM), newline=""))
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a table as CSV has it ({error}); write it otherwise") from None
 
 
 def _parquet(path: Path) -> Iterator[Line]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged or not Parquet ({str(error).splitlines()[0]})") from None
+    return parquet_rows(path)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Line]]] = {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saelab.explorer.corpus import Corpus, Piece
+from saelab.models.token_text import TokenText
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
 
@@ -55,7 +56,8 @@ class Model:
 
     def __init__(self) -> None:
         self.head = Head()
-        self.tokenizer = _Tokenizer()
+        self.tokenizer: Any = _Tokenizer()
+        self.token_text = TokenText(self.tokenizer)
         self.model = SimpleNamespace()
 
 
@@ -73,7 +75,13 @@ class Head:
 
 
 class _Tokenizer:
-    def decode(self, ids: list[int]) -> str:
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": []}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [WORDS[number] for number in ids]
+
+    def decode(self, ids: list[int], **_: Any) -> str:
         return "".join(WORDS[number] for number in ids)
 
     def __len__(self) -> int:

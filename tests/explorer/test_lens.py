@@ -68,7 +68,7 @@ def test_ablation_takes_exactly_the_latents_part_out(lens, position):
     ids = lens.ids(TEXT)
     activations, codes = lens.read(ids)
     latent = int(codes.indices[3][codes.values[3].abs().argmax()])
-    (found,) = lens.ablated(ids, [latent], position)
+    (found,) = lens.ablated(ids, [latent], position and range(position, position + 1))
     rows = activations.clone()
     for t in range(1, len(ids)):
         for value, index in zip(codes.values[t].tolist(), codes.indices[t].tolist(), strict=True):

@@ -42,12 +42,19 @@ def test_examples_are_the_texts_tokens_and_the_saes_values(site, workspace, runs
     rows = store.rows(0)[:4000].float()
     with torch.no_grad():
         values = member.sae.encode(rows).dense()[:, latent].numpy()
-    tokens = store.columns(0)["token"][:4000].tolist()
+    columns, spelling = store.columns(0), workspace.model(member).token_text
     for one in found["examples"]["top"][:4]:
-        first = one["row"] - one["focus"]
-        assert one["value"] == pytest.approx(values[one["row"]], rel=1e-3)
-        assert np.allclose(one["values"], values[first : first + len(one["values"])], rtol=1e-3, atol=1e-6)
-        assert one["tokens"] == [member.vocabulary[t] for t in tokens[first : first + len(one["tokens"])]]
+        row = one["row"]
+        assert one["value"] == pytest.approx(values[row], rel=1e-3)
+        around = range(max(0, row - 16), min(4000, row + 17))
+        own = [r for r in around if columns["document"][r] == columns["document"][row]]
+        units = spelling.of_ids(columns["token"][own].tolist(), begins=False).units()
+        assert one["tokens"] == [unit.text for unit in units]
+        assert "".join(one["tokens"]) in (runs[0].parent / "text" / one["document"]).read_text()
+        merged = [max(values[own[unit.first : unit.last]], key=abs) for unit in units]
+        assert np.allclose(one["values"], merged, rtol=1e-3, atol=1e-6)
+        assert own.index(row) in range(units[one["focus"]].first, units[one["focus"]].last)
+        assert one["place"] == f"{one['document']}:{one['line']}"
     assert found["numbers"]["count"] == (values != 0).sum()
     wider = site.json(
         f"/run/run0/latent/{latent}/context.json?row={found['examples']['top'][0]['row']}&before=60&after=9"
@@ -206,14 +213,14 @@ def test_a_run_that_is_still_going_shows_its_curves_and_goes_on(tmp_path):
     from saelab.explorer.workspace import Workspace
 
     run = Run.create(tmp_path / "going", {"sae": {"n_latents": 8, "activation": {"class_path": "TopK"}}})
-    log = Log(run.log_file)
+    log, rest = Log(run.log_file), {"l0": 4.0, "lr": 0.1, "rows_per_second": 1.0}
     for step in (10, 20):
-        log.write({"step": step, "rows": 100 * step, "fvu": 0.5, "l0": 4.0}, {"fired": [2, 6]})
+        log.write({"step": step, "rows": 100 * step, "fvu": 0.5, **rest}, {"fired": [2, 6]})
     with served(Workspace([run.folder])) as going:
         (line,) = going.json("/index.json")["runs"]
         assert (line["state"], line["collected"], line["rows"]) == ("training", False, 2000)
         assert [record["step"] for record in going.json("/run/going.json")["log"]] == [10, 20]
-        log.write({"step": 30, "rows": 3000, "fvu": 0.4, "l0": 4.0}, {"fired": [1, 7]})
+        log.write({"step": 30, "rows": 3000, "fvu": 0.4, **rest}, {"fired": [1, 7]})
         log.close()
         assert [one["fired"] for one in going.json("/run/going/log.json?after=20")["records"]] == [[1, 7]]
         assert "there is no" in going.json("/run/going/latents.json", status=400)["error"]

@@ -142,7 +142,7 @@ def test_what_cannot_be_read_is_said(tmp_path, tensors, name, words):
 def test_a_config_that_is_not_json(tmp_path):
     path = folder(tmp_path, LINEAR | {"bias": W["b_dec"]}, "AutoEncoder")
     (path / "config.json").write_text(json.dumps({"trainer": 3}))
-    with pytest.raises(ValueError, match=r"config.json: trainer should be dict, the file says 3"):
+    with pytest.raises(ValueError, match=r"config.json: trainer: expected a table, got 3"):
         read(path)
     (path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is damaged: not JSON"):

@@ -215,7 +215,7 @@ def test_circuit_tracer(tmp_path, jump, skip):
         ({}, "model_kind: cross_layer_transcoder\n", "model_kind cross_layer_transcoder is not something"),
         ({"activation_function.threshold": -THRESHOLD}, "", "a threshold below zero is not something"),
         ({}, "[", "config.yaml is damaged"),
-        ({}, "- 3\n", "config.yaml holds a list"),
+        ({}, "- 3\n", "config.yaml: expected a table, got a list of 1"),
     ],
 )
 def test_circuit_tracer_that_cannot_be_read(tmp_path, tensors, config, words):

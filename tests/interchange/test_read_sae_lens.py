@@ -198,11 +198,11 @@ def test_finetuned_codes_are_scaled_before_they_are_decoded(tmp_path):
         ({"architecture": "matching_pursuit"}, "those that are read: standard, topk"),
         ({"activation_fn": "tanh-relu"}, "activation_fn tanh-relu is not something"),
         ({"architecture": "topk"}, "does not say 'k'"),
-        ({"architecture": "topk", "k": "many"}, 'k should be int, the file says "many"'),
+        ({"architecture": "topk", "k": "many"}, 'k: expected a whole number, got "many"'),
         ({"architecture": "topk", "k": L + 1}, f"k must be from 1 to the number of latents, {L}"),
         ({"d_sae": L + 1}, rf"sae_weights.safetensors: W_enc should be \[{D}, {L + 1}\], the file holds \[{D}, {L}\]"),
         ({"architecture": "jumprelu"}, "sae_weights.safetensors has no tensor 'threshold'"),
-        ({"metadata": 3}, "metadata should be dict"),
+        ({"metadata": 3}, "metadata: expected a table"),
     ],
 )
 def test_what_cannot_be_read_is_said(tmp_path, config, words):

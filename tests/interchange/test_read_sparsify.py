@@ -61,7 +61,7 @@ def test_the_number_of_latents_may_be_left_to_the_expansion_factor(tmp_path):
         ({"k": None}, "does not say 'k'"),
         ({"k": 0}, "k must be from 1"),
         ({"skip_connection": True}, "sae.safetensors has no tensor 'W_skip'"),
-        ({"transcode": 1}, "transcode should be bool, the file says 1"),
+        ({"transcode": 1}, "transcode: expected true or false, got 1"),
         ({"d_in": D + 1}, "should be"),
     ],
 )

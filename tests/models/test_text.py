@@ -50,12 +50,12 @@ ALL_IN_FOLDER = {
     Document("a.txt", "text a"),
     Document("b.md", "# text b"),
     Document("sub/c.py", "c = 'text c'"),
-    Document("sub/d.jsonl:1", "text d1"),
-    Document("sub/d.jsonl:2", "text d2"),
-    Document("sub/deep/e.jsonl.gz:1", "text e1"),
-    Document("sub/deep/e.jsonl.gz:2", "text e2"),
-    Document("sub/deep/f.parquet:1", "text f1"),
-    Document("sub/deep/f.parquet:2", "text f2"),
+    Document("sub/d.jsonl row 1", "text d1"),
+    Document("sub/d.jsonl row 2", "text d2"),
+    Document("sub/deep/e.jsonl.gz row 1", "text e1"),
+    Document("sub/deep/e.jsonl.gz row 2", "text e2"),
+    Document("sub/deep/f.parquet row 1", "text f1"),
+    Document("sub/deep/f.parquet row 2", "text f2"),
 }
 
 
@@ -63,7 +63,7 @@ ALL_IN_FOLDER = {
 def test_line_based_file_keeps_its_order(tmp_path, ending):
     path = (parquet if ending == "parquet" else json_lines)(tmp_path / f"data.{ending}", field="content")
     found = list(read_text(str(path), field="content"))
-    assert found == [Document(f"data.{ending}:{n}", text) for n, text in enumerate(TEXTS, 1)]
+    assert found == [Document(f"data.{ending} row {n}", text) for n, text in enumerate(TEXTS, 1)]
 
 
 def test_plain_file_is_one_document(tmp_path):
@@ -80,7 +80,12 @@ def test_folder_gives_all_its_files(folder):
 def test_glob_gives_what_matches(folder):
     assert set(read_text(str(folder / "**" / "*.txt"))) == {Document("a.txt", "text a")}
     found = set(read_text(str(folder / "sub" / "**" / "*.*l*")))
-    assert {document.name for document in found} == {"d.jsonl:1", "d.jsonl:2", "deep/e.jsonl.gz:1", "deep/e.jsonl.gz:2"}
+    assert {document.name for document in found} == {
+        "d.jsonl row 1",
+        "d.jsonl row 2",
+        "deep/e.jsonl.gz row 1",
+        "deep/e.jsonl.gz row 2",
+    }
 
 
 def test_home_folder_is_expanded(tmp_path, monkeypatch):
@@ -118,9 +123,9 @@ def test_split_is_by_content_disjoint_and_complete(tmp_path, kind):
 
 def test_empty_documents_are_left_out(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"text": ""}\n\n{"text": " \\n"}\n{"text": null}\n{"text": "here"}\n')
-    assert list(read_text(str(tmp_path / "data.jsonl"))) == [Document("data.jsonl:5", "here")]
+    assert list(read_text(str(tmp_path / "data.jsonl"))) == [Document("data.jsonl row 5", "here")]
     parquet(tmp_path / "data.parquet", [None, "", "here"])
-    assert list(read_text(str(tmp_path / "data.parquet"))) == [Document("data.parquet:3", "here")]
+    assert list(read_text(str(tmp_path / "data.parquet"))) == [Document("data.parquet row 3", "here")]
 
 
 def test_half_a_surrogate_pair_becomes_a_question_mark(tmp_path):
@@ -206,7 +211,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, object]], error:
 def test_hub_rows_are_streamed(monkeypatch, source, name, config, split):
     calls = serve(monkeypatch, [{"content": "one"}, {"content": ""}, {"content": "three"}])
     found = list(read_text(source, field="content"))
-    assert found == [Document(f"{name}:1", "one"), Document(f"{name}:3", "three")]
+    assert found == [Document(f"{name} row 1", "one"), Document(f"{name} row 3", "three")]
     assert calls == [((name, config), {"split": split, "streaming": True})]
 
 
@@ -269,8 +274,8 @@ def test_unsupported_ending(folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "b"', r"data\.jsonl, line 2, is not JSON \(.*\): mend the line or take it out"),
-        ('["b"]', r"data\.jsonl, line 2, is a JSON list, expected an object"),
+        ('{"text": "b"', r"data\.jsonl, line 2 is damaged: not JSON \(.*\); mend the line or take it out"),
+        ('["b"]', r"data\.jsonl, line 2: expected a table, got a list of 1"),
         ('{"txt": "b", "id": 1}', r"data\.jsonl, line 2, has no field 'text'; did you mean 'txt'\?; its fields are: "),
         ('{"a": "b", "id": 1}', r"data\.jsonl, line 2, has no field 'text'; its fields are: a, id"),
         ('{"text": 7}', r"data\.jsonl, line 2, holds a int in the field 'text', expected text"),
@@ -284,10 +289,10 @@ def test_bad_json_line(tmp_path, line, message):
 
 def test_bad_bytes(tmp_path):
     (tmp_path / "a.txt").write_bytes("grüße".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text \(.*\): convert it or move it away"):
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text \(.*\); convert it or move it away"):
         list(read_text(str(tmp_path / "a.txt")))
     (tmp_path / "b.jsonl").write_bytes('{"text": "grüße"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"b\.jsonl, line 1, is not JSON"):
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 1 is damaged: not JSON"):
         list(read_text(str(tmp_path / "b.jsonl")))
 
 

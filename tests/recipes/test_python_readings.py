@@ -198,8 +198,8 @@ def test_contexts_show_the_tokens_that_excite_a_latent_most(code):
     for rank, place in enumerate(comments):
         dense[place, 2] = 100 - rank
     found = contexts(Codes.full(dense), code.text(), latent=2)
-    assert [token for _, token, _ in found] == [" over0", " over1", " over2"]
-    assert found[0] == ("return self.width * 10  # twice", " over0", "")
+    assert [token for _, token, _ in found] == ["over0", "over1", "over2"]
+    assert found[0] == ("return self.width * 10  # twice ", "over0", "")
 
 
 def test_contexts_differ_from_one_another(code):
@@ -218,10 +218,10 @@ def test_contexts_end_at_the_line_and_at_the_document():
     written.add(1, "four", " five", " six", "\n", "seven")
     dense = torch.zeros(len(written.pieces), 1)
     dense[5] = 1.0
-    assert contexts(Codes.full(dense), written.text(), 0) == [("four", " five", " six")]
+    assert contexts(Codes.full(dense), written.text(), 0) == [("four ", "five", " six")]
     dense[3], dense[0] = 2.0, 0.5
     assert contexts(Codes.full(dense), written.text(), 0) == [
-        ("", "three", ""), ("four", " five", " six"), ("", "one", " two")
+        ("", "three", ""), ("four ", "five", " six"), ("", "one", " two")
     ]  # fmt: skip
 
 

@@ -151,8 +151,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, lines, says):
     ("name", "content", "says"),
     [
         ("a.txt", b"x", "its ending is none of .jsonl, .jsonl.gz, .csv, .parquet"),
-        ("a.jsonl", b'{"text": \n', "line 1, is not JSON"),
-        ("a.jsonl", b"[1]\n", "line 1, is a JSON list, expected an object"),
+        ("a.jsonl", b'{"text": \n', "line 1 is damaged: not JSON"),
+        ("a.jsonl", b"[1]\n", "line 1: expected a table, got a list of 1"),
         ("a.jsonl.gz", b"no gzip", "is damaged or cut short"),
         ("a.parquet", b"no parquet", "is damaged or not Parquet"),
         ("a.csv", b"text,label\n\xff\xfe,1\n", "is not UTF-8 text"),

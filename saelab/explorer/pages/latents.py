@@ -4,7 +4,7 @@ from typing import Any
 
 from saelab.explorer.database import NUMBERS
 from saelab.explorer.search import Query, filled, latents, place_of
-from saelab.explorer.windows import text_of, windows
+from saelab.explorer.windows import label_of, windows
 from saelab.explorer.workspace import Member, Workspace
 
 SHOWN = {"top": 12, "random": 6, "silent": 4, "near": 4}
@@ -66,7 +66,7 @@ def latent(workspace: Workspace, name: str, number: int, values: dict[str, str])
         "histogram": details.get("histogram", []),
         "examples": shown,
         "intervals": intervals[::-1],
-        "tokens": [[text_of(member, token), share, count] for token, share, count in details.get("tokens", [])],
+        "tokens": [[label_of(member, token), share, count] for token, share, count in details.get("tokens", [])],
         "logits": _logits(member, details) if "logits" in meta else None,
         "why_no_logits": meta.get("logits", OLDER),
         "neighbours": _named(member, details.get("neighbours", [])),
@@ -81,7 +81,7 @@ def _logits(member: Member, details: dict[str, Any]) -> dict[str, Any] | None:
     if "logits_top" not in details:
         return None
     sides = {
-        side: [[text_of(member, token), value] for token, value in details[f"logits_{side}"]]
+        side: [[label_of(member, token), value] for token, value in details[f"logits_{side}"]]
         for side in ("top", "bottom")
     }
     return sides | {

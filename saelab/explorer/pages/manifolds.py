@@ -14,12 +14,13 @@ import numpy as np
 import scipy.sparse.csgraph  # noqa: F401 - clusters need it, and the first page shall not wait for it
 import torch
 
-from saelab.analysis.tables import read_result, read_table
+from saelab.analysis.manifolds import read_manifolds
 from saelab.explorer.directions import directions_of, principal
 from saelab.explorer.pages.compare import bare_name, packed_numbers
-from saelab.explorer.windows import text_of
+from saelab.explorer.windows import units_of
 from saelab.explorer.workspace import Member, Workspace
 from saelab.geometry import components, participation_ratio
+from saelab.models.token_text import unit_at
 
 THRESHOLD = 0.6
 CLUSTERS, CLUSTER_LATENTS, CLOUD_ROWS = 60, 64, 1500
@@ -53,7 +54,8 @@ def manifolds(workspace: Workspace, name: str, values: dict[str, str]) -> dict[s
 def _told(workspace: Workspace, member: Member) -> dict[str, Any] | None:
     """The clusters of a result of `saelab manifolds` that knows the SAE by name and size, the largest first."""
     for folder in workspace.results["manifolds"]:
-        result, of = read_result(folder, "manifolds"), read_table(folder / "latents.parquet")["cluster"]
+        result = read_manifolds(folder)
+        of = result["latents"]["cluster"]
         if (bare_name(result["sae"]), len(of)) != (bare_name(str(member.folder)), member.sae.n_latents):
             continue
         lines = []
@@ -185,9 +187,11 @@ def _context(member: Member, row: int) -> tuple[str, str, int]:
     first = max(0, row - CONTEXT)
     corpus = member.database.corpus(first, row + CONTEXT + 1)
     own = corpus["document"] == corpus["document"][row - first]
-    words = [text_of(member, token) for token in corpus["token"][own].tolist()]
+    rows = first + np.flatnonzero(own)
+    shown = units_of(member, int(rows[0]), int(rows[-1]) + 1)
     document = member.database.document(int(corpus["document"][row - first]))
-    return text_of(member, int(corpus["token"][row - first])), "".join(words), row - document["first"]
+    at = shown[unit_at(row - int(rows[0]), shown)].text if shown else ""
+    return at, "".join(unit.text for unit in shown), row - document["first"]
 
 
 def _graph(chosen: list[int], directions: torch.Tensor) -> list[list[float]]:

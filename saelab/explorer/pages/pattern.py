@@ -5,7 +5,7 @@ from typing import Any
 from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.workspace import Workspace
 from saelab.metrics.n2g.last_token import LastToken
-from saelab.metrics.n2g.n2g import ANY, Asked, Example, find_patterns
+from saelab.metrics.n2g.n2g import Asked, Example, find_patterns
 
 EXAMPLES, CONTEXT = 8, 12
 """Top examples that patterns are made from, and tokens of each up to the one that fires."""
@@ -36,10 +36,11 @@ def pattern(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
     starts = {one.tokens for one in found if one.at_start}
     for one in found:
         best.setdefault(one.tokens, []).append(one.activation)
+    texts = {one.tokens: one.texts(lens.model.token_text) for one in found}
     return {
         "patterns": [
             {
-                "tokens": [None if token == ANY else member.vocabulary[token] for token in tokens],
+                "tokens": texts[tokens],
                 "at_start": tokens in starts,
                 "activation": round(max(activations), 3),
                 "examples": len(activations),

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from saelab.explorer.lens import MODES, Change, Lens
-from saelab.explorer.windows import text_of
+from saelab.explorer.windows import label_of, units_of
 from saelab.explorer.workspace import Member, Workspace
+from saelab.models.token_text import Spelled, strongest, unit_at
 
 CHARACTERS, TOKENS = 4000, 256
 """Of a prompt, at most."""
@@ -35,38 +36,39 @@ def lens_of(workspace: Workspace, member: Member) -> Lens:
     return held[member.name]
 
 
-def _ids(lens: Lens, text: Any) -> list[int]:
+def _spelled(lens: Lens, text: Any) -> Spelled:
+    """A text with its tokens, without the one that texts begin with."""
     if not isinstance(text, str) or not text:
         raise ValueError("text must be a text")
     if len(text) > CHARACTERS:
         raise ValueError(f"text is {len(text):,} characters long; at most {CHARACTERS:,} are read")
-    ids = lens.ids(text)
-    most = min(TOKENS, lens.model.context or TOKENS)
-    if len(ids) > most:
-        raise ValueError(f"text is {len(ids):,} tokens long; at most {most:,} are read")
-    return ids
+    found = lens.model.token_text.of_text(text)
+    count, most = len(lens.begun(found.ids)), min(TOKENS, lens.model.context or TOKENS)
+    if count > most:
+        raise ValueError(f"text is {count:,} tokens long; at most {most:,} are read")
+    return found
 
 
 def prompt(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Which latents fire on each token of a text."""
+    """Which latents fire on each token of a text; tokens that are parts of one character are one."""
     member = workspace[name]
     lens = lens_of(workspace, member)
-    ids = _ids(lens, body.get("text"))
-    start = lens.start()
-    if len(ids) <= start:
+    spelled = _spelled(lens, body.get("text"))
+    if not spelled.ids:
         raise ValueError("text has no tokens")
-    by_token = lens.by_token(ids)[start:]
-    numbers = sorted({one["latent"] for token in by_token for one in token})
-    return {
-        "tokens": [_text(lens, token) for token in ids[start:]],
-        "latents": by_token,
-        "about": _about(member, numbers),
-    }
+    by_token = lens.by_token(lens.begun(spelled.ids))[lens.start() :]
+    shown = spelled.units()
+    latents = [_strongest(by_token[unit.first : unit.last]) for unit in shown]
+    numbers = sorted({one["latent"] for own in latents for one in own})
+    return {"tokens": [unit.text for unit in shown], "latents": latents, "about": _about(member, numbers)}
 
 
-def _text(lens: Lens, token: int) -> str:
-    text: str = lens.model.tokenizer.decode([token])
-    return text
+def _strongest(of_parts: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The latents active at the parts of a character, each where it is strongest; the strongest first."""
+    found: dict[int, dict[str, Any]] = {}
+    for one in sorted((one for part in of_parts for one in part), key=lambda one: -abs(one["value"])):
+        found.setdefault(one["latent"], one)
+    return list(found.values())
 
 
 def _about(member: Member, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -85,15 +87,18 @@ def ablate(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, A
     """What each latent active at one token of a text does there: exact, by running the model without it."""
     member = workspace[name]
     lens = lens_of(workspace, member)
-    ids = _ids(lens, body.get("text"))
-    position = _whole(body, "token", 0, len(ids) - lens.start() - 1) + lens.start()
+    spelled = _spelled(lens, body.get("text"))
+    shown, ids = spelled.units(), lens.begun(spelled.ids)
+    place = _whole(body, "token", 0, len(shown) - 1)
+    positions = range(shown[place].first + lens.start(), shown[place].last + lens.start())
     _, codes = lens.read(ids)
-    active = codes.indices[position][codes.values[position] != 0].tolist()[:64]
+    own = slice(positions.start, positions.stop)
+    active = codes.indices[own][codes.values[own] != 0].unique(sorted=True).tolist()[:64]
     found = []
-    for latent, effect in zip(active, lens.ablated(ids, active, position) if active else [], strict=True):
-        after = slice(max(0, position - lens.start()), None)
+    for latent, effect in zip(active, lens.ablated(ids, active, positions) if active else [], strict=True):
+        after = slice(max(0, positions.start - 1), None)
         found.append({"latent": latent, "loss": sum(effect["loss"][after]), "kl": sum(effect["kl"][after])})
-    return {"token": position - lens.start(), "effects": found}
+    return {"token": place, "effects": found}
 
 
 def effects(workspace: Workspace, name: str, number: int, row: int) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def effects(workspace: Workspace, name: str, number: int, row: int) -> dict[str,
     own = [place for place, document in enumerate(corpus["document"]) if document == corpus["document"][row - first]]
     start = lens.start()
     tokens = corpus["token"][own[0] : own[-1] + 1].tolist()
-    ids = [*([lens.first_token] if lens.first_token is not None else []), *tokens]
+    ids = lens.begun(tokens)
     focus = row - first - own[0] + start
     (effect,) = lens.ablated(ids, [number])
     before, after = effect["logs"]
@@ -117,14 +122,16 @@ def effects(workspace: Workspace, name: str, number: int, row: int) -> dict[str,
     moved = lens.moved_tokens(before[at], after[at])
     _, codes = lens.read(ids)
     values = [float((codes.values[t] * (codes.indices[t] == number)).sum()) for t in range(start, len(ids))]
+    shown = units_of(member, first + own[0], first + own[-1] + 1)
+    # What is said at a token is about that token: the prediction that was made before it.
+    loss, kl = ([0.0, *effect[key]][start:] for key in ("loss", "kl"))
     return {
-        "tokens": [text_of(member, token) for token in ids[start:]],
-        "focus": focus - start,
-        "values": [float(f"{value:.4g}") for value in values],
-        # What is said at a token is about that token: the prediction that was made before it.
-        "loss": [0.0, *effect["loss"]][start:],
-        "kl": [0.0, *effect["kl"]][start:],
-        "moved": {side: [[text_of(member, token), *rest] for token, *rest in pairs] for side, pairs in moved.items()},
+        "tokens": [unit.text for unit in shown],
+        "focus": unit_at(focus - start, shown),
+        "values": [float(f"{value:.4g}") for value in strongest(values, shown)],
+        "loss": [sum(loss[unit.first : unit.last]) for unit in shown],
+        "kl": [sum(kl[unit.first : unit.last]) for unit in shown],
+        "moved": {side: [[label_of(member, token), *rest] for token, *rest in pairs] for side, pairs in moved.items()},
     }
 
 
@@ -132,7 +139,8 @@ def steer(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, An
     """How the model goes on with a text, unchanged and with latents changed."""
     member = workspace[name]
     lens = lens_of(workspace, member)
-    ids = _ids(lens, body.get("text"))
+    spelled = _spelled(lens, body.get("text"))
+    ids = lens.begun(spelled.ids)
     changes = _changes(body.get("changes"), member.sae.n_latents)
     tokens = _whole(body, "tokens", 1, NEW_TOKENS)
     temperature, seed = _number(body, "temperature", 0.0, 2.0), _whole(body, "seed", 0, 1 << 31)
@@ -144,10 +152,16 @@ def steer(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, An
     plain = lens.continued(ids, [], [], tokens, temperature, seed)
     steered = lens.continued(ids, changes, largest, tokens, temperature, seed)
     return {
-        "plain": [_text(lens, token) for token in plain],
-        "steered": [_text(lens, token) for token in steered],
+        "plain": _continuation(lens, spelled.ids, plain),
+        "steered": _continuation(lens, spelled.ids, steered),
         "largest": largest,
     }
+
+
+def _continuation(lens: Lens, ids: Sequence[int], following: Sequence[int]) -> list[str]:
+    """The text of tokens that follow others."""
+    shown = lens.model.token_text.of_ids([*ids, *following]).units()
+    return [unit.text for unit in shown if unit.last > len(ids)]
 
 
 def _changes(given: Any, n_latents: int) -> list[Change]:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from saelab.core.log import read_log
-from saelab.core.read import read_json
+from saelab.core.log import read_training
+from saelab.core.read import expect
 from saelab.explorer.workspace import Member, Workspace
+from saelab.sae.sae import read_config
 
 POINTS = 600
 """Records of a log that are drawn; of a longer one, evenly spaced ones."""
@@ -44,8 +45,8 @@ def _line(member: Member) -> dict[str, Any]:
 def _config(member: Member) -> dict[str, Any]:
     """The SAE's own settings, whether it is trained or only begun."""
     if member.is_trained:
-        return read_json(member.sae_folder / "config.json")
-    found: dict[str, Any] = member.run.config().get("sae", {})
+        return read_config(member.sae_folder)
+    found: dict[str, Any] = expect(member.run.config(), {"sae?": dict}, member.run.config_file).get("sae", {})
     return found
 
 
@@ -65,8 +66,7 @@ def _short(value: Any) -> str:
 
 def _log(member: Member) -> list[dict[str, Any]]:
     """The records of training; what was measured later stands in the log too, and is left out."""
-    records = read_log(member.run.log_file) if member.run.log_file.exists() else []
-    return [record for record in records if "rows" in record]
+    return read_training(member.run.log_file) if member.run.log_file.exists() else []
 
 
 def run(workspace: Workspace, name: str) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from saelab.core.read import read_json
+from saelab.core.read import fits
 from saelab.explorer.lens import Lens
 from saelab.explorer.pages.ladder import ladder
 from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.pages.runs import _log
-from saelab.explorer.windows import text_of
+from saelab.explorer.windows import label_of
 from saelab.explorer.workspace import Workspace
+from saelab.sae.sae import read_config
 
 PASSAGES, PASSAGE = 12, 96
 
@@ -29,14 +30,17 @@ def scaling(workspace: Workspace) -> dict[str, Any]:
     for member in workspace.members.values():
         if not member.is_trained or not member.is_run:
             continue
-        config = read_json(member.sae_folder / "config.json")
-        score = member.run.scores().get("fvu")
-        log = _log(member)
-        l0 = member.run.scores().get("l0", {}).get("value") or (log[-1]["l0"] if log else None)
+        config = read_config(member.sae_folder)
+        scores, log = member.run.scores(), _log(member)
+        score = scores.get("fvu")
+        l0 = scores.get("l0", {}).get("value") or (log[-1]["l0"] if log else None)
         loss = score or ({"value": log[-1]["fvu"], "low": None, "high": None} if log else None)
         if not loss or not loss["value"]:
             continue
-        k = (config.get("activation") or {}).get("k") or l0
+        k = config.get("activation", {}).get("k")
+        k = k if fits(k, float) and k > 0 else l0
+        if "n_latents" not in config:
+            continue  # an ensemble
         points.append({
             "name": member.name, "n": config["n_latents"], "k": k, "loss": loss["value"], "low": loss["low"],
             "high": loss["high"], "measured": bool(score), "rows": log[-1]["rows"] if log else None,
@@ -80,11 +84,11 @@ def norms(workspace: Workspace, name: str) -> dict[str, Any]:
         corpus = member.database.corpus(first, first + PASSAGE)
         own = corpus["document"] == corpus["document"][0]
         tokens = corpus["token"][own].tolist()
-        ids = [*([lens.first_token] if lens.first_token is not None else []), *tokens]
+        ids = lens.begun(tokens)
         activations, codes = lens.read(ids)
         x = lens.sae.scale.apply_to(activations[:, : lens.sae.d_in]) - lens.sae.dictionary.bias()[: lens.sae.d_in]
         z, f = x.norm(dim=1).tolist(), codes.values.norm(dim=1).tolist()
         for at, token in enumerate(tokens):
             place = at + lens.start()
-            points.append([round(z[place], 3), round(f[place], 3), first + at, text_of(member, token)])
+            points.append([round(z[place], 3), round(f[place], 3), first + at, label_of(member, token)])
     return {"run": name, "points": points}

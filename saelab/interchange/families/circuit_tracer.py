@@ -10,10 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from saelab.core.read import read_yaml
 from saelab.interchange.family import Description, Family
-from saelab.interchange.files import Files, Settings
+from saelab.interchange.files import AGAIN, Files, Settings
 from saelab.interchange.plain import Plain, parts_from
 from saelab.interchange.sites import site_of, source
 
@@ -58,19 +57,13 @@ class CircuitTracer(Family):
 def _config(path: Path) -> Settings:
     if not path.is_file():
         return Settings(path, {})
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} holds a {type(table).__name__}, expected a table of settings")
-    return Settings(path, table)
+    return Settings(path, read_yaml(path, remedy=AGAIN))
 
 
 def _source_of(config: Settings, layer: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The source where it is certain, and what was said."""
     keys = ("model_name", "feature_input_hook", "feature_output_hook")
-    said: dict[str, Any] = {key: config.table[key] for key in keys if key in config.table}
+    said: dict[str, Any] = config.said(*keys)
     model = config.get("model_name", str)
     block = site_of(model, f"blocks.{layer}.hook_resid_post") if model else None
     if not model or not block:

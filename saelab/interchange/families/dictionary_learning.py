@@ -139,7 +139,7 @@ def _selection(plain: Plain, tensors: Tensors, trainer: Settings) -> None:
 
 def _source_of(trainer: Settings, buffer: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     """The source where it is certain, and what was said; only the residual stream after a block has a usual name."""
-    said: dict[str, Any] = {key: trainer.table[key] for key in SAID if key in trainer.table}
+    said: dict[str, Any] = trainer.said(*SAID)
     model, layer = trainer.get("lm_name", str), trainer.get("layer", int)
     module, side = trainer.get("submodule_name", str, ""), buffer.get("io", str, "out")
     if not model or layer is None or "resid_post" not in module or side != "out":

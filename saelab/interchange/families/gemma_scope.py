@@ -64,9 +64,7 @@ def _spelled(tensors: Tensors, name: str) -> str:
 
 def _source_of(where: str, config: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     """The source where it is certain, and what was said."""
-    said: dict[str, Any] = {
-        key: config.table[key] for key in ("model_name", "hf_hook_point_in", "hf_hook_point_out") if key in config.table
-    }
+    said = config.said("model_name", "hf_hook_point_in", "hf_hook_point_out")
     if said:
         model = "google/" + config.need("model_name", str).removeprefix("google/").replace("-v3", "-3")
         model = model.removesuffix("-pt") if "270m" in model else model

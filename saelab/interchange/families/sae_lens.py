@@ -115,7 +115,7 @@ def _modern(config: Settings) -> Settings:
     table = {OLD_NAMES.get(key, key): value for key, value in config.table.items()}
     if table.get("activation_fn") == "topk" and table.get("architecture", "standard") == "standard":
         table["architecture"] = "topk"
-        table.setdefault("k", (table.get("activation_fn_kwargs") or {}).get("k"))
+        table.setdefault("k", config.part("activation_fn_kwargs").table.get("k"))
     if isinstance(table.get("normalize_activations"), bool):
         table["normalize_activations"] = "expected_average_only_in" if table["normalize_activations"] else "none"
     return Settings(config.path, table)

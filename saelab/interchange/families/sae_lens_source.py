@@ -13,7 +13,7 @@ FORM = "6.0.0"
 def source_of(config: Settings) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The source where it is certain, what was said, and why it is not certain."""
     about = config.part("metadata") if config.get("metadata", dict) else config
-    said = {key: about.table[key] for key in SAID if about.table.get(key) is not None}
+    said = about.said(*SAID)
     model, hook = about.get("model_name", str), about.get("hook_name", str)
     if not model or not hook:
         return {}, said, []

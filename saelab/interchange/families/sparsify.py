@@ -88,7 +88,7 @@ def _source_of(files: Files, is_transcoder: bool) -> tuple[dict[str, Any], dict[
         folder = folder.parent
     path = folder.parent / RUN
     run = Settings.of(path) if path.is_file() else Settings(path, {})
-    said = {"hookpoint": folder.name} | {key: run.table[key] for key in ("model", "dataset") if key in run.table}
+    said = {"hookpoint": folder.name} | run.said("model", "dataset")
     model = run.get("model", str)
     site = module_path(model, folder.name) if model else None
     if not site:

@@ -34,7 +34,7 @@ from saelab.metrics.downstream import log_probabilities, replaced
 from saelab.metrics.evaluation import TextEvaluation
 from saelab.metrics.n2g.bigram import Bigram
 from saelab.metrics.n2g.last_token import LastToken
-from saelab.metrics.n2g.n2g import ANY, Asked, Example, Pattern, find_patterns
+from saelab.metrics.n2g.n2g import Asked, Example, Pattern, find_patterns
 from saelab.metrics.n2g.patterns import Matches, Patterns
 from saelab.metrics.n2g.windows import NONE, Firings, Windows, before
 from saelab.models.tokens import TokenRows
@@ -220,9 +220,9 @@ class N2G(Metric):
 
     def _shown(self, patterns: list[Pattern]) -> str:
         """Different patterns of a latent as text, the most frequent first; `*` is any token, `^` the start."""
-        decode = self.model.tokenizer.decode
         said = [
-            ("^" if one.at_start else "") + "".join("*" if token == ANY else decode([token]) for token in one.tokens)
+            ("^" if one.at_start else "")
+            + "".join("*" if part is None else part for part in one.texts(self.model.token_text))
             for one in patterns
         ]
         return " | ".join(sorted(set(said), key=lambda text: (-said.count(text), said.index(text)))[:SHOWN])

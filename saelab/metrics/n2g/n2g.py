@@ -18,6 +18,9 @@ The tree of one latent is here, one text at a time; `patterns.py` matches those 
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+
+from saelab.models.token_text import TokenText
 
 ANY = -1
 """Stands for any token in a pattern."""
@@ -44,6 +47,14 @@ class Pattern:
     at_start: bool
     """Whether it holds only at the start of a text."""
     activation: float
+
+    def texts(self, spelling: TokenText) -> list[str | None]:
+        """What its tokens stand for, None where any may stand; tokens that are parts of one character are one."""
+        found: list[str | None] = []
+        for is_any, run in groupby(self.tokens, lambda token: token == ANY):
+            part = list(run)
+            found += [None] * len(part) if is_any else [u.text for u in spelling.of_ids(part, begins=False).units()]
+        return found
 
 
 @dataclass

@@ -146,7 +146,7 @@ export function drawScaling(data, main) {
   async function showRow(which, row) {
     const { example } = await get(`/run/${which}/latent/0/context.json?row=${row}&before=60&after=30`);
     said.replaceChildren(
-      h("div", { class: "mono" }, `${example.document.replace(/:\d+$/, "")}:${example.line}`),
+      h("div", { class: "mono" }, example.place),
       h(
         "div",
         { class: "text", style: { color: "var(--ink)" } },

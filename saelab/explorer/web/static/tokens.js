@@ -30,17 +30,18 @@ export function tokenText(tokens, values, most, { focus = -1, said = null, pick 
     "div",
     { class: "text" },
     tokens.map((token, place) => {
+      const blank = /^\s*(?=\S)/.exec(token)?.[0] ?? ""; // in front of the token, not its own
       const kinds = [place === focus ? "focus" : "", pick ? "pick" : "", place === here ? "here" : ""]
         .filter(Boolean)
         .join(" ");
       const span = h(
         "span",
         { class: kinds, style: { "background-color": heat(values[place], most) } },
-        spelled(token),
+        spelled(token.slice(blank.length)),
       );
       tipped(span, () => (said ? said(place) : `${shown(token)}\n${number(values[place])}`));
       if (pick) span.addEventListener("click", () => pick(place));
-      return span;
+      return [spelled(blank), span];
     }),
   );
 }
@@ -58,7 +59,7 @@ export function chips(joined, most = 6) {
 export function example(window_, most, path, { effects = true } = {}) {
   const box = h("div", { class: "example" });
   const draw = (data) => {
-    const place = data.document ? `${data.document.replace(/:\d+$/, "")}:${data.line}` : `row ${data.row}`;
+    const place = data.place || `row ${data.row}`;
     const extra = h("div", {});
     box.replaceChildren(
       h(
