@@ -104,46 +104,46 @@ class Lens:
         return self.model.written(activations) + move
 
     def by_token(self, ids: Sequence[int], most: int = 16) -> list[list[dict[str, Any]]]:
-        """For each token the latents active there with their three effects; of many, the largest `most` by each."""
+        """For each token the latents active there with their three effects; of many, the largest `most` by each.
+
+        There is no effect on the logit where `why_no_logit` says so.
+        """
         activations, codes = self.read(ids)
         gradient = self.gradient(ids, activations)
         along = torch.einsum("td,tkd->tk", gradient, self.written[codes.indices])
         loss = -codes.values * along
-        direct = self.direct(ids)
-        if direct is None:
-            logit = torch.zeros_like(loss)
-        else:
-            logit = codes.values * torch.einsum("td,tkd->tk", direct, self.written[codes.indices])
+        effects = {"value": codes.values, "loss": loss}
+        if self.why_no_logit is None:
+            along = torch.einsum("td,tkd->tk", self.direct(ids), self.written[codes.indices])
+            effects["logit"] = codes.values * along
         found = []
         for t in range(len(ids)):
             own = codes.values[t] != 0
             chosen = torch.zeros_like(own)
-            for effect in (codes.values, logit, loss):
+            for effect in effects.values():
                 chosen[effect[t].abs().where(own, -1.0).topk(min(most, len(own))).indices] = True
             places = (own & chosen).nonzero().flatten()
             places = places[codes.values[t, places].abs().argsort(descending=True)]
             found.append(
                 [
-                    {
-                        "latent": int(codes.indices[t, place]),
-                        "value": _rounded(codes.values[t, place]),
-                        "logit": _rounded(logit[t, place]),
-                        "loss": _rounded(loss[t, place]),
-                    }
+                    {"latent": int(codes.indices[t, place])}
+                    | {name: _rounded(effect[t, place]) for name, effect in effects.items()}
                     for place in places.tolist()
                 ]
             )
         return found
 
-    def direct(self, ids: Sequence[int]) -> Tensor | None:
+    @cached_property
+    def why_no_logit(self) -> str | None:
+        """Why effects on logits are not known, None where they are."""
+        return head_of(self.model, self.written.shape[1])[1]
+
+    def direct(self, ids: Sequence[int]) -> Tensor:
         """Of the following token's logit, less the mean of all, with respect to what the last block gives; [T, D].
 
-        Zero at the last token. None where the SAE's directions are not of the residual stream's width, or where the
-        model's logits are not made of what its last block gives alone.
+        Zero at the last token.
         """
-        head, _ = head_of(self.model, self.written.shape[1])
-        if head is None:
-            return None
+        head = self.model.head
         rows = head.stream(torch.tensor([list(ids)], device=self.model.device))[0].requires_grad_()
         with torch.enable_grad():
             logits = head(rows).float()

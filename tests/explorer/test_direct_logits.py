@@ -11,6 +11,7 @@ from saelab.explorer.collect import collect
 from saelab.explorer.database import FILE, Database
 from saelab.explorer.directions import directions_of, head_of
 from saelab.explorer.export import neuronpedia
+from saelab.explorer.lens import Lens
 from saelab.explorer.pages import latents
 from saelab.explorer.workspace import Workspace
 
@@ -43,6 +44,19 @@ def test_a_database_of_an_older_saelab_shows_no_logits_and_says_why(runs, worksp
     assert "collect again with --recollect true" in page["why_no_logits"]
     neuronpedia(Workspace([old]), tmp_path / "n.jsonl", [9])
     assert "pos_str" not in (tmp_path / "n.jsonl").read_text()
+
+
+def test_a_lens_leaves_out_what_it_cannot_tell(workspace):
+    member = workspace["run0"]
+    model = workspace.model(member)
+    lens = Lens(member.sae, model)
+    ids = lens.ids("import os")
+    assert lens.why_no_logit is None
+    assert all("logit" in one for token in lens.by_token(ids) for one in token)
+    other = Lens(member.sae, model)
+    other.why_no_logit = "for a reason"
+    found = other.by_token(ids)
+    assert [one.keys() for token in found for one in token] == [{"latent", "value", "loss"}] * sum(map(len, found))
 
 
 def test_why_there_are_none(workspace, tmp_path):

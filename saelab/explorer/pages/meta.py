@@ -92,24 +92,24 @@ def meta_latent(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
         "count": len(pairs),
         "histogram": {"counts": counts, "high": most},
         "base": [_base(member, *pair) for pair in pairs[:BASE]],
-        "boosted": _boosted(workspace, member, result, number),
+        **_boosted(workspace, member, result, number),
         "tree": [of_latent(workspace, name, latent) for latent, _ in pairs[:6]],
     }
 
 
-def _boosted(workspace: Workspace, member: Member, result: dict[str, Any], number: int) -> list[list[Any]]:
-    """Tokens along the meta-latent's own direction."""
+def _boosted(workspace: Workspace, member: Member, result: dict[str, Any], number: int) -> dict[str, Any]:
+    """Tokens along the meta-latent's own direction, `boosted`, or why there are none, `why_not_boosted`."""
     if not member.vocabulary:
-        return []
+        return {"boosted": [], "why_not_boosted": "these rows are of no language model"}
     if "directions" not in result:
         result["directions"] = directions_of(load(result["folder"] / "sae"))
     direction = result["directions"][number]
-    head, _ = head_of(workspace.model(member), len(direction))
+    head, why_not = head_of(workspace.model(member), len(direction))
     if head is None:
-        return []
+        return {"boosted": [], "why_not_boosted": why_not}
     best = head.promoted_by(direction[None])[0].topk(min(BOOSTED, head.vocabulary))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [[member.vocabulary[token], round(value, 3)] for token, value in pairs]
+    return {"boosted": [[member.vocabulary[token], round(value, 3)] for token, value in pairs], "why_not_boosted": None}
 
 
 def of_latent(workspace: Workspace, name: str, latent: int) -> dict[str, Any]:

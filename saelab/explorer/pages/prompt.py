@@ -60,7 +60,12 @@ def prompt(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, A
     shown = spelled.units()
     latents = [_strongest(by_token[unit.first : unit.last]) for unit in shown]
     numbers = sorted({one["latent"] for own in latents for one in own})
-    return {"tokens": [unit.text for unit in shown], "latents": latents, "about": _about(member, numbers)}
+    return {
+        "tokens": [unit.text for unit in shown],
+        "latents": latents,
+        "about": _about(member, numbers),
+        "why_no_logit": lens.why_no_logit,
+    }
 
 
 def _strongest(of_parts: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -131,7 +131,7 @@ export function drawMetaLatent(data, main) {
                 ),
               ),
             )
-          : null,
+          : panel("Tokens that it boosts", h("div", { class: "small dim" }, `Left out: ${data.why_not_boosted}.`)),
       ),
     ),
   );

@@ -116,7 +116,8 @@ export function drawPrompt(data, main) {
   const of = (one) => (state.by === "exact" ? (state.exact?.get(one.latent) ?? 0) : one[state.by]);
 
   function draw() {
-    const { tokens, latents } = state.found;
+    const { tokens, latents, why_no_logit: why } = state.found;
+    if (why && state.by === "logit") state.by = "value";
     const by = state.by === "exact" ? "loss" : state.by;
     const strongest = latents.map((own) =>
       own.reduce((best, one) => (Math.abs(one[by]) > Math.abs(best) ? one[by] : best), 0),
@@ -138,6 +139,7 @@ export function drawPrompt(data, main) {
             { class: "tabs" },
             Object.entries(BY)
               .slice(0, 3)
+              .filter(([name]) => name !== "logit" || !why)
               .map(([name, title]) =>
                 h(
                   "button",
@@ -154,6 +156,7 @@ export function drawPrompt(data, main) {
               ),
           ),
         ),
+        why ? h("div", { class: "small dim" }, `Effects on logits are left out: ${why}.`) : null,
         tokenText(tokens, strongest, most, { pick, here: state.token, said: tellWhich }),
       ),
     );
