@@ -43,7 +43,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -91,7 +91,7 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
                 os.replace(entry, place / entry.name)
         else:
             os.replace(part, place)
-        _sync_folder(place.parent)
+        sync_folder(place.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -102,11 +102,11 @@ def _sync_tree(folder: Path) -> None:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
-            _sync_folder(path)
-    _sync_folder(folder)
+            sync_folder(path)
+    sync_folder(folder)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     # The rename itself is on the disk only once its folder is.
     descriptor = os.open(folder, os.O_RDONLY)
     try:

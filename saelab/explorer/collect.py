@@ -22,7 +22,7 @@ from saelab.explorer.coactivation import correlated
 from saelab.explorer.corpus import Corpus
 from saelab.explorer.database import FILE, packed, replacing
 from saelab.explorer.directions import directions_of, head_of, logits_of, neighbours_of, principal
-from saelab.explorer.gather import NEAR, PARTS, gather, identity_of
+from saelab.explorer.gather import NEAR, PARTS, alone, gather, identity_of
 from saelab.explorer.layout import layout
 from saelab.explorer.record import Dictionary, look, write
 from saelab.explorer.text import text_of, write_text
@@ -36,7 +36,7 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
 
     Args:
         sae: the SAE.
-        weights: its file, whose checksum says what an interrupted pass was about.
+        weights: its file, whose checksum says what an interrupted pass, and the database, is about.
         corpus: the tokens.
         model: of the tokens, for their text and for logits; None where rows stand for no tokens.
         out: folder for the database.
@@ -44,8 +44,18 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
 
     Returns:
         The database's path.
+
+    Raises:
+        ValueError: if another program collects into the folder at this moment.
     """
-    triples = Triples(out / PARTS, sae.n_latents, identity_of(weights, corpus))
+    with alone(out):
+        return _collect(sae, identity_of(weights, corpus), corpus, model, out, show)
+
+
+def _collect(
+    sae: SAE, identity: dict[str, Any], corpus: Corpus, model: LanguageModel | None, out: Path, show: bool
+) -> Path:
+    triples = Triples(out / PARTS, sae.n_latents, identity)
     gather(sae, corpus, triples, show)
     text, rows = text_of(triples, model), len(triples.column("token"))
     about, maps, why_no_logits = _dictionary(sae, triples, model)
@@ -63,10 +73,10 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
             "n_latents": sae.n_latents,
             "rows": rows,
             "collected": time.time(),
-            "has_text": bool(text.vocabulary),
+            "has_text": bool(text.vocabulary) and bool((text.token >= 0).any()),
         }
         meta |= {"logits": why_no_logits}
-        meta |= {"config": sae.config(), "corpus": corpus.identity(), "histogram_bins": segments.BINS}
+        meta |= {"config": sae.config(), "histogram_bins": segments.BINS} | identity
         connection.executemany("INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(meta[key])) for key in meta])
     triples.remove()
     return out / FILE

@@ -93,8 +93,10 @@ class StoreCorpus(Corpus):
 
     def _part(self, shard: int, low: int, high: int) -> Piece:
         columns = self.store.columns(shard)
-        absent = torch.full((self.store.manifest.shards[shard].rows,), -1, dtype=torch.int32)
-        token, document, position = (columns.get(key, absent)[low:high] for key in ("token", "document", "position"))
+        token, document, position = (
+            columns[key][low:high] if key in columns else torch.full((high - low,), -1, dtype=torch.int32)
+            for key in ("token", "document", "position")
+        )
         return Piece(
             self.store.rows(shard, low, high)[:, : self.d_in], token, document, position, self.store.names(shard)
         )

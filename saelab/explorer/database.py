@@ -8,11 +8,15 @@
     documents    names
     blobs        the vocabulary; places on the maps, neighbours and their cosines as raw numbers
     words        full text: top tokens and contexts of each latent (FTS5, without its own copy of the text)
-    said         full text: explanations, notes and tags
-    notes        what a person wrote; the only thing that the web application writes
+    said         full text: explanations
+    notes        what a person wrote, in databases made before 2026-11-28; now it stands in a file beside this one
 
 The schema has a version (`PRAGMA user_version`), and MIGRATIONS[v] leads from version v to v + 1. Collecting writes a
-new file, which takes the old one's notes and then its place, so that readers see the one or the other, whole.
+new file, which takes the old one's place, so that readers see the one or the other, whole. Everything in it can be made
+again; the notes cannot, and stay in their file (`saelab.explorer.notes`) whatever becomes of this one.
+
+A program that is killed while it writes leaves a journal, which whoever opens the database next rolls back; that is why
+readers open it for writing, and then write nothing.
 """
 
 # Shape letters: N rows of the corpus, n rows of one latent.
@@ -22,7 +26,7 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,8 @@ from typing import Any
 import numpy as np
 
 from saelab.core.files import PART
+from saelab.core.read import expect, parse_json
+from saelab.explorer.notes import Note, Notes, Reader, beside, keep
 
 FILE = "explorer.sqlite"
 PIECE = 1 << 14
@@ -71,6 +77,23 @@ MIGRATIONS: list[str] = [
 
 BUSY = 10.0
 """Seconds to wait for another program that writes to the database."""
+TABLES = ("meta", "latents", "details", "activations", "corpus", "documents", "blobs", "words", "said")
+META = {"n_latents": int, "rows": int, "collected": float, "has_text": bool, "config": dict, "corpus": dict}
+"""What `meta` holds at the least."""
+ELSEWHERE = {
+    sqlite3.SQLITE_BUSY: "another program writes to it: try again in a moment",
+    sqlite3.SQLITE_LOCKED: "another program writes to it: try again in a moment",
+    sqlite3.SQLITE_READONLY: "it cannot be written to, nor what a killed program began be rolled back: copy its folder",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: look at the permissions of the file and its folder",
+    sqlite3.SQLITE_PERM: "it cannot be opened: look at the permissions of the file and its folder",
+    sqlite3.SQLITE_FULL: "the disk is full: free some space and try again",
+    sqlite3.SQLITE_IOERR: "the disk does not answer: try again",
+}
+"""What is wrong, by SQLite's code, where nothing is wrong with the database."""
+
+
+class DamagedError(ValueError):
+    """A database that cannot be read; what it holds can be collected again."""
 
 
 class Database:
@@ -81,42 +104,85 @@ class Database:
         write: whether it may be written, and is made where there is none.
 
     Raises:
-        ValueError: if there is no such file, it is not an explorer's database, or one of a newer saelab.
+        DamagedError: if it is damaged or not an explorer's database.
+        ValueError: if there is no such file, it is one of a newer saelab, or another program keeps it from being read.
     """
 
     def __init__(self, path: str | Path, write: bool = False):
         self.path, self.write = Path(path), write
+        self.notes = Notes(beside(self.path))
         self._own = threading.local()
         self._held_file: int | None = None
         self._pieces: dict[int, tuple[np.ndarray, str | None]] = {}
         self._documents: dict[int, dict[str, Any]] = {}
         if not write and not self.path.exists():
             raise ValueError(f"there is no {self.path}; `saelab explore {self.path.parent}` makes it")
+        version = self._one("PRAGMA user_version")[0]
+        if version > len(MIGRATIONS):
+            raise ValueError(f"{path} has version {version}, newer than {len(MIGRATIONS)}; update saelab")
+        if version < len(MIGRATIONS):
+            self._migrate(version)
+        if not write:
+            self._check()
+
+    def damaged(self, why: object) -> DamagedError:
+        """The complaint about what is wrong."""
+        again = f"`saelab explore {self.path.parent} --recollect true` makes it again and keeps the notes"
+        return DamagedError(f"{self.path} is damaged or not an explorer's database ({why}); {again}")
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Say in one line what is wrong where SQLite complains."""
         try:
-            version = self._one("PRAGMA user_version")[0]
-            if version > len(MIGRATIONS):
-                raise ValueError(f"{path} has version {version}, newer than {len(MIGRATIONS)}; update saelab")
-            if version < len(MIGRATIONS):
-                self._migrate(version)
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path} is damaged or not an explorer's database ({error}); remove it") from None
+            yield
+        except OverflowError:
+            raise ValueError("a number has more than 63 bits") from None
+        except sqlite3.Error as error:
+            elsewhere = ELSEWHERE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+            if elsewhere:
+                raise ValueError(f"{self.path}: {elsewhere}") from None
+            raise self.damaged(error) from None
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Say in one line that what was read is not what was written."""
+        try:
+            yield
+        except (zlib.error, TypeError, ValueError) as error:
+            raise self.damaged(" ".join(str(error).split())[:200].removesuffix(";")) from None
+
+    def _check(self) -> None:
+        """DamagedError unless every table and every key of `meta` is there."""
+        held = {name for (name,) in self.all("SELECT name FROM main.sqlite_master")}
+        if missing := [name for name in TABLES if name not in held]:
+            raise self.damaged(f"no table {missing[0]}")
+        self.meta()
 
     @property
     def connection(self) -> sqlite3.Connection:
         """This thread's connection, to the file that stands at the path now."""
-        file = self.path.stat().st_ino if self.path.exists() else None
+        try:
+            file = self.path.stat().st_ino
+        except FileNotFoundError:
+            file = None
+            if not self.write:
+                self.close()
+                raise ValueError(f"there is no {self.path} any more; `saelab explore {self.path.parent}`") from None
         if getattr(self._own, "file", None) != file:
             self.close()
         if not hasattr(self._own, "connection"):
-            mode = "rwc" if self.write else "ro"
-            place = f"{self.path.resolve().as_uri()}?mode={mode}"
+            place = f"{self.path.resolve().as_uri()}?mode={'rwc' if self.write else 'rw'}"
             self._own.connection = sqlite3.connect(place, uri=True, timeout=BUSY)
-            if not self.write:
-                # Readers open no transaction: one left open would keep every note from being written.
-                self._own.connection.isolation_level = None
             self._own.connection.row_factory = sqlite3.Row
+            self._own.reader = Reader(self._own.connection, self.notes)
             self._own.connection.execute("PRAGMA mmap_size = 1073741824")
+            if not self.write:
+                # Readers open no transaction, and write nothing but what rolls a killed program's journal back.
+                self._own.connection.isolation_level = None
+                self._own.connection.execute("PRAGMA query_only = ON")
             self._own.file = self.path.stat().st_ino
+        if not self.write:
+            self._own.reader.refresh()
         connection: sqlite3.Connection = self._own.connection
         return connection
 
@@ -132,47 +198,59 @@ class Database:
             if version == 0 or (os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)):
                 Database(self.path, write=True).close()
             return
-        if version == 0:
-            self.connection.execute("PRAGMA page_size = 16384")
-        for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            # One transaction each, so that a killed migration leaves the version before.
-            self.connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+        with self._asking():
+            if version == 0:
+                self.connection.execute("PRAGMA page_size = 16384")
+            for number, script in enumerate(MIGRATIONS[version:], version + 1):
+                # One transaction each, so that a killed migration leaves the version before.
+                self.connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
 
     def _one(self, query: str, values: Sequence[Any] = ()) -> Any:
-        return self.connection.execute(query, values).fetchone()
+        with self._asking():
+            return self.connection.execute(query, values).fetchone()
 
     def all(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """All rows of a query."""
-        return self.connection.execute(query, values).fetchall()
+        with self._asking():
+            return self.connection.execute(query, values).fetchall()
 
     # ---- writing ----
 
+    def change(self, act: Callable[[sqlite3.Connection], None]) -> None:
+        """Do all that `act` does to the database, or nothing."""
+        writer = Database(self.path, write=True)
+        try:
+            with writer._asking(), writer.connection as connection:
+                act(connection)
+        finally:
+            writer.close()
+
     def write_note(self, latent: int, note: str, tags: Sequence[str], now: float) -> None:
-        """Keep a note and tags of a latent; empty ones are removed."""
-        words = " ".join(tags)
-        with self.connection as connection:
-            if note or words:
-                connection.execute("REPLACE INTO notes VALUES (?, ?, ?, ?)", (latent, note, words, now))
-            else:
-                connection.execute("DELETE FROM notes WHERE latent = ?", (latent,))
-            say(connection, [latent])
+        """Keep a note and tags of a latent; empty ones are removed. It is on the disk when this returns."""
+        self.notes.add([Note(latent, note, tuple(tags), now)])
 
     # ---- reading ----
 
     def meta(self) -> dict[str, Any]:
         """What was collected."""
-        return {key: json.loads(value) for key, value in self.all("SELECT key, value FROM meta")}
+        rows = self.all("SELECT key, value FROM meta")
+        with self._decoding():
+            found = {key: parse_json(value, f"{key} in its meta", Any, remedy="") for key, value in rows}
+            value: dict[str, Any] = expect(found, META, "its meta", remedy="")
+            return value
 
     def blob(self, name: str) -> Any:
         """A named blob's content, None if there is none."""
         found = self._one("SELECT data FROM blobs WHERE name = ?", (name,))
-        return unpacked(found[0]) if found else None
+        with self._decoding():
+            return unpacked(found[0]) if found else None
 
     def array(self, name: str) -> np.ndarray:
         """A named array's numbers, flat; empty if there is none."""
         found = self._one("SELECT data FROM blobs WHERE name = ?", (name,))
         kind = np.int32 if name == "neighbours" else np.float32
-        return np.frombuffer(found[0], kind) if found else np.empty(0, kind)
+        with self._decoding():
+            return np.frombuffer(found[0], kind) if found else np.empty(0, kind)
 
     def latent(self, number: int) -> dict[str, Any] | None:
         """The table's row of a latent."""
@@ -182,14 +260,14 @@ class Database:
     def details(self, number: int) -> dict[str, Any]:
         """What a latent's page shows beyond its row."""
         found = self._one("SELECT data FROM details WHERE id = ?", (number,))
-        return unpacked(found[0]) if found else {}
+        with self._decoding():
+            return unpacked(found[0]) if found else {}
 
     def activations(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows [n] int32, rising, in which a latent is active, and its values there [n] float32."""
-        found = self._one("SELECT rows, vals FROM activations WHERE id = ?", (number,))
-        if not found:
-            return np.empty(0, np.int32), np.empty(0, np.float32)
-        return np.frombuffer(found[0], np.int32), np.frombuffer(found[1], np.float32)
+        found = self._one("SELECT rows, vals FROM activations WHERE id = ?", (number,)) or (b"", b"")
+        with self._decoding():
+            return np.frombuffer(found[0], np.int32), np.frombuffer(found[1], np.float32)
 
     def corpus(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Token, document and line of the rows first <= r < last, as far as there are any."""
@@ -226,13 +304,14 @@ class Database:
                 return None
             while len(self._pieces) >= PIECES_HELD:
                 self._pieces.pop(next(iter(self._pieces)), None)
-            found, none = dict(row), bytes(len(row["token"]))
-            columns = [found.get(name) or none for name in ("token", "document", "line", "start", "stop")]
-            text = found.get("text")
-            self._pieces[number] = (
-                np.stack([np.frombuffer(column, np.int32) for column in columns]),
-                None if text is None else text.decode("utf-8", "surrogatepass"),
-            )
+            with self._decoding():
+                found, none = dict(row), bytes(len(row["token"]))
+                columns = [found.get(name) or none for name in ("token", "document", "line", "start", "stop")]
+                text = found.get("text")
+                self._pieces[number] = (
+                    np.stack([np.frombuffer(column, np.int32) for column in columns]),
+                    None if text is None else text.decode("utf-8", "surrogatepass"),
+                )
         return self._pieces[number]
 
     def document(self, number: int) -> dict[str, Any]:
@@ -247,13 +326,13 @@ class Database:
 
     def _refresh(self) -> None:
         """Forget what is held once another file has taken this one's place."""
-        file = self.path.stat().st_ino
+        file = self.path.stat().st_ino if self.path.exists() else None
         if file != self._held_file:
             self._held_file, self._pieces, self._documents = file, {}, {}
 
     def note(self, number: int) -> dict[str, Any]:
         """Note and tags of a latent."""
-        found = self._one("SELECT note, tags, changed FROM notes WHERE latent = ?", (number,))
+        found = self._one("SELECT note, tags, changed FROM temp.written WHERE latent = ?", (number,))
         if not found:
             return {"note": "", "tags": [], "changed": None}
         return {"note": found["note"], "tags": found["tags"].split(), "changed": found["changed"]}
@@ -261,7 +340,7 @@ class Database:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[sqlite3.Connection]:
-    """A new database, which takes the place of the one at `path`, and its notes, once the block is through."""
+    """A new database, which takes the place of the one at `path` once the block is through."""
     temporary = path.parent / f".{path.name}{PART}"
     temporary.unlink(missing_ok=True)
     new = Database(temporary, write=True)
@@ -272,29 +351,25 @@ def replacing(path: Path) -> Iterator[sqlite3.Connection]:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("BEGIN")
         yield connection
-        if path.exists():
-            notes = Database(path).all("SELECT * FROM notes")
-            connection.executemany("INSERT INTO notes VALUES (?, ?, ?, ?)", [tuple(note) for note in notes])
-            say(connection, [note["latent"] for note in notes])
         connection.commit()
         connection.execute("ANALYZE")
         new.close()
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with keep(path):
+            os.replace(temporary, path)
     finally:
         new.close()
         temporary.unlink(missing_ok=True)
 
 
 def say(connection: sqlite3.Connection, latents: Iterable[int]) -> None:
-    """Bring the full-text index of explanations and notes up to date for some latents."""
+    """Bring the full-text index of explanations up to date for some latents."""
     for latent in latents:
         connection.execute("DELETE FROM said WHERE rowid = ?", (latent,))
         connection.execute(
-            "INSERT INTO said (rowid, explanation, note, tags) SELECT l.id, coalesce(l.explanation, ''), "
-            "coalesce(n.note, ''), coalesce(n.tags, '') FROM latents l LEFT JOIN notes n ON n.latent = l.id "
-            "WHERE l.id = ? AND coalesce(l.explanation, n.note, n.tags) IS NOT NULL",
+            "INSERT INTO said (rowid, explanation) SELECT id, explanation FROM latents "
+            "WHERE id = ? AND explanation IS NOT NULL",
             (latent,),
         )
 

@@ -85,6 +85,17 @@ def neighbours_of(directions: Tensor, count: int = 12) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def fits(sae: SAE, cosines: Tensor, neighbours: Tensor, count: int = 256, atol: float = 1e-3) -> bool:
+    """Whether an SAE's directions have these cosines [L, C] with these neighbours [L, C]; some of them are tried."""
+    directions = directions_of(sae)
+    if len(cosines) != len(directions) or (neighbours >= len(directions)).any():
+        return False
+    chosen = torch.linspace(0, len(directions) - 1, min(count, len(directions))).long()
+    found = torch.einsum("ld,lcd->lc", directions[chosen], directions[neighbours[chosen].long()])
+    return bool(torch.allclose(found, cosines[chosen].float(), atol=atol))
+
+
+@torch.no_grad()
 def principal(directions: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
     """Coordinates [L, C] along the directions' principal components, and the share of variance of each [C].
 

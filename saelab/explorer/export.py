@@ -92,12 +92,14 @@ def _write_latents(workspace: Workspace, member: Member, out: Path, chosen: list
     names = [name for name in SHOWN if name != "id"]
     wanted = set(chosen)
     rows = member.database.all(
-        f"SELECT id, {', '.join(names)}, (SELECT tags FROM notes WHERE latent = id) AS tags FROM latents ORDER BY id"
+        f"SELECT id, {', '.join(names)}, (SELECT tags FROM temp.written WHERE latent = id) AS tags "
+        "FROM latents ORDER BY id"
     )
     rows = [row for row in rows if row["id"] in wanted]
     columns = {name: [_short(row[name]) for row in rows] for name in ("id", *names, "tags")}
     meta = member.database.meta()
     about: dict[str, Any] = {"page": "latents", "title": f"Latents of {member.name}", "run": member.name}
+    about |= {"unit": "tokens" if meta["has_text"] else "rows"}
     about |= {"rows_seen": meta["rows"], "n_latents": len(chosen), "columns": names, "filled": filled(member.database)}
     _put(out, f"{member.name}/table", {"page": about, "columns": columns, "shard": SHARD})
     contexts: list[str] = []

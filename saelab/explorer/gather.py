@@ -6,8 +6,11 @@ pre-activations are looked at where it is silent: the largest are its near misse
 
 # Shape letters: n rows of a piece, B rows of a chunk, D width, L latents, M near misses kept of a piece.
 
+import fcntl
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from saelab.core.files import sha256
 from saelab.core.progress import progress
 from saelab.explorer.corpus import Corpus, Piece
 from saelab.explorer.triples import Array, Triples
-from saelab.sae.sae import SAE
+from saelab.sae.sae import CONFIG, SAE
 
 FORMAT = 2
 CHUNK_ROWS = 4096
@@ -31,9 +34,30 @@ NEAR = 4
 PARTS = ".explorer-parts"
 
 
+def checksums(weights: Path) -> dict[str, str]:
+    """Checksums of an SAE's files, by name: its weights, and the settings beside them where there are any."""
+    return {path.name: sha256(path) for path in (weights, weights.with_name(CONFIG)) if path.exists()}
+
+
 def identity_of(weights: Path, corpus: Corpus) -> dict[str, Any]:
     """What the triples of an SAE on a corpus depend on."""
-    return {"format": FORMAT, "weights": sha256(weights), "corpus": corpus.identity()}
+    return {"format": FORMAT, "sae": checksums(weights), "corpus": corpus.identity()}
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other programs from collecting into a folder meanwhile; ValueError if one does already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = f"another explorer collects for {folder} now: wait until it is done, then start this one again"
+            raise ValueError(said) from None
+        yield
+    finally:
+        os.close(held)
 
 
 @torch.no_grad()

@@ -9,13 +9,15 @@ A phrase of `saelab explain` goes before a reading. The score is the mean of an 
 A task has one latent, that of the smallest probe loss; a latent of several tasks shows the one with the smallest loss.
 """
 
+import os
+import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from saelab.analysis.stitch import read_stitch
 from saelab.core.read import read_json
-from saelab.explorer.database import Database, say
+from saelab.explorer.database import say
 from saelab.explorer.workspace import Member, Workspace
 from saelab.metrics.table import read_columns
 
@@ -29,9 +31,12 @@ CLASSES = ("novel", "reconstruction")
 
 
 def bring_in(workspace: Workspace) -> None:
-    """Bring what was found about every SAE into its database, in place of what was brought in before."""
+    """Bring what was found about every SAE into its database, in place of what was brought in before.
+
+    A database in a folder that may not be written to is shown as it is.
+    """
     for member in workspace.members.values():
-        if member.is_collected:
+        if member.is_collected and os.access(member.folder, os.W_OK):
             _write(member, explanations(member.folder), kinds(workspace, member))
             _write_probes(member, probes(member))
 
@@ -82,12 +87,13 @@ def _write_probes(member: Member, found: dict[int, tuple[str, float]]) -> None:
     rows = member.database.all("SELECT id, probe, probe_score FROM latents WHERE probe_score IS NOT NULL")
     if {row["id"]: (row["probe"], row["probe_score"]) for row in rows} == found:
         return
-    writer = Database(member.database_file, write=True)
-    with writer.connection as connection:
+
+    def change(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE latents SET probe = NULL, probe_score = NULL WHERE probe_score IS NOT NULL")
         lines = [(*hit, latent) for latent, hit in found.items()]
         connection.executemany("UPDATE latents SET probe = ?, probe_score = ? WHERE id = ?", lines)
-    writer.close()
+
+    member.database.change(change)
 
 
 def _write(member: Member, explained: dict[int, tuple[str, float | None]], kinds_of: dict[int, str]) -> None:
@@ -102,8 +108,8 @@ def _write(member: Member, explained: dict[int, tuple[str, float | None]], kinds
     }  # fmt: skip
     if held == explained and all(classed.get(latent) == kind for latent, kind in kinds_of.items()):
         return
-    writer = Database(member.database_file, write=True)
-    with writer.connection as connection:
+
+    def change(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE latents SET explanation = NULL, score = NULL WHERE explanation IS NOT NULL")
         pairs = [(phrase, score, latent) for latent, (phrase, score) in explained.items()]
         connection.executemany("UPDATE latents SET explanation = ?, score = ? WHERE id = ?", pairs)
@@ -112,4 +118,5 @@ def _write(member: Member, explained: dict[int, tuple[str, float | None]], kinds
             [(kind, latent) for latent, kind in kinds_of.items()],
         )
         say(connection, {*held, *explained})
-    writer.close()
+
+    member.database.change(change)

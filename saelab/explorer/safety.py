@@ -2,10 +2,11 @@
 
 The explorer shows what lies on a disk and runs a model, so a web page of somebody else must not reach it through the
 browser of the one who opened it. Every request must name a host that is ours (which defeats DNS rebinding); one that a
-browser says comes from another origin is refused; bodies are short; and no page may load, frame or send anything from
-or to elsewhere.
+browser says comes from another origin is refused; bodies are short and come soon; and no page may load, frame or send
+anything from or to elsewhere. How long a request may take to begin is `saelab.explorer.serve`'s to say.
 """
 
+import asyncio
 import json
 from collections.abc import Iterable
 
@@ -15,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY = 64 << 10
 """Bytes of a request's body, at most."""
+BODY_SECONDS = 10.0
+"""Within which a body has to come."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 POLICY = (  # plotly sets styles of what it draws
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -72,17 +75,24 @@ class Guard:
             if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
                 return 415, "a body must be application/json"
             length = headers.get("content-length", "")
-            if not length.isdigit() or int(length) > BODY:
+            if not length.isdecimal() or len(length) > 9 or int(length) > BODY:
                 return 413, f"a body must have a content-length of at most {BODY}"
         return None
 
 
 def _limited(receive: Receive) -> Receive:
-    seen = 0
+    seen, waits = 0, True
+    loop = asyncio.get_running_loop()
+    end = loop.time() + BODY_SECONDS
 
     async def limited() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, waits
+        try:
+            # Once it is here, the next message is that the client is gone, whenever that may be.
+            message = await (asyncio.wait_for(receive(), end - loop.time()) if waits else receive())
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        waits = message["type"] == "http.request" and bool(message.get("more_body"))
         seen += len(message.get("body", b""))
         if seen > BODY:  # whatever the header said
             return {"type": "http.disconnect"}

@@ -1,8 +1,8 @@
 """The table of latents: which ones, in which order, as SQL that takes nothing from a user but values.
 
 Filters are `column:low..high` with either end left out, joined by commas. A query in words goes to the full-text index:
-every word must begin a word of the latent's top tokens, contexts, explanation, note or tags; what has no letters or
-digits in it (`==`) is looked for among the top tokens as it stands.
+every word must begin a word of the latent's top tokens and contexts, or of its explanation, or of its note and tags;
+what has no letters or digits in it (`==`) is looked for among the top tokens as it stands.
 """
 
 import re
@@ -15,6 +15,8 @@ from saelab.explorer.database import NUMBERS, WORDS, Database
 KINDS = ("ordinary", "dense", "dead", "silent", "novel", "reconstruction")
 MOST = 1000
 """Rows of one answer, at most."""
+FILTERS = 20
+"""Conditions of one query, at most."""
 SHOWN = ("id", "count", "density", "mean", "largest", "norm", "cosine", "score", "probe_score", *WORDS)
 
 
@@ -40,12 +42,12 @@ class Query:
 
     def __post_init__(self) -> None:
         if self.sort not in ("id", *NUMBERS, *WORDS):
-            raise ValueError(f"cannot sort by '{self.sort}'{near_miss(self.sort, ('id', *NUMBERS, *WORDS))}")
+            raise ValueError(f"cannot sort by '{self.sort[:40]}'{near_miss(self.sort, ('id', *NUMBERS, *WORDS))}")
         if self.kind and self.kind not in KINDS:
-            raise ValueError(f"unknown kind '{self.kind}'{near_miss(self.kind, KINDS)}")
+            raise ValueError(f"unknown kind '{self.kind[:40]}'{near_miss(self.kind, KINDS)}")
         for name, _, _ in self.filters:
             if name not in ("id", *NUMBERS):
-                raise ValueError(f"cannot filter by '{name}'{near_miss(name, ('id', *NUMBERS))}")
+                raise ValueError(f"cannot filter by '{name[:40]}'{near_miss(name, ('id', *NUMBERS))}")
         if self.offset < 0 or not 0 <= self.limit <= MOST:
             raise ValueError(f"offset must be at least 0 and limit from 0 to {MOST}")
 
@@ -59,8 +61,8 @@ class Query:
             filters=parse_filters(values.get("filter", "")),
             kind=values.get("kind", ""),
             noted=values.get("noted", "") == "1",
-            offset=_whole("offset", values.get("offset", "0")),
-            limit=_whole("limit", values.get("limit", "100")),
+            offset=whole_number("offset", values.get("offset", "0")),
+            limit=whole_number("limit", values.get("limit", "100")),
         )
 
     def where(self, walk: bool = False) -> tuple[str, list[Any]]:
@@ -76,13 +78,15 @@ class Query:
             parts.append(f"{'+' if walk else ''}kind = ?")
             values.append(self.kind)
         if self.noted:
-            parts.append("id IN (SELECT latent FROM notes)")
+            parts.append("id IN (SELECT latent FROM temp.written)")
         words = re.findall(r"\w+", self.q)
         if words:
             match = " ".join(f'"{word}"*' for word in words)
-            found = "SELECT rowid FROM {} WHERE {} MATCH ?"
-            parts.append(f"id IN ({found.format('words', 'words')} UNION {found.format('said', 'said')})")
-            values += [match, match]
+            parts.append(
+                "id IN (SELECT rowid FROM words WHERE words MATCH ? UNION SELECT rowid FROM said WHERE said MATCH ? "
+                "UNION SELECT rowid FROM temp.written_words WHERE written_words MATCH ?)"
+            )
+            values += [match, f"{{explanation}} : ({match})", match]
         elif self.q.strip():
             parts.append("instr(tokens, ?)")
             values.append(self.q.strip())
@@ -92,23 +96,30 @@ class Query:
 def parse_filters(text: str) -> tuple[tuple[str, float | None, float | None], ...]:
     """(column, least, most) from `density:0.001..0.1,cosine:0.9..`."""
     found = []
-    for part in filter(None, text.split(",")):
+    given = [part for part in text.split(",") if part]
+    if len(given) > FILTERS:
+        raise ValueError(f"at most {FILTERS} filters are taken, got {len(given):,}")
+    for part in given:
         match = re.fullmatch(r"(\w+):([-+.\deE]*?)\.\.([-+.\deE]*)", part.strip())
         if not match:
-            raise ValueError(f"a filter is column:least..most, such as density:0.001..0.1; got '{part}'")
+            raise ValueError(f"a filter is column:least..most, such as density:0.001..0.1; got '{part[:40]}'")
         try:
             low, high = (float(end) if end else None for end in match.groups()[1:])
         except ValueError:
-            raise ValueError(f"a filter's ends are numbers, got '{part}'") from None
+            raise ValueError(f"a filter's ends are numbers, got '{part[:40]}'") from None
         found.append((match[1], low, high))
     return tuple(found)
 
 
-def _whole(name: str, text: str) -> int:
+def whole_number(name: str, text: Any) -> int:
+    """A number in an address; ValueError that names it for what is none, or has more than 63 bits."""
     try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{name} must be a whole number, got '{text}'") from None
+        number = int(text)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or abs(number) >= 1 << 63:
+        raise ValueError(f"{name} must be a whole number of at most 63 bits, got '{str(text)[:40]}'")
+    return number
 
 
 def latents(database: Database, query: Query) -> dict[str, Any]:
@@ -124,7 +135,7 @@ def latents(database: Database, query: Query) -> dict[str, Any]:
     # Where many rows pass the filters, going along the order until enough have passed beats sorting all that do.
     where, values = query.where(walk=20 * total > all_)
     rows = database.all(
-        f"SELECT {', '.join(SHOWN)}, (SELECT tags FROM notes WHERE latent = id) AS tags FROM latents "
+        f"SELECT {', '.join(SHOWN)}, (SELECT tags FROM temp.written WHERE latent = id) AS tags FROM latents "
         f"WHERE {where} ORDER BY {last}{order}, id LIMIT ? OFFSET ?",
         [*values, query.limit, query.offset],
     )

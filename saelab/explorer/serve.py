@@ -1,5 +1,9 @@
-"""Serving the web application on this machine."""
+"""Serving the web application on this machine.
 
+A connection on which no whole request head comes in time, be it that nothing comes or half of one, is closed.
+"""
+
+import asyncio
 import socket
 import sys
 import threading
@@ -7,6 +11,7 @@ import webbrowser
 from contextlib import suppress
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.safety import LOOPBACK
@@ -15,6 +20,43 @@ from saelab.explorer.workspace import Workspace
 
 WARM_AFTER = 2.0
 """Seconds from listening to loading a model, so that the first page need not wait for it."""
+
+HEAD_SECONDS = 10.0
+"""Within which a request's head has to come, from the connection's beginning or the answer before."""
+KEEP_ALIVE = 5
+"""Seconds that a connection stays open while nothing at all comes after an answer."""
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 by uvicorn, with a time within which the next request has to begin."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next one."""
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        super().connection_lost(exc)
+        if self._deadline:
+            self._deadline.cancel()
+
+    def _wait(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self._end)
+
+    def _end(self) -> None:
+        waiting = self.cycle is None or self.cycle.response_complete
+        if waiting and not self.transport.is_closing():
+            self.transport.close()
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -36,7 +78,13 @@ def server_for(workspace: Workspace, host: str) -> uvicorn.Server:
     if not known:
         known = [socket.gethostname().lower(), socket.getfqdn().lower()]
     config = uvicorn.Config(
-        application(workspace, known), log_level="warning", access_log=False, lifespan="off", ws="none"
+        application(workspace, known),
+        http=Protocol,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
     )
     return uvicorn.Server(config)
 

@@ -13,7 +13,6 @@ in web/ draw; nothing is drawn on the server, so no text is ever pasted into mar
 """
 
 import json
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +21,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from saelab.core.read import parse_json
 from saelab.explorer.pages import compare, latents, manifolds, meta, pattern, prompt, runs, scaling
 from saelab.explorer.safety import Guard, json_in_html
+from saelab.explorer.search import whole_number
 from saelab.explorer.workspace import Workspace
 
 WEB = Path(__file__).parent / "web"
@@ -38,11 +39,7 @@ Action = Callable[[Workspace, Request, dict[str, Any]], dict[str, Any]]
 
 
 def _number(request: Request, name: str, default: int | None = None) -> int:
-    text = request.path_params.get(name, request.query_params.get(name, default))
-    try:
-        return int(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a whole number, got '{str(text)[:40]}'") from None
+    return whole_number(name, request.path_params.get(name, request.query_params.get(name, default)))
 
 
 def _name(request: Request) -> str:
@@ -136,19 +133,26 @@ def _answer(data: dict[str, Any], status: int = 200) -> Response:
     return Response(json.dumps(data, allow_nan=False), status, media_type="application/json")
 
 
+WRONG = (ValueError, LookupError, OSError)
+"""What pages and actions raise for a request that cannot be answered, or a file that is damaged, gone or locked."""
+
+
 def _status(error: Exception) -> int:
-    return 404 if isinstance(error, LookupError) else 400
+    return 404 if isinstance(error, LookupError) else 409 if isinstance(error, OSError) else 400
 
 
 def _said(error: Exception) -> str:
-    return str(error.args[0]) if error.args else type(error).__name__
+    said = error.args[0] if error.args else ""
+    if isinstance(error, OSError) and error.strerror:
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(said).split())[:1000] or type(error).__name__
 
 
 def _as_json(workspace: Workspace, page: Page) -> Callable[[Request], Any]:
     async def respond(request: Request) -> Response:
         try:
             return _answer(await run_in_threadpool(page, workspace, request))
-        except (ValueError, LookupError) as error:
+        except WRONG as error:
             return _answer({"error": _said(error)}, _status(error))
 
     return respond
@@ -158,12 +162,13 @@ def _as_page(workspace: Workspace, page: Page, shell: Shell) -> Callable[[Reques
     async def respond(request: Request) -> Response:
         status = 200
         try:
-            data = await run_in_threadpool(page, workspace, request)
-        except (ValueError, LookupError) as error:
+            html = shell.html(await run_in_threadpool(page, workspace, request))
+        except WRONG as error:
             status, data = _status(error), {"page": "error", "title": "Not found", "error": _said(error)}
             if "name" in request.path_params and request.path_params["name"] in workspace.members:
                 data["run"] = request.path_params["name"]
-        return HTMLResponse(shell.html(data), status)
+            html = shell.html(data)
+        return HTMLResponse(html, status)
 
     return respond
 
@@ -171,15 +176,11 @@ def _as_page(workspace: Workspace, page: Page, shell: Shell) -> Callable[[Reques
 def _acting(workspace: Workspace, action: Action) -> Callable[[Request], Any]:
     async def respond(request: Request) -> Response:
         try:
-            body = json.loads(await request.body())
-            if not isinstance(body, dict):
-                raise ValueError("the body must be a JSON object")
-            return JSONResponse(await run_in_threadpool(action, workspace, request, body))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-            return _answer({"error": "the body is not JSON"}, 400)
-        except sqlite3.OperationalError as error:  # another program writes to it, or the disk is full
-            return _answer({"error": f"the database cannot be written to: {error}"}, 503)
-        except (ValueError, LookupError) as error:
+            body = parse_json(await request.body(), "the request's body", remedy="send a JSON object")
+            return _answer(await run_in_threadpool(action, workspace, request, body))
+        except ClientDisconnect:
+            return _answer({"error": "the request's body did not come"}, 408)
+        except WRONG as error:
             return _answer({"error": _said(error)}, _status(error))
 
     return respond

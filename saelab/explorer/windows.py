@@ -24,10 +24,21 @@ def windows(
         For each row: `row`, `document` and `line` it is in and both as a `place` for people, `value` there, the text
         in `tokens` that joined give it back (those that are parts of one character are one, text left out of the rows
         is another), the `values` of the latent at each of them, `focus` (which of them is the row's), and whether
-        there is more text before and after.
+        there is more text before and after. Of rows that stand for no text there is no more than the row itself.
     """
     at, values = member.database.activations(latent)
+    if not member.has_text:
+        return [_alone(member, int(row), at, values) for row in rows]
     return [_window(member, int(row), at, values, min(before, MOST_AROUND), min(after, MOST_AROUND)) for row in rows]
+
+
+def _alone(member: Member, row: int, at: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    (document,) = member.database.corpus(row, row + 1)["document"].tolist()
+    place = int(np.searchsorted(at, row))
+    value = _rounded(float(values[place])) if place < len(at) and at[place] == row else 0.0
+    name = member.database.document(document)["name"]
+    about = {"row": row, "document": name, "line": 0, "place": name, "focus": 0, "value": value}
+    return about | {"tokens": [f"row {row}"], "values": [value], "more": [False, False]}
 
 
 def _window(member: Member, row: int, at: np.ndarray, values: np.ndarray, before: int, after: int) -> dict[str, Any]:

@@ -78,6 +78,19 @@ class Member:
         return self.database.blob("vocabulary") or []
 
     @property
+    def has_text(self) -> bool:
+        """Whether the rows that it was collected on stand for tokens whose text is known."""
+        return bool(self.database.meta()["has_text"])
+
+    def need_text(self) -> None:
+        """ValueError where the rows that it was collected on stand for no text."""
+        if not self.has_text:
+            raise ValueError(
+                f"{self.name} was collected on rows that stand for no text, which this needs: collect it on others, "
+                "`--store STORE --recollect true` with a store that `saelab harvest` wrote"
+            )
+
+    @property
     def origin(self) -> dict[str, Any]:
         """What its rows were made from, as far as it is known."""
         return self.run.source()

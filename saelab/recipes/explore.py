@@ -1,14 +1,21 @@
 """`saelab explore`: what a dictionary learned, in the browser."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from saelab.explorer.collect import collect
 from saelab.explorer.corpus import BareCorpus, Corpus, StoreCorpus, TextCorpus
+from saelab.explorer.database import DamagedError
+from saelab.explorer.directions import fits
 from saelab.explorer.export import folder, neuronpedia, pages
+from saelab.explorer.gather import checksums
 from saelab.explorer.known import bring_in
+from saelab.explorer.notes import Notes, beside, set_aside
 from saelab.explorer.workspace import Member, Workspace
 from saelab.models.language_model import LanguageModel
 
@@ -58,8 +65,10 @@ def explore(
     if not workspace.members:
         raise ValueError("there is no SAE to show: give the folder of a run")
     for member in workspace.members.values():
-        if member.is_trained and (recollect or not member.is_collected):
+        if member.is_trained and (recollect or not member.is_collected or _is_outdated(member, store)):
             collect_member(workspace, member, tokens, store)
+        for complaint in Notes(beside(member.database_file)).complaints():
+            _say(complaint)
     bring_in(workspace)
     if export is not None:
         WRITERS[export.form](workspace, Path(export.to), export.latents)
@@ -70,8 +79,44 @@ def explore(
     serve(workspace, host, port, browser)
 
 
+def _say(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
+
+
+def _is_outdated(member: Member, store: str | None) -> bool:
+    """Whether a database is damaged or of other weights, and so is collected anew; says so, and what goes on with it.
+
+    Notes are in a file of their own, which stays as it is; a damaged database is not removed, but gets another name.
+    """
+    try:
+        meta = member.database.meta()
+    except DamagedError as error:
+        why = str(error).partition("; `")[0]
+        aside = set_aside(member.database_file)
+        _say(f"{why}: it is collected anew, notes are kept in {beside(aside).name}, the damaged file as {aside.name}")
+        return True
+    if (known := meta.get("sae")) is None:
+        # Databases made before 2026-11-28 have no checksums, but directions of other weights lie otherwise.
+        count = meta["n_latents"]
+        cosines, near = (torch.from_numpy(member.database.array(name).copy()) for name in ("cosines", "neighbours"))
+        changed = not fits(member.sae, cosines.view(count, -1), near.view(count, -1))
+    else:
+        changed = known != checksums(member.weights)
+    if changed:
+        _say(
+            f"{member.name} has other weights or settings than it was collected with: it is collected anew, notes stay"
+        )
+    elif store and meta["corpus"] != StoreCorpus(store, meta["rows"]).identity():
+        _say(f"{member.name} was collected on other rows than those of {store}; `--recollect true` reads these")
+    return changed
+
+
 def collect_member(workspace: Workspace, member: Member, tokens: int, store: str | None) -> None:
     """Collect one SAE on a store, on the store it was trained on, or on its text."""
+    if not os.access(member.folder, os.W_OK):
+        raise ValueError(
+            f"{member.folder} cannot be written to, and what is collected goes there: copy it and show that"
+        )
     print(f"{member.name}: collecting what its latents do on {tokens:,} tokens", file=sys.stderr)
     model = workspace.model(member) if member.subject else None
     corpus = _corpus(member, model, tokens, store)

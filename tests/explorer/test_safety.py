@@ -124,6 +124,23 @@ def test_what_is_read_cannot_be_written(site, workspace):
 
 
 def test_a_note_that_cannot_be_written_is_said_so(site, workspace, monkeypatch):
+    from saelab.explorer import notes
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    site.ask("/run/run0/latent/1/note.json", "POST", {"note": "", "tags": []})
+    before = workspace["run0"].database.notes.path.read_bytes()
+    monkeypatch.setattr(notes.os, "fsync", full)
+    status, _, answer = site.ask("/run/run0/latent/0/note.json", "POST", {"note": "kept", "tags": []})
+    assert status == 409
+    assert b"nothing is kept: " in answer
+    assert b"explorer-notes.jsonl cannot be written to (No space left on device)" in answer
+    assert workspace["run0"].database.notes.path.read_bytes() == before
+    assert site.json("/run/run0/latent/0.json")["note"]["note"] == ""
+
+
+def test_a_database_that_another_program_keeps_is_said_so(site, workspace, monkeypatch):
     import sqlite3
 
     from saelab.explorer import database
@@ -132,12 +149,12 @@ def test_a_note_that_cannot_be_written_is_said_so(site, workspace, monkeypatch):
     other = sqlite3.connect(workspace["run0"].database.path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     try:
-        status, _, answer = site.ask("/run/run0/latent/0/note.json", "POST", {"note": "kept", "tags": []})
+        status, _, answer = site.ask("/run/run0/latents.json")
     finally:
         other.execute("ROLLBACK")
         other.close()
-    assert status == 503
-    assert "cannot be written to" in str(answer)
+    assert status == 400
+    assert b"another program writes to it: try again" in answer
 
 
 def test_long_bodies_and_bodies_that_are_no_json_are_refused(site):

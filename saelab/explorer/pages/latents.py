@@ -21,6 +21,7 @@ def table(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, 
         "title": f"Latents of {name}",
         "run": name,
         "rows_seen": meta["rows"],
+        "unit": "tokens" if meta["has_text"] else "rows",
         "n_latents": meta["n_latents"],
         "columns": list(NUMBERS),
         "filled": filled(member.database),
@@ -39,7 +40,7 @@ def latent(workspace: Workspace, name: str, number: int, values: dict[str, str])
     shown = {
         kind: windows(member, number, details.get(kind, [])[:most]) for kind, most in SHOWN.items() if kind != "near"
     }
-    near = details.get("near", [])[: SHOWN["near"]] if member.vocabulary else []
+    near = details.get("near", [])[: SHOWN["near"]]
     shown["near"] = windows(member, number, [row for row, _ in near])
     for window, (_, value) in zip(shown["near"], near, strict=True):
         window["would_be"] = value
@@ -52,8 +53,6 @@ def latent(workspace: Workspace, name: str, number: int, values: dict[str, str])
         }
         for place, part in enumerate(details.get("intervals", []))
     ]
-    if not member.vocabulary:
-        shown, intervals = {kind: [] for kind in shown}, []
     return {
         "page": "latent",
         "title": f"Latent {number} of {name}",
@@ -61,12 +60,16 @@ def latent(workspace: Workspace, name: str, number: int, values: dict[str, str])
         "latent": number,
         "n_latents": meta["n_latents"],
         "rows_seen": meta["rows"],
+        "has_text": meta["has_text"],
         "numbers": own,
         "kept": {kind: len(details.get(kind, [])) for kind in SHOWN},
         "histogram": details.get("histogram", []),
         "examples": shown,
         "intervals": intervals[::-1],
-        "tokens": [[label_of(member, token), share, count] for token, share, count in details.get("tokens", [])],
+        "tokens": [
+            [label_of(member, token), share, count]
+            for token, share, count in (details.get("tokens", []) if meta["has_text"] else [])
+        ],
         "logits": _logits(member, details) if "logits" in meta else None,
         "why_no_logits": meta.get("logits", OLDER),
         "neighbours": _named(member, details.get("neighbours", [])),
@@ -126,8 +129,6 @@ def context(workspace: Workspace, name: str, number: int, row: int, before: int,
 
 def note(workspace: Workspace, name: str, number: int, body: dict[str, Any], now: float) -> dict[str, Any]:
     """Keep a note and tags; ValueError for what is too long."""
-    from saelab.explorer.database import Database
-
     member = workspace[name]
     if member.database.latent(number) is None:
         raise LookupError(f"{name} has no latent {number}")
@@ -136,11 +137,7 @@ def note(workspace: Workspace, name: str, number: int, body: dict[str, Any], now
         raise ValueError("note must be text of at most 10,000 characters")
     if not isinstance(tags, list) or len(tags) > 20 or not all(isinstance(tag, str) and _is_tag(tag) for tag in tags):
         raise ValueError("tags must be at most 20 words of at most 40 characters")
-    writer = Database(member.database_file, write=True)
-    try:
-        writer.write_note(number, text.strip(), tags, now)
-    finally:
-        writer.close()
+    member.database.write_note(number, text.strip(), tags, now)
     return member.database.note(number)
 
 

@@ -162,6 +162,7 @@ def cloud(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, 
         "contexts": [context for _, context, _ in found],
         "places": [place for _, _, place in found],
         "rows": rows.tolist(),
+        "unit": "tokens" if member.has_text else "rows",
         "graph": _graph(chosen, directions),
     }
 
@@ -183,7 +184,9 @@ def _numbers(text: str, count: int) -> list[int]:
 
 
 def _context(member: Member, row: int) -> tuple[str, str, int]:
-    """A row's token, the text around it, and how far into its document it stands."""
+    """A row's token, the text around it, and how far into its document it stands; of no text, its number alone."""
+    if not member.has_text:
+        return f"row {row}", "", row
     first = max(0, row - CONTEXT)
     corpus = member.database.corpus(first, row + CONTEXT + 1)
     own = corpus["document"] == corpus["document"][row - first]

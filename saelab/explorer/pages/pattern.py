@@ -16,6 +16,7 @@ def pattern(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
     member = workspace[name]
     if member.database.latent(number) is None:
         raise LookupError(f"{name} has no latent {number}")
+    member.need_text()
     lens = lens_of(workspace, member)
     at, values = member.database.activations(number)
     value_at = dict(zip(at.tolist(), values.tolist(), strict=True))

@@ -1,6 +1,5 @@
 """Type a text: what fires, what ablation does, how the model goes on with latents steered. All limits stand here."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,6 +108,7 @@ def ablate(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, A
 def effects(workspace: Workspace, name: str, number: int, row: int) -> dict[str, Any]:
     """What a latent does around one row of the corpus: per-token effects of its ablation, and the tokens it moves."""
     member = workspace[name]
+    member.need_text()
     lens = lens_of(workspace, member)
     if not 0 <= number < member.sae.n_latents:
         raise LookupError(f"{name} has no latent {number}")
@@ -190,6 +190,6 @@ def _whole(body: dict[str, Any], name: str, least: int, most: int) -> int:
 
 def _number(body: dict[str, Any], name: str, least: float, most: float) -> float:
     value: Any = body.get(name)
-    if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
+    if type(value) not in (int, float) or not least <= value <= most:  # nor is NaN
         raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {str(value)[:40]}")
     return float(value)

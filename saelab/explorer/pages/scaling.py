@@ -45,7 +45,9 @@ def scaling(workspace: Workspace) -> dict[str, Any]:
             "name": member.name, "n": config["n_latents"], "k": k, "loss": loss["value"], "low": loss["low"],
             "high": loss["high"], "measured": bool(score), "rows": log[-1]["rows"] if log else None,
         })  # fmt: skip
-    names = [name for name, member in workspace.members.items() if member.is_collected and member.subject]
+    names = [
+        name for name, member in workspace.members.items() if member.is_collected and member.subject and member.has_text
+    ]
     found = {"page": "scaling", "title": "Scaling", "points": points, "fit": fit(points), "zf": names}
     return found | {"results": ladder(workspace)}
 
@@ -78,6 +80,7 @@ def norms(workspace: Workspace, name: str) -> dict[str, Any]:
     In units of the SAE's scaled input. Where directions are nearly orthogonal, the two are equal.
     """
     member = workspace[name]
+    member.need_text()
     lens: Lens = lens_of(workspace, member)
     rows, points = member.database.meta()["rows"], []
     for first in np.linspace(0, max(0, rows - PASSAGE), PASSAGES).astype(int).tolist():

@@ -116,10 +116,12 @@ export function drawLatent(data, main) {
 function examplesOf(data, kind, path) {
   const most = Math.abs(data.numbers.largest || 1);
   const none = (text) => [h("div", { class: "notice" }, text)];
+  const nothing = () => none(data.numbers.count ? "None of its examples were kept." : "It is never active here.");
+  const shownAs = (one, options = {}) => example(one, most, path, { text: data.has_text, ...options });
   if (kind === "intervals") {
     const parts = data.intervals.filter((part) => part.count);
     const total = data.numbers.count || 1;
-    if (!parts.length) return none("It is never active here.");
+    if (!parts.length) return nothing();
     return parts.map((part) =>
       h(
         "div",
@@ -128,9 +130,9 @@ function examplesOf(data, kind, path) {
           "div",
           { class: "small dim", style: { "padding-top": "12px" } },
           h("b", { class: "num" }, `${number(part.low)} to ${number(part.high)}`),
-          ` · ${count(part.count)} tokens, ${percent(part.count / total)} of its activations`,
+          ` · ${count(part.count)} ${data.has_text ? "tokens" : "rows"}, ${percent(part.count / total)} of its activations`,
         ),
-        part.examples.map((one) => example(one, most, path)),
+        part.examples.map((one) => shownAs(one)),
       ),
     );
   }
@@ -141,16 +143,16 @@ function examplesOf(data, kind, path) {
       near.length
         ? h("div", { class: "small dim" }, "Silent, with its largest pre-activations in a sample of rows (in brackets)")
         : null,
-      near.map((one) => example(one, most, path, { effects: false })),
+      near.map((one) => shownAs(one, { effects: false })),
       silent.length
         ? h("div", { class: "small dim", style: { "padding-top": "12px" } }, "Silent on one of its foremost tokens")
         : null,
-      silent.map((one) => example(one, most, path, { effects: false })),
+      silent.map((one) => shownAs(one, { effects: false })),
     ].flat();
   }
   const found = data.examples[kind] ?? [];
-  if (!found.length) return none("It is never active here.");
-  const list = found.map((one) => example(one, most, path));
+  if (!found.length) return nothing();
+  const list = found.map((one) => shownAs(one));
   if (isStatic || found.length >= (data.kept[kind] ?? 0)) return list;
   const rest = h(
     "button",
@@ -158,7 +160,7 @@ function examplesOf(data, kind, path) {
       class: "quiet",
       onclick: async () => {
         const next = await get(`${path}/examples.json?kind=${kind}&offset=${found.length}`);
-        rest.replaceWith(...next.examples.map((one) => example(one, most, path)));
+        rest.replaceWith(...next.examples.map((one) => shownAs(one)));
       },
     },
     `show ${data.kept[kind] - found.length} more`,
@@ -170,7 +172,7 @@ function statistics(data) {
   const own = data.numbers;
   const lines = [
     ["density", percent(own.density)],
-    ["tokens", count(own.count)],
+    [data.has_text ? "tokens" : "rows", count(own.count)],
     ["max", number(own.largest)],
     ["mean active", number(own.mean)],
     ["median", number(own.median)],
@@ -352,7 +354,7 @@ export function metaBox(found, run) {
 }
 
 function patternBox(data, path) {
-  if (isStatic || !data.examples.top.length) return null;
+  if (isStatic || !data.has_text || !data.examples.top.length) return null;
   const box = h("div", {});
   const ask = h(
     "button",

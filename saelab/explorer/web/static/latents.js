@@ -22,7 +22,13 @@ const COLUMNS = [
     wide: true,
     draw: (row) => h("span", { class: `chip ${row.kind}` }, row.kind),
   },
-  { name: "tokens", title: "top tokens", width: "minmax(120px, 1.5fr)", draw: (row) => chips(row.tokens) },
+  {
+    name: "tokens",
+    title: "top tokens",
+    width: "minmax(120px, 1.5fr)",
+    draw: (row) => chips(row.tokens),
+    only: (rows, filled, unit) => unit === "tokens",
+  },
   {
     name: "explanation",
     title: "explanation",
@@ -58,7 +64,7 @@ export function drawLatents(data, main) {
     asked = 0;
   const narrow = matchMedia("(max-width: 640px)").matches;
   const columns = COLUMNS.filter(
-    (column) => (!column.wide || !narrow) && (!column.only || column.only(data.table.rows, data.filled)),
+    (column) => (!column.wide || !narrow) && (!column.only || column.only(data.table.rows, data.filled, data.unit)),
   );
   const grid = columns.map((column) => column.width).join(" ");
 
@@ -153,7 +159,7 @@ export function drawLatents(data, main) {
   function setTotal(found) {
     total = found;
     inner.style.height = `${total * HEIGHT}px`;
-    said.textContent = `${count(total)}${total === data.n_latents ? "" : ` of ${count(data.n_latents)}`} latents on ${count(data.rows_seen)} tokens`;
+    said.textContent = `${count(total)}${total === data.n_latents ? "" : ` of ${count(data.n_latents)}`} latents on ${count(data.rows_seen)} ${data.unit}`;
   }
 
   function drawRows() {

@@ -212,7 +212,7 @@ export function drawManifolds(data, main) {
             h(
               "h2",
               { class: "grow", style: { margin: 0 } },
-              `Reconstructions of ${found.latents.length} latents, ${count(found.points.length)} tokens`,
+              `Reconstructions of ${found.latents.length} latents, ${count(found.points.length)} ${found.unit}`,
             ),
             h(
               "select",

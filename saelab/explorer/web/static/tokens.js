@@ -56,10 +56,11 @@ export function chips(joined, most = 6) {
 }
 
 // One example, with its place, more of its document, and what ablation does there.
-export function example(window_, most, path, { effects = true } = {}) {
+// Of a row that stands for no text, its number and the value.
+export function example(window_, most, path, { effects = true, text = true } = {}) {
   const box = h("div", { class: "example" });
   const draw = (data) => {
-    const place = data.place || `row ${data.row}`;
+    const place = text ? data.place || `row ${data.row}` : data.place;
     const extra = h("div", {});
     box.replaceChildren(
       h(
@@ -92,7 +93,7 @@ export function example(window_, most, path, { effects = true } = {}) {
               "more text",
             )
           : null,
-        !isStatic && effects
+        !isStatic && effects && text
           ? h(
               "button",
               { class: "quiet", onclick: (event) => showEffects(event.target, extra, path, data.row) },
