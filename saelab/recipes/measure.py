@@ -1,6 +1,7 @@
 """`saelab measure`: every metric of any number of SAEs, as one table."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from saelab.core.files import read_tensors, write_json, write_tensors
@@ -8,7 +9,7 @@ from saelab.core.log import note_down
 from saelab.core.mesh import device_named
 from saelab.core.read import parse_yaml
 from saelab.core.run import Run
-from saelab.data.store import Store
+from saelab.data.store import MANIFEST, Manifest
 from saelab.metrics import Metric, StoreEvaluation, TextEvaluation, measure
 from saelab.metrics.measure import DEFAULT, Measured, wanted
 from saelab.metrics.table import write_columns, write_table
@@ -68,10 +69,13 @@ def measure_runs(
         groups.setdefault(store or subject or subject_of(Run.open(name)), []).append(name)
     found: dict[str, Measured] = {}
     read: list[str] = []
+    seen: list[str] = []
     replaced: list[str] = []
     for data, names in groups.items():
         evaluation = _evaluation(data, tokens, split)
         _check_models(names, evaluation)
+        origin = about(evaluation)
+        seen += _trained_on_it(names, origin["store"] if store else origin, store)
         if isinstance(evaluation, StoreEvaluation):
             read.append(evaluation.read())
         needed = any(Metric.build(one).needs_tasks for one in wanted(metrics))
@@ -83,7 +87,7 @@ def measure_runs(
                 replaced.append(f"scores of {name} on other data were replaced; its log.jsonl still has their values")
         found |= measured
     print_scores({name: found[name].as_json() for name in runs})
-    for note in [*read, *_trained_on_it(runs, split, store), *replaced]:
+    for note in [*read, *seen, *replaced]:
         print(note)
     reasons = list(dict.fromkeys(f"skipped {m}: {why}" for one in found.values() for m, why in one.skipped.items()))
     of_tasks = [reason for reason in reasons if reason.startswith("skipped task ")]
@@ -109,15 +113,30 @@ def with_options(metrics: list[str], options: list[str]) -> list[str | dict[str,
     return [*(name for name in metrics if name not in settings), *settings.values()]
 
 
-def _trained_on_it(runs: list[str], split: str, store: str | None) -> list[str]:
-    """A note for each run that was trained on the documents it is measured on."""
-    seen = Store(store).manifest.origin if store else {}
+def _trained_on_it(runs: list[str], data: dict[str, Any], store: str | None) -> list[str]:
+    """A note for each run that was trained on what it is measured on, by the data's origin and the rows themselves."""
     notes = []
-    for name in runs:
-        origin = Run(name).source() if is_run(name) else {}
-        if origin and (origin == seen if store else origin.get("split") in ("all", split)):
+    for name in filter(is_run, runs):
+        if store and _shards(store) & _shards(Run(name).config().get("store")):
+            notes.append(f"note: {name} was trained on these rows")
+        elif _same_documents(Run(name).source(), data):
             notes.append(f"note: {name} was trained on these documents")
     return notes
+
+
+def _shards(store: Any) -> set[str]:
+    """Checksums of a store's shards; none where there is no store any more."""
+    if not isinstance(store, str) or not (Path(store) / MANIFEST).exists():
+        return set()
+    return {shard.sha256 for shard in Manifest.read(Path(store)).shards}
+
+
+def _same_documents(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two origins name documents of one text, and not parts of it that are kept apart."""
+    if "text" not in one or any(one.get(key) != other.get(key) for key in ("text", "field")):
+        return False
+    splits = (one.get("split"), other.get("split"))
+    return splits[0] == splits[1] or "all" in splits
 
 
 def _evaluation(data: Subject | str, tokens: int, split: str) -> TextEvaluation | StoreEvaluation:

@@ -11,9 +11,10 @@ import torch
 from saelab.core.files import read_tensors
 from saelab.core.log import note_down, read_log
 from saelab.core.run import Run
+from saelab.data.store import StoreWriter
 from saelab.metrics.base import Score
 from saelab.metrics.measure import Measured
-from saelab.recipes.measure import keep, with_options
+from saelab.recipes.measure import _trained_on_it, keep, with_options
 from saelab.sae.sae import load
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
@@ -118,3 +119,29 @@ def test_a_table_of_several_saes_says_on_how_many_tokens_it_stands(saelab, run, 
     ended = saelab("measure", run, run.parent / "run" / "sae", "--store", store, "--metrics", "L0", "--tokens", 200)
     (line,) = [line.split() for line in ended.out.splitlines() if line.startswith("l0")]
     assert line[-2:] == ["200", "latents"]
+
+
+def own_store(folder: Path, seed: int) -> str:
+    writer = StoreWriter(folder, 4, "fp32", {"made": "here"})
+    writer.append(torch.randn(20, 4, generator=torch.Generator().manual_seed(seed)), 1, {})
+    writer.finish()
+    return str(folder)
+
+
+def test_a_run_is_said_to_have_seen_only_what_it_was_trained_on(tmp_path):
+    ours, other = own_store(tmp_path / "train", 0), own_store(tmp_path / "held-out", 1)
+    made = Run.create(tmp_path / "run", {"store": ours})
+    made.source_file.write_text(json.dumps({"made": "here"}))
+    name = str(made.folder)
+    # Both stores say the same of themselves, and hold other rows.
+    assert _trained_on_it([name], {"made": "here"}, ours) == [f"note: {name} was trained on these rows"]
+    assert _trained_on_it([name], {"made": "here"}, other) == []
+    text = {"text": "stdlib", "field": "text", "split": "train", "seq_len": 64}
+    made.source_file.write_text(json.dumps(text))
+    for wanted, of in (
+        (True, text | {"seq_len": 128}), (True, text | {"split": "all"}), (False, text | {"split": "held-out"}),
+        (False, text | {"text": "other.txt"}), (False, {}),
+    ):  # fmt: skip
+        expected = [f"note: {name} was trained on these documents"] if wanted else []
+        assert _trained_on_it([name], of, None) == expected
+        assert _trained_on_it([name], of, other) == expected
