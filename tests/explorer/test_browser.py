@@ -3,6 +3,8 @@
 import time
 
 import pytest
+from explorer.bare import bare
+from explorer.world import served
 
 from saelab.explorer import export
 
@@ -177,3 +179,19 @@ def test_a_single_file_opens_from_the_disk(page, workspace, tmp_path):
     page.open((tmp_path / "run0-latent-5.html").as_uri())
     assert page.js("document.documentElement.dataset.ready") == "latent"
     assert page.js("document.querySelectorAll('.example').length") >= 1
+
+
+def test_rows_without_text_are_shown_by_their_numbers(chromium, tmp_path):
+    chromium.resize(1280)
+    workspace = bare(tmp_path)
+    with served(workspace) as bare_site:
+        latent = bare_site.json("/run/bare/latents.json?sort=count&desc=1")["table"]["rows"][0]["id"]
+        for kind in ("top", "intervals", "random", "near"):
+            chromium.open(f"{bare_site.base}/run/bare/latent/{latent}?show={kind}")
+            said = chromium.js("document.getElementById('main').innerText")
+            assert "never active" not in said
+            assert "null" not in said
+            assert "row " in said
+            assert "ablate" not in said
+        chromium.open(f"{bare_site.base}/run/bare/latents")
+        assert "24 latents on 330 rows" in chromium.js("document.getElementById('main').innerText")

@@ -4,10 +4,10 @@ import sqlite3
 
 import pytest
 import torch
+from explorer.bare import bare, bare_store
 from explorer.planted import K, L, Model, Planted, rows, sae
 from explorer.world import served
 
-from saelab.data.store import StoreWriter
 from saelab.explorer.collect import collect
 from saelab.explorer.corpus import StoreCorpus
 from saelab.explorer.database import FILE, Database
@@ -82,20 +82,6 @@ def test_a_damaged_database_is_collected_anew(run, asked, capsys):
 
 
 # ---- rows that stand for no text ----
-
-
-def bare_store(folder, **columns):
-    writer = StoreWriter(folder / "rows", 8, "fp32", {"made": "here"})
-    writer.append(rows(), 1, {}, [(0, "series")] if columns else [], **columns)
-    writer.finish()
-    return folder / "rows"
-
-
-def bare(folder, **columns) -> Workspace:
-    sae().save(folder / "bare")
-    store = StoreCorpus(bare_store(folder, **columns))
-    collect(sae(), folder / "bare" / "weights.safetensors", store, None, folder / "bare", show=False)
-    return Workspace([folder / "bare"])
 
 
 COUNT = torch.arange(330, dtype=torch.int32)

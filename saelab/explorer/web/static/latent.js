@@ -148,7 +148,9 @@ function examplesOf(data, kind, path) {
         ? h("div", { class: "small dim", style: { "padding-top": "12px" } }, "Silent on one of its foremost tokens")
         : null,
       silent.map((one) => shownAs(one, { effects: false })),
-    ].flat();
+    ]
+      .flat()
+      .filter(Boolean);
   }
   const found = data.examples[kind] ?? [];
   if (!found.length) return nothing();
