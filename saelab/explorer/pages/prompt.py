@@ -13,7 +13,7 @@ CHARACTERS, TOKENS = 4000, 256
 CHANGES, STRENGTH, NEW_TOKENS = 16, 50.0, 64
 """Latents changed at once, how much, and tokens written, at most."""
 BEFORE, AFTER = 48, 16
-"""Tokens around an example that the model reads for ablation effects."""
+"""Tokens around an example that the model reads for ablation effects, at most."""
 
 
 def page(workspace: Workspace, name: str) -> dict[str, Any]:
@@ -114,8 +114,10 @@ def effects(workspace: Workspace, name: str, number: int, row: int) -> dict[str,
         raise LookupError(f"{name} has no latent {number}")
     if not 0 <= row < member.database.meta()["rows"]:
         raise LookupError(f"there is no row {row}")
-    first = max(0, row - BEFORE)
-    corpus = member.database.corpus(first, row + AFTER + 1)
+    room = (lens.model.context or BEFORE + 1 + AFTER) - lens.start()
+    after = min(AFTER, room // 4)
+    first = max(0, row - min(BEFORE, room - 1 - after))
+    corpus = member.database.corpus(first, row + after + 1)
     own = [place for place, document in enumerate(corpus["document"]) if document == corpus["document"][row - first]]
     start = lens.start()
     tokens = corpus["token"][own[0] : own[-1] + 1].tolist()
