@@ -1,7 +1,9 @@
 """The command line: help, options, near misses, and what the commands do to folders."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,8 @@ from recipes.world import SITE, SMALL, command, die, files, in_process
 from saelab import cli, load
 from saelab.core.log import read_log
 from saelab.data.store import Store
+from saelab.models.harvest import LiveSource
+from saelab.models.subject import Subject
 from saelab.recipes import commands
 from saelab.recipes.table import COMMANDS, GROUPS
 from saelab.sae.base import Activation, Dictionary, Loss
@@ -418,6 +422,50 @@ def test_another_activation_needs_no_code(train, tmp_path):
     assert load(tmp_path / "relu").activation.config() == {"name": "ReLU", "l1": 0.1}
 
 
+def test_rows_that_come_again_are_said_before_training_and_after(saelab, train, store, subject_words, tmp_path):
+    held = len(Store(store))
+    ended = train("--out", tmp_path / "often", "--rows", 5 * held)
+    seen = -(-5 * held // 128) * 128
+    note = f"note: {5 * held:,} rows are 5 passes over the {held:,} that there are"
+    assert ended.out.startswith(note)
+    assert f"trained on {seen:,} rows, {seen / held:.3g} passes over the {held:,} that there are" in ended.out
+    assert "passes" not in train("--out", tmp_path / "once", "--rows", held // 2).out
+    live = [word.replace("--", "--live.") if word.startswith("--") else word for word in subject_words]
+    ended = saelab("train", *live, "--rows", 10_000, *SMALL, "--out", tmp_path / "live")
+    assert ended.status == 0, ended.err
+    found = re.search(r"note: 10,000 rows are ([\d.]+) passes over the ([\d,]+) that there are", ended.out)
+    assert found, ended.out
+    rows = LiveSource(Subject(subject_words[1], SITE, subject_words[5], seq_len=16)).held(10_000)
+    assert int(found[2].replace(",", "")) == rows
+    assert f"rows, {10_112 / rows:,.3g} passes over" in ended.out
+
+
+def test_a_full_disk_while_training_is_said_with_the_command_that_goes_on(train, saelab, monkeypatch, tmp_path):
+    real, full = Trainer.step, tmp_path / "full"
+
+    def fail(self, batch):
+        if self.step_number == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    ended = train("--out", full, "--save_every", 2)
+    assert ended.status == 1
+    assert ended.complaint == (
+        "saelab: the disk is full (No space left on device). Free some space then "
+        f"`saelab train --resume {full}` goes on"
+    )
+    monkeypatch.setattr(Trainer, "step", real)
+    assert saelab("train", "--resume", full).status == 0
+
+
+def test_a_clock_that_stands_still_gives_no_rate(train, saelab, monkeypatch, tmp_path):
+    monkeypatch.setattr("time.perf_counter", lambda: 5.0)
+    ended = train("--out", tmp_path / "still")
+    assert ended.status == 0, ended.err
+    assert {record["rows_per_second"] for record in read_log(tmp_path / "still" / "log.jsonl")} == {None}
+
+
 def test_training_on_a_live_model_equals_itself_resumed(saelab, subject_words, tmp_path):
     live = [word.replace("--", "--live.") if word.startswith("--") else word for word in subject_words]
     words = [*live, "--rows", 512, *SMALL]
@@ -517,7 +565,7 @@ def test_measuring_two_runs_prints_one_table_and_keeps_each_ones_scores(saelab, 
     for one in scores:
         assert {"fvu", "ce_recovered", "l0", "dead", "nearest_cosine", "kl"} <= one.keys()
         for score in one.values():
-            assert list(score) == ["value", "low", "high", "n", "unit"]
+            assert list(score)[:5] == ["value", "low", "high", "n", "unit"]
     assert [one["l0"]["value"] for one in scores] == pytest.approx([4, 8], abs=0.5)
     assert all((run / "latents.safetensors").exists() for run in two)
     assert "skipped Downstream" not in ended.out

@@ -14,6 +14,7 @@ where the largest cosine with a direction of the small SAE lies below a threshol
 
 # Shape letters: B rows of a block, K active latents of a row, L latents of the large SAE, D width, G groups.
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from saelab.analysis.assembled import encoded
 from saelab.analysis.rows import GROUPS, Rows
 from saelab.kernels.decode import dot_at
-from saelab.metrics.base import RESAMPLES
+from saelab.metrics.base import LEAST_DOCUMENTS, RESAMPLES
 from saelab.sae.sae import SAE
 
 BLOCK_ROWS = 1024
@@ -56,6 +57,18 @@ class Insertion:
         kind[told & (self.low > 0)] = CLASSES.index("reconstruction")
         kind[self.firings == 0] = CLASSES.index("dead")
         return kind
+
+    def rows_to_decide(self, rows: int) -> int | None:
+        """About how many rows, instead of these, would decide half of the undecided latents.
+
+        An estimate: intervals narrow with the root of the rows, until the end next to 0 is at 0, and firings grow with
+        them. None where nothing is undecided, or no interval is known.
+        """
+        undecided = self.kind == CLASSES.index("undecided")
+        width = (torch.where(self.delta < 0, self.high, self.low) - self.delta).abs()
+        more = torch.maximum((width / self.delta.abs()).square(), self.min_firings / self.firings)[undecided]
+        more = more[torch.isfinite(more)]
+        return math.ceil(rows * max(1.0, more.median().item())) if len(more) else None
 
     def counts(self) -> dict[str, int]:
         """How many latents there are of each class."""
@@ -101,12 +114,12 @@ def resampled(sums: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         entries: how many entries each group has, [G].
 
     Returns:
-        mean, low and high, [Q] each; the ends are NaN where fewer than two groups have entries.
+        mean, low and high, [Q] each; the ends are NaN where fewer than LEAST_DOCUMENTS groups have entries.
     """
     mean = sums.sum(0) / entries.sum()
     held = entries > 0
     sums, entries = sums[held], entries[held]
-    if len(sums) < 2:
+    if len(sums) < LEAST_DOCUMENTS:
         return mean, torch.full_like(mean, torch.nan), torch.full_like(mean, torch.nan)
     drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=torch.Generator().manual_seed(0))
     weights = torch.zeros(RESAMPLES, len(sums), dtype=sums.dtype)

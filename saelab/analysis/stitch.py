@@ -8,7 +8,8 @@ Files of a result, which `read_stitch` reads (floats NaN or null where there is 
 
     stitch.json          saes: [{name, n_latents, mse, fvu, l0, fvu_trained}] in the order of the ladder, read by
                          thresholds, fvu_trained in their own way, which for TopK is another;
-                         pairs: [{small, large, counts: {novel, reconstruction, undecided, dead}, share_novel (of the
+                         pairs: [{small, large, counts: {novel, reconstruction, undecided, dead}, rows_to_decide (about
+                         how many would decide half of the undecided; null where that is not known), share_novel (of the
                          decided), share_novel_by_sign (of those with enough firings), share_novel_by_cosine (of those
                          that fired), auc_by_sign, rule: see `cosine_rule`, steps: {insert, swap, remove, finish}}];
                          settings, rows, variance (of an entry: fvu = mse / variance)
@@ -102,6 +103,8 @@ class Pair:
     auc_by_sign: float | None
     """AUC of the cosine against the bare sign of delta, over all latents with enough firings."""
     steps: PathSteps
+    rows: int
+    """Rows that it was found on."""
     path: list[Point] = field(default_factory=list)
     ce: dict[int, float] = field(default_factory=dict)
     """Change of the model's loss by step, nats per token."""
@@ -126,11 +129,13 @@ class Pair:
         enough = self.insertion.firings >= self.insertion.min_firings
         fired = self.insertion.firings > 0
         threshold = self.rule["threshold"]
+        more = self.insertion.rows_to_decide(self.rows)
         phases = torch.bincount(self.steps.phase, minlength=len(PHASES)).tolist()
         return {
             "small": self.names[0],
             "large": self.names[1],
             "counts": counts,
+            "rows_to_decide": more,
             "share_novel": counts["novel"] / decided if decided else None,
             "share_novel_by_sign": _share(self.insertion.delta[enough] < 0),
             "share_novel_by_cosine": _share(self.cosine[fired] < threshold),
@@ -242,8 +247,9 @@ def _pair(names: tuple[str, str], small: SAE, large: SAE, rows: Rows, settings: 
     by_sign = cosine_rule(torch.where(test.delta < 0, 0, 1)[enough], cosine[enough])["auc"]
     steps = plan(small, large, test.firings, settings.threshold, settings.order, rows, settings.seed)
     pair = Pair(
-        names, small, large, test, cosine, place, cosine_rule(test.kind, cosine, settings.threshold), by_sign, steps
-    )
+        names, small, large, test, cosine, place, cosine_rule(test.kind, cosine, settings.threshold), by_sign, steps,
+        len(rows),
+    )  # fmt: skip
     pair.path = along(small, large, steps, _marks(steps, settings.points), rows)
     return pair
 

@@ -23,6 +23,9 @@ from saelab.core.read import REMEDY, parse_json
 
 PART = ".part"
 """Ending of a file or folder that is being written."""
+AGAIN = "run the same again"
+"""What to do once there is space on a disk, where no other command goes on."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 HEADER = "saelab"
 """The key of a safetensors file's header under which its description stands, as JSON."""
 
@@ -46,12 +49,25 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             raise OSError(
                 error.errno,
-                f"the disk is full: could not write {path}. Nothing was lost: free some space and run the same again",
+                f"the disk is full: could not write {path}. Nothing was lost: free some space and {AGAIN}",
             ) from error
         raise
+
+
+@contextmanager
+def going_on(how: str) -> Iterator[None]:
+    """A full disk inside is told with the command that goes on, such as "`saelab train --resume RUN` goes on"."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        said = error.strerror or ""
+        said = said if AGAIN in said else f"the disk is full ({said}). Free some space and {AGAIN}"
+        raise OSError(error.errno, said.replace(f"and {AGAIN}", f"then {how}")) from error
 
 
 def is_vacant(folder: Path) -> bool:
@@ -127,7 +143,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
     """Write a safetensors file whole, with a description, and a checksum of both, in its header."""
-    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    plain, memory = {}, set[int]()
+    for key, value in tensors.items():
+        part = value.detach().cpu().contiguous()
+        place = part.untyped_storage().data_ptr()
+        plain[key] = part.clone() if place in memory else part  # the format has no tensors that share memory
+        memory.add(place)
     said = json.loads(json.dumps(about or {}, allow_nan=False))
     # One key only: several would come in any order, and equal content should give equal files.
     header = {HEADER: json.dumps({**said, "sha256": _digest(plain, said)})}

@@ -97,8 +97,8 @@ class _Lines:
         if now - self.said >= LINE_EVERY:
             self.said = now
             rate = (self.done - self.first) / (now - self.start)
-            left = (self.total - self.done) / rate if rate else float("inf")
-            self._say(f"{self.done:,} of {self.total:,} {self.unit}, ETA {left:.0f} s")
+            left = f"{max(0.0, (self.total - self.done) / rate):.0f} s" if rate else "?"
+            self._say(f"{self.done:,} of {self.total:,} {self.unit}, ETA {left}")
 
     def close(self) -> None:
         self._say(f"{self.done:,} {self.unit} in {time.monotonic() - self.start:.1f} s")

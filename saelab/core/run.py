@@ -13,6 +13,7 @@ FORMAT = 1
 SWEEP = "sweep.json"
 """In the folder of a sweep: the names of its members, runs in folders beside it."""
 SCORE = {"value": float, "low": (float, None), "high": (float, None), "n": int, "unit": str}
+SCORE |= {"documents?": (int, None)}
 SOURCE = {
     **{f"{key}?": str for key in ("model", "site", "text", "field", "split", "fingerprint", "device", "precision")},
     **{f"{key}?": (str, None) for key in ("target", "average")},
@@ -31,7 +32,7 @@ README = """# A saelab run
 | `log.jsonl` | one JSON object per logged step: loss terms, FVU, L0, silent latents, learning rate, rows per second |
 | `checkpoints/` | model, optimizer and data position; `saelab train --resume {name}` goes on from the newest |
 | `sae/` | the trained SAE: `saelab.load("{name}")` |
-| `scores.json` | what was measured: `{{metric: {{value, low, high, n, unit}}}}`; low to high: 95 % bootstrap interval |
+| `scores.json` | what was measured: `{{metric: {{value, low, high, n, unit, documents}}}}`; low, high: 95 % interval |
 | `scores.parquet` | the same as a table |
 | `tables/` | what metrics found beside their scores, a table each: the latent of every labelled task, curves |
 | `measured.json` | the data that it was measured on, and what was left out and why |

@@ -37,6 +37,13 @@ class Batch:
 class Source(ABC):
     """Rows without end, in batches."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._contents()})"
+
+    def _contents(self) -> str:
+        """What the rows are, in a few words."""
+        return f"rows {self.d_in} wide{f', targets {self.d_out} wide' if self.d_out else ''}"
+
     d_in: int
     d_out: int | None = None
     """Width of the rows to reconstruct, where they are not the input."""
@@ -51,6 +58,10 @@ class Source(ABC):
 
         A row to reconstruct stands behind its input, in the same row [n, d_in + d_out].
         """
+
+    def held(self, most: int) -> int | None:
+        """How many rows there are before they come again; None where these are `most` or more, or it is not known."""
+        return None
 
     def statistics(self) -> tuple[Tensor, Tensor] | None:
         """Mean [D] and scale (root mean square of a centred entry) of all rows, where they are known."""

@@ -259,6 +259,14 @@ class Store:
         where = f"the header of {self.folder / self.manifest.shards[shard].file}"
         return [(number, name) for number, name in expect(said, [Row(int, str)], where)]
 
+    def __repr__(self) -> str:
+        made = self.manifest
+        of = f", {made.origin['model']} at {made.origin['site']}" if {"model", "site"} <= made.origin.keys() else ""
+        widths = f"{self.d_in} wide" + (f" and targets {self.d_out} wide" if self.d_out else "")
+        unfinished = "" if made.complete else ", unfinished"
+        kept = f"{len(self):,} rows, {widths}, {made.dtype}, {len(made.shards)} shards"
+        return f"Store({self.folder}: {kept}{of}{unfinished})"
+
     def _read(self, shard: int, name: str, spans: Sequence[tuple[int, int]], out: Tensor) -> None:
         about = self.manifest.shards[shard]
         read_spans(self.folder / about.file, self._checked(shard)[0][name], spans, about.bytes, out)
@@ -332,6 +340,12 @@ class StoreSource(WindowSource):
         for shard, start in zip(shards, starts, strict=True):
             spans.setdefault(shard, []).append((start, start + self._block_rows))
         return self.store.spans(spans)
+
+    def _contents(self) -> str:
+        return repr(self.store)
+
+    def held(self, most: int) -> int | None:
+        return len(self.store) if len(self.store) < most else None
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         return self.store.manifest.statistics()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from saelab.core.components import Component, near_miss
 from saelab.core.files import whole_folder
 from saelab.interchange.files import Files
-from saelab.interchange.plain import Plain, apart, built
+from saelab.interchange.plain import Plain, apart, built, check_computes
 from saelab.sae.sae import SAE, is_saved
 
 
@@ -92,7 +92,9 @@ def read(path: str | Path) -> tuple[SAE, Description]:
         if family.claims(files):
             plain, description = family.read(files)
             description.notes[:0] = plain.notes
-            return built(plain, files.path), description
+            sae = built(plain, files.path)
+            check_computes(sae, files.path)
+            return sae, description
     raise ValueError(f"{path} is of no family that saelab reads ({', '.join(families())}): {files.seen()}")
 
 
@@ -116,4 +118,5 @@ def write(sae: SAE, folder: str | Path, family: str, source: dict[str, Any] | No
         raise ValueError(f"unknown family '{family}'{near_miss(family, written())}")
     with whole_folder(folder) as part:
         plain = apart(sae)
+        check_computes(sae, folder)
         return [*plain.notes, *known[family].write(plain, part, source or {})]

@@ -77,7 +77,11 @@ class Plain:
     def unit_directions(self) -> None:
         """From a form that multiplies pre-activations by the directions' norms, and divides codes by them, to ours."""
         norms = self.parts["W_dec"].double().norm(dim=1)
-        for name, factor in (("W_enc", norms[:, None]), ("b_enc", norms), ("W_dec", 1 / norms[:, None])):
+        silent = norms == 0
+        if silent.any():
+            self.notes.append(f"latents without a direction stay at zero: {int(silent.sum()):,}")
+        shorter = 1 / norms.where(~silent, torch.inf)  # their codes would be 0 / 0
+        for name, factor in (("W_enc", norms[:, None]), ("b_enc", norms), ("W_dec", shorter[:, None])):
             self.parts[name] = (self.parts[name] * factor).to(self.parts[name])
 
 
@@ -122,6 +126,21 @@ def built(plain: Plain, path: Path) -> SAE:
     fit(sae, sae.state_dict() | tensors, path)
     sae.scale.set(sae.scale.mean.clone(), plain.scale)
     return sae
+
+
+@torch.no_grad()
+def check_computes(sae: SAE, path: Path) -> None:
+    """ValueError that names the file if a weight, or what becomes of a row, is not finite."""
+    for name, part in sae.state_dict().items():
+        # A threshold of 0 is kept as its logarithm.
+        finite = torch.isfinite(part) | (part == -torch.inf if name == "activation.log_threshold" else False)
+        if not finite.all():
+            raise ValueError(f"{path}: {name} holds NaN or infinity in {int((~finite).sum()):,} places")
+    row = torch.randn(1, sae.d_in, generator=torch.Generator().manual_seed(0))
+    row = sae.scale.undo(row.to(sae.scale.mean))
+    codes = sae.encode(row)
+    if not (torch.isfinite(codes.values).all() and torch.isfinite(sae.decode(codes, row)).all()):
+        raise ValueError(f"{path}: a row of random numbers is reconstructed as NaN or infinity")
 
 
 def _activation(plain: Plain) -> tuple[Activation, dict[str, Tensor]]:

@@ -68,8 +68,8 @@ def _jackknifed(active: Tensor, n: int) -> Score:
     count, documents = active.sum(0), len(active)
     pool = int((count > 0).sum())
     if documents < 2:
-        return Score(pool, None, None, n, "latents")
+        return Score(pool, None, None, n, "latents", documents)
     alone = (active & (count == 1)).sum(1).double()  # what the pool lacks without each document
     error = math.sqrt((documents - 1) / documents * (alone - alone.mean()).square().sum().item())
     low, high = max(0.0, pool - 1.96 * error), min(float(active.shape[1]), pool + 1.96 * error)
-    return Score(float(pool), low, high, n, f"latents in {documents} documents")
+    return Score(float(pool), low, high, n, f"latents in {documents} documents", documents)

@@ -113,7 +113,8 @@ class AFA(Metric):
         drawn = _resampled(self.sample.column("group"))
         means = (drawn @ values) / drawn.sum(1)
         low, high = _ends(means[torch.isfinite(means)])
-        return Score(values.mean().item(), low, high, len(values), unit)
+        documents = len(self.sample.column("group").unique())
+        return Score(values.mean().item(), low, high, len(values), unit, documents)
 
     def tables(self) -> dict[str, Table]:
         """One row of the sample each: what the ZF plot shows."""
@@ -149,11 +150,11 @@ def median_score(values: Tensor, group: Tensor, unit: str) -> Score:
     half = weights[:, -1:] / 2
     place = torch.searchsorted(weights, half).squeeze(1).clamp_max(len(values) - 1)
     medians = values[order][place][weights[:, -1] > 0]
-    low, high = _ends(medians) if len(group.unique()) > 1 else (None, None)
+    low, high = _ends(medians)
     value = values.double().quantile(0.5).item()
     if low is not None and high is not None:
         low, high = min(low, value), max(high, value)
-    return Score(value, low, high, len(values), unit)
+    return Score(value, low, high, len(values), unit, len(group.unique()))
 
 
 def _resampled(group: Tensor) -> Tensor:

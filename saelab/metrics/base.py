@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 GROUPS = 1000
 """Documents are dealt into at most this many groups, so that memory does not grow with their number."""
 RESAMPLES = 1000
+LEAST_DOCUMENTS = 20
+"""From fewer, an interval says next to nothing of other documents and is not given."""
 Table = dict[str, list[Any]]
 """Columns of equal length by name; numbers, texts or None."""
 
@@ -38,9 +40,12 @@ class Score:
 
     Attributes:
         value: the number.
-        low, high: ends of its 95 % bootstrap interval; None where there is nothing to resample.
+        low, high: ends of its 95 % bootstrap interval; None where there is nothing to resample, or fewer than
+            LEAST_DOCUMENTS documents.
         n: how many tokens (or latents) it stands on.
         unit: what it is counted in.
+        documents: how many documents (groups of them where there are more than GROUPS) its interval is over; None where
+            it is over something else, or there is none.
     """
 
     value: float
@@ -48,9 +53,16 @@ class Score:
     high: float | None
     n: int
     unit: str
+    documents: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.documents is not None and self.documents < LEAST_DOCUMENTS:
+            object.__setattr__(self, "low", None)
+            object.__setattr__(self, "high", None)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        return found if self.documents is not None else {key: found[key] for key in found if key != "documents"}
 
 
 @dataclass(frozen=True)
@@ -214,7 +226,7 @@ class Totals:
         sums = sums[sums.abs().sum(1) > 0]
         value = formula(*sums.sum(0)).item()
         low, high = interval(formula, sums)
-        return Score(value, low, high, self.n, unit)
+        return Score(value, low, high, self.n, unit, len(sums))
 
 
 def interval(formula: Callable[..., Tensor], sums: Tensor) -> tuple[float | None, float | None]:

@@ -153,6 +153,8 @@ class TextEvaluation(Evaluation):
 class StoreEvaluation(Evaluation):
     """Rows of a store, in text order. Nothing that needs the model can be measured on it.
 
+    Rows of a store that does not say which document each belongs to are documents of their own.
+
     Args:
         store: the store or its folder.
         tokens: rows to measure on, at most; by default all.
@@ -173,13 +175,17 @@ class StoreEvaluation(Evaluation):
         return f"read {self.tokens:,} of {of} of {self.store.folder}"
 
     def chunks(self, need_logits: bool) -> Iterator[Chunk]:
-        left, groups = self.tokens, Groups(self.store.manifest.origin.get("piece") is not None)
+        left, groups, before = self.tokens, Groups(self.store.manifest.origin.get("piece") is not None), 0
         for number in range(len(self.store.manifest.shards)):
             groups.meet(self.store.names(number))
-            documents = groups.of(self.store.columns(number)["document"])
-            for first in range(0, min(left, len(documents)), CHUNK_TOKENS):
-                last = min(first + CHUNK_TOKENS, left, len(documents))
+            columns, count = self.store.columns(number), self.store.manifest.shards[number].rows
+            documents = groups.of(
+                columns["document"] if "document" in columns else torch.arange(before, before + count)
+            )
+            before += count
+            for first in range(0, min(left, count), CHUNK_TOKENS):
+                last = min(first + CHUNK_TOKENS, left, count)
                 yield _chunk(self.store.rows(number, first, last), self.d_in, documents[first:last])
-            left -= len(documents)
+            left -= count
             if left <= 0:
                 return

@@ -96,7 +96,7 @@ class InformationScope(Metric):
         return {
             "information_scope": score_of_latents(scope, f"distance, latents in {self.windows} windows"),
             "information_scope_rows": Score(per_window.value, per_window.low, per_window.high, self.windows * WINDOW,
-                                            "distance, by active latent"),
+                                            "distance, by active latent", per_window.documents),
         }  # fmt: skip
 
 

@@ -62,11 +62,11 @@ class MDL(Metric):
         frequency = self.values.counts().double() / self.totals.n
         entropy = self.values.entropy(bins)
         value = (coin(frequency) + frequency * entropy).sum().item()
-        low, high = self._spread(sae, bins, value)
+        low, high, documents = self._spread(sae, bins, value)
         count = self.totals.n
         return {
             "mdl_fixed": self.fixed(sae),
-            "mdl": Score(value, low, high, count, "bits per token"),
+            "mdl": Score(value, low, high, count, "bits per token", documents),
             "mdl_bins": Score(float(bins), None, None, count, "bins a value"),
             "mdl_error_kept": Score(float(kept), None, None, len(self.sample), "1 for yes"),
         }
@@ -93,8 +93,8 @@ class MDL(Metric):
                 return bins, True
         return CHOICES[-1], False
 
-    def _spread(self, sae: SAE, bins: int, value: float) -> tuple[float | None, float | None]:
-        """The interval of rows' code lengths, moved to the value."""
+    def _spread(self, sae: SAE, bins: int, value: float) -> tuple[float | None, float | None, int | None]:
+        """The interval of rows' code lengths, moved to the value, and how many documents it is over."""
         frequency = (self.values.counts().double() / self.totals.n).clamp(1e-12, 1 - 1e-12)
         silent = -(1 - frequency).log2()
         codes, lengths = self._codes(sae), Totals()
@@ -104,8 +104,9 @@ class MDL(Metric):
         lengths.add(self.sample.column("group"), bits=length, rows=torch.ones_like(length))
         found = lengths.score(lambda bits, rows: bits / rows, "bits")
         if found.low is None or found.high is None:
-            return None, None
-        return min(value, value + found.low - found.value), max(value, value + found.high - found.value)
+            return None, None, found.documents
+        low, high = value + found.low - found.value, value + found.high - found.value
+        return min(value, low), max(value, high), found.documents
 
 
 class Histograms:

@@ -1,6 +1,7 @@
 """Scores as a Parquet table, for whoever reads them with other tools: one line for each SAE and metric.
 
-Columns: sae, metric, value, low, high (95 % bootstrap interval, null where there is none), n, unit.
+Columns: sae, metric, value, low, high (95 % bootstrap interval, null where there is none), n, unit, documents (that the
+interval is over, null where it is over something else).
 """
 
 import csv
@@ -21,6 +22,7 @@ def write_table(path: Path, scores: Mapping[str, Mapping[str, Mapping[str, Any]]
     lines = [{"sae": name, "metric": key, **score} for name, found in scores.items() for key, score in found.items()]
     text, number = pyarrow.string(), pyarrow.float64()
     kinds = {"value": number, "low": number, "high": number, "n": pyarrow.int64(), "unit": text}
+    kinds |= {"documents": pyarrow.int64()}
     schema = pyarrow.schema({"sae": text, "metric": text, **kinds})
     write_parquet(path, pyarrow.Table.from_pylist(lines, schema=schema))
 

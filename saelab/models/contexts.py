@@ -207,6 +207,9 @@ class ContextSource(Source):
         self._window, self._offset = int(state["window"]), int(state["offset"])
         self._tokens = state["tokens"]
 
+    def held(self, most: int) -> int | None:
+        return self._stream.held(most)
+
     def sample(self, rows: int) -> Tensor:
         return self._taken(0, 0, rows)[0]
 

@@ -39,6 +39,10 @@ READ_AT_ONCE = 64
 """Packed rows of text that are put together at once, before anyone asks for them."""
 
 
+COUNTED = 5_000_000
+"""Rows of a text that are counted, at most, to say how often they come again."""
+
+
 def blocks_of(subject: Subject) -> int:
     """Packed rows the model reads in one pass."""
     return max(1, TOKENS_AT_ONCE // subject.seq_len)
@@ -260,6 +264,7 @@ class TextStream:
         self._rest: TokenRows | None = None  # what was read and not yet asked for
         self._next = -1
         self._limit: float | None = None
+        self._held: tuple[int, bool] | None = None
 
     def rows(self, start: int, count: int) -> TokenRows:
         """`count` packed rows from number `start` on; cheap where the last call ended, else the text is read again."""
@@ -290,6 +295,25 @@ class TextStream:
                 passed = True
                 yield block
             start = 0 if passed else start % self._length()
+
+    def held(self, most: int) -> int | None:
+        """How many rows a pass over the text has, outliers among them; None if these are `most` or more.
+
+        Reads as much of the text as `most` rows, but not more than COUNTED: of a longer one it is not known.
+        """
+        if self._held is None or (self._held[1] and most > self._held[0]):
+            self._held = self._count(min(most, COUNTED))
+        count, goes_on = self._held
+        return None if goes_on or count >= most else count
+
+    def _count(self, most: int) -> tuple[int, bool]:
+        """Rows of the text, and whether it goes on beyond them."""
+        count = 0
+        for block in self.subject.token_rows(self.model, self.split, READ_AT_ONCE):
+            count += int(block.keep.any(1).sum() if self.subject.average else block.keep.sum())
+            if count >= most:
+                return count, True
+        return count, False
 
     def _length(self) -> int:
         return sum(len(block.ids) for block in self.subject.token_rows(self.model, self.split, 1024))
@@ -322,6 +346,9 @@ class LiveSource(WindowSource):
     def identity(self) -> dict[str, Any]:
         rows = {"split": self.split, "token_rows_a_window": self._rows_a_window}
         return super().identity() | identity_of(self.subject) | rows
+
+    def held(self, most: int) -> int | None:
+        return self._stream.held(most)
 
     def window(self, number: int) -> Tensor:
         if number == self._latest[0]:  # drawn for the sample that training starts from, and now to train on

@@ -7,8 +7,13 @@ from saelab.core.files import whole_folder
 from saelab.core.run import Run
 from saelab.interchange import Description, read, write
 from saelab.runs import open_run
+from saelab.sae.activations.gated import Gated
+from saelab.sae.activations.jump_relu import JumpReLU
+from saelab.sae.activations.relu import ReLU
 from saelab.sae.sae import SAE, is_saved
 
+ROUNDING = 1e-3
+"""How far norms may be from 1."""
 README = """# A converted SAE
 
 It was read from files of {family} by `saelab convert`; `config.yaml` says from which and what they said of themselves.
@@ -16,7 +21,7 @@ It was read from files of {family} by `saelab convert`; `config.yaml` says from 
 """
 
 
-def convert(path: str, out: str, to: str | None = None) -> None:
+def convert(path: str, out: str, to: str | None = None, unit_norm: bool = False) -> None:
     """Convert an SAE; which library wrote it is found out.
 
     Args:
@@ -24,6 +29,8 @@ def convert(path: str, out: str, to: str | None = None) -> None:
         out: folder for what it becomes; must not exist.
         to: write it for this library: sae_lens, dictionary_learning or sparsify; by default it becomes a run of saelab,
             to be measured, explored and compared like any other.
+        unit_norm: bring directions to unit norm, codes being multiplied by the norms they had, as dictionary_learning's
+            loader does by default; otherwise both are as the file has them. Reconstructions are the same.
     """
     is_own = is_saved(path)
     if is_own and not to:
@@ -31,6 +38,11 @@ def convert(path: str, out: str, to: str | None = None) -> None:
     with whole_folder(out) as folder:
         sae, found = _own(path) if is_own else read(path)
         notes = list(found.notes)
+        if "dictionary_learning" in (found.family, to) and not unit_norm:
+            notes += _norms(sae)
+        if unit_norm:
+            _bring_to_unit_norm(sae, path)
+            notes.append("directions were brought to unit norm, and codes are larger by the norms that they had")
         if to:
             notes += write(sae, folder, to, found.source)
         else:
@@ -40,6 +52,28 @@ def convert(path: str, out: str, to: str | None = None) -> None:
         print(f"note: {note}")
     if not to:
         print(_next(out, found))
+
+
+def _norms(sae: SAE) -> list[str]:
+    """What dictionary_learning's loader does to directions that are not of unit norm: to those of its AutoEncoder."""
+    if not isinstance(sae, SAE) or type(sae.activation) is not ReLU:
+        return []
+    norms = sae.dictionary.directions().norm(dim=1)
+    if (norms - 1).abs().max() <= ROUNDING:
+        return []
+    kept = f"directions keep the norms that they have, {norms.min():.3g} to {norms.max():.3g}"
+    theirs = "dictionary_learning's own loader brings them to 1, unless it is told not to, and codes are then larger by"
+    return [f"{kept}; {theirs} these norms: --unit_norm true does the same here"]
+
+
+def _bring_to_unit_norm(sae: SAE, path: str) -> None:
+    """ValueError where latents are chosen by size among others, and would be others; or have no direction."""
+    if not isinstance(sae, SAE) or type(sae.activation) not in (ReLU, JumpReLU, Gated):
+        name = type(getattr(sae, "activation", sae)).__name__
+        raise ValueError(f"{path}: {name} may keep other latents of directions of unit norm; leave --unit_norm out")
+    if (sae.dictionary.directions().norm(dim=1) == 0).any():
+        raise ValueError(f"{path} has latents whose directions are zero; leave --unit_norm out")
+    sae.unit_directions()
 
 
 def _own(path: str) -> tuple[SAE, Description]:

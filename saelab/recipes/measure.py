@@ -1,5 +1,6 @@
 """`saelab measure`: every metric of any number of SAEs, as one table."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def measure_runs(
     store: str | None = None,
     suite: Suite | None = None,
     device: str = "auto",
+    out: str | None = None,
 ) -> None:
     """Measure SAEs and print one table; a run keeps its scores in scores.json, scores.parquet and its log.
 
@@ -55,7 +57,9 @@ def measure_runs(
         store: measure on this store of activations instead; what needs the model is skipped and said so.
         suite: what is measured.
         device: where the SAEs run; auto is the GPU if there is one.
+        out: folder for what is found, one in it for each run; by default the runs' own folders keep it.
     """
+    kept = _kept_in(runs, out)
     if subject and store:
         raise ValueError("give --subject or --store, not both")
     if store and split != "held-out":
@@ -83,19 +87,41 @@ def measure_runs(
         measured = measure({name: load(name).to(place) for name in names}, evaluation, metrics, tasks=tasks)
         for name in names:
             measured[name].skipped |= {f"task {task}": why for task, why in left_out.items()}
-            if is_run(name) and not measured[name].broken and keep(Run.open(name), measured[name], about(evaluation)):
+            if name in kept and not measured[name].broken and keep(kept[name], measured[name], about(evaluation)):
                 replaced.append(f"scores of {name} on other data were replaced; its log.jsonl still has their values")
         found |= measured
     print_scores({name: found[name].as_json() for name in runs})
     for note in [*read, *seen, *replaced]:
         print(note)
+    _say_skipped(found)
+    broken = [one.broken for one in found.values() if one.broken]
+    if broken:
+        raise ValueError("; ".join(broken))
+
+
+def _say_skipped(found: dict[str, Measured]) -> None:
+    """Print what could not be measured and why, each reason once."""
     reasons = list(dict.fromkeys(f"skipped {m}: {why}" for one in found.values() for m, why in one.skipped.items()))
     of_tasks = [reason for reason in reasons if reason.startswith("skipped task ")]
     for reason in [*(reason for reason in reasons if reason not in of_tasks), *first_few(of_tasks)]:
         print(reason)
-    broken = [one.broken for one in found.values() if one.broken]
-    if broken:
-        raise ValueError("; ".join(broken))
+
+
+def _kept_in(runs: list[str], out: str | None) -> dict[str, Run]:
+    """The folder that keeps the scores of each SAE that has one; ValueError for one that cannot be written to."""
+    if not out:
+        kept = {name: Run(name) for name in runs if is_run(name)}
+    else:
+        kept = {name: Run(Path(out) / Path(name).resolve().name) for name in runs}
+        if len({run.folder for run in kept.values()}) < len(kept):
+            raise ValueError(f"two of these have folders of one name: measure them apart, or leave --out {out} out")
+    for run in kept.values():
+        there = next(folder for folder in (run.folder, *run.folder.resolve().parents) if folder.exists())
+        if not os.access(there, os.W_OK) or not there.is_dir():
+            raise ValueError(
+                f"{there} cannot be written to, and is to keep the scores: give --out FOLDER for a place that can"
+            )
+    return kept
 
 
 def with_options(metrics: list[str], options: list[str]) -> list[str | dict[str, Any]]:

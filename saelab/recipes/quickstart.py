@@ -23,6 +23,7 @@ from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
 from saelab.recipes.measure import about, keep
 from saelab.recipes.python_readings import Text, choose, contexts
+from saelab.recipes.show import value_and_interval
 from saelab.recipes.train import complete, resume
 from saelab.sae.sae import SAE, load
 
@@ -146,9 +147,11 @@ def _show(run: Run, console: Console) -> None:
         score = scores.get(metric)
         if score is None:  # measured again since, and otherwise
             continue
-        interval = f"[{score['low']:.4g} to {score['high']:.4g}]" if score["low"] is not None else ""
+        interval = value_and_interval(score)[1]
+        interval = f"[{interval}]" if interval else ""
         table.add_row(title, f"{score['value']:.4g}", RichText(interval, style="dim"), score["unit"])
-    table.add_row("training", f"{_rate(run):,.0f}", "", "tokens per second")
+    rate = _rate(run)
+    table.add_row("training", f"{rate:,.0f}" if rate else "?", "", "tokens per second")
     console.print()
     console.print(table)
     console.print(

@@ -10,10 +10,13 @@ from rich.table import Table
 
 from saelab.analysis.insertion import CLASSES
 from saelab.analysis.loss_along import loss_along
+from saelab.analysis.rows import Rows
 from saelab.analysis.stitch import Stitched, StitchSettings, stitch
 from saelab.core.files import whole_folder
 from saelab.metrics import TextEvaluation
+from saelab.metrics.base import LEAST_DOCUMENTS
 from saelab.recipes.compared import Data, keep_sae, opened, rows_of, say_doubts
+from saelab.recipes.show import few_documents
 
 WORSE = 1.02
 """How much larger an error is worth a warning. TopK SAEs lose more the wider they are, and then hide what they know."""
@@ -49,7 +52,7 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
             keep_sae(pair.sae(step), folder / f"pair-{number}" / "stitched", "stitch", about, runs[0])
         if figures:
             _draw(found, folder)
-    _print(found)
+    _print(found, rows)
     say_doubts({name: own.mse / found.variance for name, own in zip(found.names, found.own, strict=True)})
     for name, own, mse in zip(found.names, found.own, found.trained, strict=True):
         if own.mse > WORSE * mse:
@@ -77,7 +80,7 @@ def _draw(found: Stitched, folder: Path) -> None:
     write_page(scatters, folder / "scatter.html", "Insertion test")
 
 
-def _print(found: Stitched) -> None:
+def _print(found: Stitched, rows: Rows) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=10_000)
     table = _table(["SAE", "latents", "FVU", "L0", "FVU as trained"])
@@ -94,6 +97,22 @@ def _print(found: Stitched) -> None:
         told = [_number(rule["auc"]), _number(rule["accuracy"]), best, f"{point.mse / found.variance:.4g}"]
         table.add_row(f"{pair.names[0]} to {pair.names[1]}", *counts, *told)
     console.print(table)
+    documents = len(rows.group.unique())
+    for line in (pair.summary() for pair in found.pairs):
+        if said := _undecided(line, found.rows, documents):
+            print(said)
+
+
+def _undecided(pair: dict[str, Any], rows: int, documents: int) -> str:
+    """How many rows would decide what is undecided of a pair; empty if that is less than half of it."""
+    undecided, total = pair["counts"]["undecided"], sum(pair["counts"].values())
+    if 2 * undecided < total:
+        return ""
+    said = f"{pair['small']} to {pair['large']}: {undecided:,} of {total:,} are undecided on {rows:,} rows"
+    if documents < LEAST_DOCUMENTS:
+        return f"{said} of {few_documents(documents)}: intervals need {LEAST_DOCUMENTS}; give more --tokens"
+    more = pair["rows_to_decide"]
+    return f"{said}; about {more:,} would decide half of these, going by their intervals: --tokens" if more else said
 
 
 def _table(heads: Sequence[str]) -> Table:

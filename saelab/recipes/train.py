@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from saelab.core.components import Component
-from saelab.core.files import write_json
+from saelab.core.files import going_on, write_json
 from saelab.core.memory import check_fits
 from saelab.core.mesh import Mesh, device_named, world_size
 from saelab.core.read import parse_yaml
@@ -170,17 +170,28 @@ class Job:
     def notes(self) -> list[str]:
         """What to know about these settings before training."""
         parts = [*self.made.sae.losses, *self.trainer.algorithms]
-        found = [part.note(self.made.rows) for part in parts] if self.mesh.is_first else []
+        if not self.mesh.is_first:
+            return []
+        found = [part.note(self.made.rows) for part in parts]
+        passes = self.passes(self.made.rows)
+        found += [f"{self.made.rows:,} rows are {passes}: what is seen often may be learned by heart"] if passes else []
         return [note for note in found if note]
+
+    def passes(self, rows: int) -> str:
+        """How often so many rows go through all that the source has, in words; empty if no row comes again."""
+        held = self.source.held(self.made.rows)
+        return f"{rows / held:,.3g} passes over the {held:,} that there are" if held and rows > held else ""
 
     def train(self, run: Run) -> None:
         made = self.made
         for note in self.notes():
             print(f"note: {note}")
         every = (made.log_every, made.save_every, made.tensorboard)
-        self.trainer.fit(self.source, made.rows, run, *every, converge=self.criterion)
+        with going_on(f"`saelab train --resume {run.folder}` goes on"):
+            self.trainer.fit(self.source, made.rows, run, *every, converge=self.criterion)
         if self.mesh.is_first:
-            seen = f"{self.trainer.rows_seen:,} rows"
+            passes = self.passes(self.trainer.rows_seen)
+            seen = f"{self.trainer.rows_seen:,} rows{f', {passes}' if passes else ''}"
             print(f"{run.folder}: trained on {seen}; `saelab measure {run.folder}` tells how well")
 
 
@@ -245,7 +256,14 @@ def subject_of(run: Run) -> Subject:
             f"{run.folder} does not say which model and text it was trained on: give --subject.model, --subject.site "
             "and --subject.text"
         )
-    return Subject.of(run.source())
+    origin = run.source()
+    if not (origin.get("model") and origin.get("site")):
+        what = "a synthetic world" if "world" in origin else "rows that do not say which model and site they are of"
+        raise ValueError(
+            f"{run.folder} was trained on {what}: give --store DIR with rows of that kind, or --subject.model, "
+            "--subject.site and --subject.text"
+        )
+    return Subject.of(origin)
 
 
 def is_run(folder: str) -> bool:

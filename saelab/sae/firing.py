@@ -6,11 +6,16 @@ from torch import Tensor, nn
 from saelab.core.codes import Codes
 from saelab.core.mesh import ALONE, Mesh
 
+LONGEST, SHARE = 10_000_000, 8
+"""Rows without firing after which a latent counts as dead where nothing else is said: those of Gao et al. 2024, or an
+eighth of the run, which one shorter than 80 M rows would otherwise hardly reach."""
+
 
 class Firing(nn.Module):
     """Rows seen since each latent was last active.
 
     Attributes:
+        planned: rows of the whole run, where they are known.
         since: [L] int64; 0 for a latent active in the latest batch.
         rows: all rows seen in training.
     """
@@ -22,6 +27,7 @@ class Firing(nn.Module):
     def __init__(self, n_latents: int, mesh: Mesh = ALONE):
         super().__init__()
         self.mesh = mesh
+        self.planned: int | None = None
         self.register_buffer("since", torch.zeros(n_latents, dtype=torch.int64))
         self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
 
@@ -34,6 +40,11 @@ class Firing(nn.Module):
         self.since[codes.indices[codes.active]] = 0
         self.mesh.smallest(self.since)
 
-    def dead(self, after: int) -> Tensor:
-        """Latents active in none of the last `after` rows; [L] bool."""
-        return self.since >= after
+    def dead(self, after: int | None) -> Tensor:
+        """Latents active in none of the last `after` rows, by default as many as `window` says; [L] bool."""
+        return self.since >= (self.window if after is None else after)
+
+    @property
+    def window(self) -> int:
+        """An eighth of the run's rows, at most 10 M and at least 1; 10 M where its length is not known."""
+        return LONGEST if self.planned is None else max(1, min(LONGEST, self.planned // SHARE))

@@ -154,6 +154,7 @@ def _begin(
             place = checkpoint.restore(path, trainer)
         source.restore(place)
     for trainer in trainers:
+        trainer.sae.firing.planned = rows  # as asked for: the end of a run that converges is not known before
         trainer.prepare(source)
         planned = trainer.rows_planned if habits.converge and trainer.rows_planned else rows
         trainer.rows_planned = min(rows, planned)  # a run that had converged before it was stopped keeps its end
@@ -211,7 +212,8 @@ class _Teller:
         record["lr"] = trainer.steppers[0].param_groups[0]["lr"]
         record |= {ramp.setting: ramp.at(trainer.step_number - 1) for ramp in trainer.ramps}
         now, (then, seen) = time.perf_counter(), self._said
-        record["rows_per_second"] = (trainer.rows_seen - seen) / (now - then)  # waiting for data counts
+        # Waiting for data counts. A clock may stand still; a rate that is not a number is null in the file.
+        record["rows_per_second"] = (trainer.rows_seen - seen) / (now - then) if now > then else math.nan
         self._said = (now, trainer.rows_seen)
         if self.log:
             self.log.write(record, {"fired": fired})

@@ -60,7 +60,20 @@ def test_intervals_are_those_of_resampled_documents():
     ratios = sums[drawn_groups].sum(1) / entries[drawn_groups].sum(1)[:, None]
     wanted = ratios.quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
     assert torch.allclose(torch.stack([low, high]), wanted, atol=0.01)
-    assert resampled(sums[:1], entries[:1])[1].isnan().all()
+    assert resampled(sums[:19], entries[:19])[1].isnan().all()
+    assert not resampled(sums[:20], entries[:20])[1].isnan().any()
+
+
+def test_how_many_rows_would_decide_is_estimated_from_the_widths_of_intervals():
+    delta, low, high = torch.tensor([[-1.0, -2.0, 1.0], [1.0, -0.5, 2.5], [-4.0, -5.0, -3.0], [0.0, 0.0, 0.0]]).T
+    firings = torch.tensor([100, 200, 300, 0])
+    # Two are undecided: one needs 4 times the rows (0 lies two widths away), one 2.25 times; the lower median counts.
+    first = Insertion(delta, low, torch.where(delta == -1, 1.0, high), firings, 100)
+    assert first.rows_to_decide(1000) == 2250
+    # One that fired in a tenth of the rows that are asked for needs ten times as many, whatever its interval.
+    rare = Insertion(delta[:1], low[:1], torch.tensor([-0.5]), torch.tensor([10]), 100)
+    assert rare.rows_to_decide(1000) == 10_000
+    assert Insertion(delta[2:3], low[2:3], high[2:3], firings[2:3], 100).rows_to_decide(1000) is None
 
 
 def test_classes_need_enough_firings_and_an_interval_on_one_side_of_zero():
@@ -126,7 +139,8 @@ def test_planted_extra_directions_are_exactly_the_novel_ones():
 
 
 @pytest.mark.parametrize("order", ["cosine", "delta", "random"])
-def test_the_way_ends_at_the_large_sae_and_each_step_is_what_it_says(order):
+def test_the_way_ends_at_the_large_sae_and_each_step_is_what_it_says(order, monkeypatch):
+    monkeypatch.setattr("saelab.analysis.insertion.LEAST_DOCUMENTS", 2)
     small, large = two()
     x = 2 * drawn(120, 8, seed=8)
     rows = Rows(x, torch.arange(120) // 10)

@@ -106,3 +106,28 @@ def test_targets_stay_with_their_rows():
 def test_a_target_for_every_row_or_none(target):
     with pytest.raises(ValueError, match="one target for each"):
         ArraySource(ROWS, target=target)
+
+
+def test_rows_may_be_an_array_of_numpy():
+    rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    ours, theirs = ArraySource(torch.from_numpy(rows.copy())), ArraySource(rows)
+    assert torch.equal(next(ours.batches(8)).x, next(theirs.batches(8)).x)
+    fixed = rows[::-1, ::2]
+    fixed.flags.writeable = False
+    assert torch.equal(ArraySource(fixed, target=rows).rows, torch.from_numpy(np.concatenate([fixed, rows], 1)))
+    for wrong, words in (
+        (np.array([["a"]]), "array of <U1"),
+        (rows.astype(int), "torch.int64"),
+        (rows[0], "float32 .4"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ArraySource(wrong)
+
+
+def test_a_source_says_what_it_holds():
+    assert repr(ArraySource(torch.zeros(3000, 4))) == "ArraySource(3,000 rows 4 wide)"
+    assert (
+        repr(ArraySource(torch.zeros(3, 4), target=torch.zeros(3, 2))) == "ArraySource(3 rows 4 wide, targets 2 wide)"
+    )
+    assert ArraySource(torch.zeros(3, 4)).held(4) == 3
+    assert ArraySource(torch.zeros(3, 4)).held(3) is None

@@ -529,3 +529,20 @@ def test_a_shard_that_is_no_safetensors_file_is_named(tmp_path, at):
     path.write_bytes(data if at >= 0 else data[:5] + b"x" * (len(data) - 5))
     with pytest.raises(ValueError, match=r"shard-00000\.safetensors"):
         Store(tmp_path).rows(0)
+
+
+def test_a_store_and_its_source_say_what_they_hold(tmp_path):
+    make(tmp_path / "s")
+    said = f"Store({tmp_path / 's'}: 15 rows, {D} wide, fp32, 3 shards, pycode-7m at layers.3)"
+    assert repr(Store(tmp_path / "s")) == said
+    source = StoreSource(tmp_path / "s")
+    assert repr(source) == f"StoreSource({said})"
+    assert (source.held(16), source.held(15)) == (15, None)
+
+
+def test_rows_and_columns_may_share_memory(tmp_path):
+    to = writer(tmp_path / "s")
+    column = torch.arange(5, dtype=torch.int32)
+    to.append(numbered(0, 5), 1, {}, token=column, position=column, document=column[:5])
+    columns = Store(tmp_path / "s").columns(0)
+    assert all(columns[name].tolist() == list(range(5)) for name in ("token", "position", "document"))

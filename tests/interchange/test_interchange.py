@@ -12,7 +12,7 @@ from saelab import SAE
 from saelab.core.codes import Codes
 from saelab.interchange import Description, Family, read, write
 from saelab.interchange.family import families
-from saelab.interchange.plain import apart
+from saelab.interchange.plain import apart, check_computes
 from saelab.sae.activations.abs_topk import AbsTopK
 from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.block_topk import BlockTopK
@@ -284,3 +284,17 @@ def test_what_is_no_pickle_at_all_is_said_to_be_none(tmp_path):
     (tmp_path / "ae.pt").write_text("junk\n")
     with pytest.raises(ValueError, match="ae.pt is damaged .it is no whole pickle"):
         read(tmp_path / "ae.pt")
+
+
+def test_what_is_not_finite_once_put_together_is_refused(tmp_path):
+    sae = SAE(4, 8, TopK(2))
+    check_computes(sae, tmp_path)
+    with torch.no_grad():
+        sae.dictionary.W_dec[3, 1] = torch.inf
+    with pytest.raises(ValueError, match=rf"{tmp_path}: dictionary.W_dec holds NaN or infinity in 1 places"):
+        check_computes(sae, tmp_path)
+    with torch.no_grad():
+        sae.dictionary.W_dec[3, 1] = 0
+        sae.dictionary.W_enc.fill_(3e38)
+    with pytest.raises(ValueError, match="a row of random numbers is reconstructed as NaN or infinity"):
+        check_computes(sae, tmp_path)

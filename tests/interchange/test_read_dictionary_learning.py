@@ -147,3 +147,13 @@ def test_a_config_that_is_not_json(tmp_path):
     (path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is damaged: not JSON"):
         read(path)
+
+
+def test_its_tensors_are_enough_under_any_name(tmp_path):
+    codes = pre().relu()
+    path = save(tmp_path / "x", "autoencoder.pt", LINEAR | {"bias": W["b_dec"]})
+    for place in (path, path / "autoencoder.pt"):
+        check(place, "dictionary_learning", codes, decoded(codes))
+    either = save(tmp_path / "y", "sae.pt", TOPK | {"threshold": torch.tensor(0.5)})
+    with pytest.raises(ValueError, match=r"sae\.pt may be a TopK or a BatchTopK SAE: put its config\.json beside it"):
+        read(either)

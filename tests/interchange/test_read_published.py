@@ -236,3 +236,14 @@ def test_qwen_scope(tmp_path):
     moved = save(tmp_path / "mine", "layer4.sae.pt", tensors)
     with pytest.raises(ValueError, match=r"layer4.sae.pt does not say how many latents a row keeps"):
         read(moved)
+
+
+def test_gemma_scope_2_with_one_hook_for_what_is_read_and_written_is_an_sae(tmp_path):
+    hook = "model.layers.7.output"
+    config = {"model_name": "google/gemma-3-1b-pt", "hf_hook_point_in": hook, "hf_hook_point_out": hook, "type": "sae"}
+    path = save(tmp_path / "sae", "params.safetensors", flipped(JUMP, lower=True), config=config)
+    codes = pre(False) * (pre(False) > THRESHOLD.double())
+    sae, description = check(path, "gemma_scope", codes, decoded(codes))
+    assert sae.d_out is None
+    assert description.architecture == "JumpReLU SAE"
+    assert description.source == {"model": "google/gemma-3-1b-pt", "site": "model.layers.7", "target": None}

@@ -238,3 +238,19 @@ def test_half_precision_is_widened(tmp_path):
     sae, _ = read(folder(tmp_path, tensors, cfg()))
     assert sae.dictionary.W_enc.dtype == torch.float32
     assert torch.equal(sae.dictionary.W_dec, tensors["W_dec"].float())
+
+
+def test_a_latent_without_a_direction_stays_at_zero(tmp_path):
+    tensors = weights()
+    tensors["W_dec"][3] = 0
+    sae, description = read(folder(tmp_path, tensors, cfg("topk", k=K, rescale_acts_by_decoder_norm=True)))
+    assert "latents without a direction stay at zero: 1" in description.notes
+    w, x = exact(tensors), rows().double()
+    norms = w["W_dec"].norm(dim=1)
+    scaled = topk(((x - w["b_dec"]) @ w["W_enc"].T + w["b_enc"]) * norms, K).relu()
+    with torch.no_grad():
+        assert torch.allclose(sae.encode(rows()).dense().double(), scaled, atol=1e-5)
+        assert torch.allclose(
+            sae(rows()).double(), (scaled / norms.clamp_min(1e-9)) @ w["W_dec"] + w["b_dec"], atol=1e-5
+        )
+    assert not sae.dictionary.directions()[3].any()

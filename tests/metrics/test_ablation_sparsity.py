@@ -51,7 +51,8 @@ def test_a_shift_of_all_logits_and_the_size_of_an_effect_do_not_count():
 
 
 @torch.no_grad()
-def test_against_passes_with_a_hook(text, tiny_llama):
+def test_against_passes_with_a_hook(text, tiny_llama, monkeypatch):
+    monkeypatch.setattr("saelab.metrics.base.LEAST_DOCUMENTS", 2)
     sae, reference = random_sae(k=3), AutoModelForCausalLM.from_pretrained(tiny_llama).eval().double()
     sae.scale.set(torch.randn(16, generator=torch.Generator().manual_seed(2)), 0.7)
     found = measure({"sae": sae}, text, [SETTING], show=False)["sae"]

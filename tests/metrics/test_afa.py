@@ -121,11 +121,11 @@ def test_cosines_of_pairs_in_blocks(monkeypatch, block):
 
 
 def test_the_median_s_interval_is_over_documents():
-    group = torch.arange(40) // 10
-    value = torch.arange(4.0).repeat_interleave(10).double()
+    group = torch.arange(400) // 10
+    value = (torch.arange(40) % 4).double().repeat_interleave(10)
     score = median_score(value, group, "u")
-    assert (score.low, score.value, score.high, score.n) == (0, 1.5, 3, 40)
-    alone = median_score(value, torch.zeros(40, dtype=torch.int64), "u")
+    assert (score.low, score.value, score.high, score.n, score.documents) == (1, 1.5, 2, 400, 40)
+    alone = median_score(value, torch.zeros(400, dtype=torch.int64), "u")
     assert (alone.low, alone.high) == (None, None)
     spread = median_score(torch.linspace(0, 1, 400).double(), torch.arange(400), "u")
     assert 0.5 - 0.06 < spread.low < 0.47

@@ -42,7 +42,15 @@ def test_one_document_has_no_interval():
     score = mean_of(torch.arange(50.0), torch.full((50,), 7))
     assert (score.low, score.high) == (None, None)
     assert score.value == 24.5
-    assert mean_of(torch.arange(50.0), torch.arange(50) // 25).low is not None
+
+
+def test_an_interval_needs_twenty_documents_and_the_score_says_how_many_there_are():
+    values = torch.randn(60, generator=torch.Generator().manual_seed(0))
+    few, enough = (mean_of(values, torch.arange(60) % count) for count in (19, 20))
+    assert (few.low, few.high, few.documents) == (None, None, 19)
+    assert enough.low < enough.value < enough.high
+    assert few.as_json() == {"value": few.value, "low": None, "high": None, "n": 60, "unit": "units", "documents": 19}
+    assert Score(0.5, 0.4, 0.6, 3, "share", 19) == Score(0.5, None, None, 3, "share", 19)
 
 
 def test_the_same_rows_have_the_same_interval():
@@ -54,7 +62,7 @@ def test_the_same_rows_have_the_same_interval():
 
 
 def test_the_order_and_size_of_chunks_do_not_matter():
-    values, document = torch.randn(90, generator=torch.Generator().manual_seed(0)), torch.arange(90) // 9
+    values, document = torch.randn(90, generator=torch.Generator().manual_seed(0)), torch.arange(90) // 3
     totals = Totals()
     for place in torch.randperm(90, generator=torch.Generator().manual_seed(1)).split(7):
         totals.add(document[place], value=values[place], rows=torch.ones(len(place)))

@@ -82,7 +82,8 @@ def test_bits_of_independent_latents_by_hand():
     assert found.scores["mdl_fixed"].value == pytest.approx(0.5 * (7 + 1))
 
 
-def test_the_mean_code_length_of_rows_is_the_description_length():
+def test_the_mean_code_length_of_rows_is_the_description_length(monkeypatch):
+    monkeypatch.setattr("saelab.metrics.base.LEAST_DOCUMENTS", 2)
     sae, x = random_sae(k=4), gaussian(300, 16, seed=1)
     metric = MDL(rows=300)
     rows = Rows(x, torch.arange(300))
@@ -94,7 +95,7 @@ def test_the_mean_code_length_of_rows_is_the_description_length():
     metric.sample.update(x=x, read=x, group=torch.arange(300))
     with torch.no_grad():
         value = metric.scores(sae)["mdl"].value
-        low, high = metric._spread(sae, int(metric.scores(sae)["mdl_bins"].value), value)
+        low, high, _ = metric._spread(sae, int(metric.scores(sae)["mdl_bins"].value), value)
     frequency = (codes.counts().double() / 300).clamp(1e-12, 1 - 1e-12)
     bins = int(metric.scores(sae)["mdl_bins"].value)
     dense, total = codes.dense().double(), 0.0

@@ -24,7 +24,8 @@ pytest_plugins = ["models.conftest", "recipes.small_world"]
 # ---- pool ----
 
 
-def test_the_pool_is_counted_over_all_rows_and_rarefied_over_documents():
+def test_the_pool_is_counted_over_all_rows_and_rarefied_over_documents(monkeypatch):
+    monkeypatch.setattr("saelab.metrics.base.LEAST_DOCUMENTS", 2)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randint(30, (60, 2), generator=generator)
     values = torch.ones(60, 2)

@@ -133,3 +133,34 @@ def test_load_of_a_foreign_folder_names_the_command(tmp_path):
         load(path)
     with pytest.raises(ValueError, match="there is no file"):
         load(tmp_path / "nothing")
+
+
+def test_the_norms_of_directions_are_kept_or_brought_to_one(saelab, tmp_path):
+    """dictionary_learning's keys are enough; its loader's own reading, codes times the norms, is an option."""
+    generator = torch.Generator().manual_seed(0)
+    encoder, decoder = torch.randn(8, 4, generator=generator), torch.randn(4, 8, generator=generator)
+    tensors = {"bias": torch.zeros(4), "encoder.weight": encoder, "encoder.bias": torch.zeros(8)}
+    torch.save(tensors | {"decoder.weight": decoder}, tmp_path / "autoencoder.pt")
+    kept = saelab("convert", tmp_path / "autoencoder.pt", tmp_path / "kept")
+    unit = saelab("convert", tmp_path / "autoencoder.pt", tmp_path / "unit", "--unit_norm", "true")
+    assert kept.status == unit.status == 0, kept.err + unit.err
+    norms = decoder.norm(dim=0)
+    says = f"directions keep the norms that they have, {norms.min():.3g} to {norms.max():.3g}"
+    assert says in kept.out
+    assert "--unit_norm true does the same here" in kept.out
+    assert "directions keep" not in unit.out
+    assert "directions were brought to unit norm" in unit.out
+    x = torch.randn(20, 4, generator=generator)
+    codes = (x @ encoder.T).relu()
+    assert torch.allclose(load(tmp_path / "kept").encode(x).dense(), codes, atol=1e-5)
+    assert torch.allclose(load(tmp_path / "unit").encode(x).dense(), codes * norms, atol=1e-5)
+    for name in ("kept", "unit"):
+        assert torch.allclose(load(tmp_path / name)(x), codes @ decoder.T, atol=1e-4)
+
+
+def test_directions_whose_norms_choose_latents_stay_as_they_are(saelab, tmp_path):
+    SAE(4, 8, TopK(2)).save(tmp_path / "ours")
+    ended = saelab("convert", tmp_path / "ours", tmp_path / "out", "--to", "sae_lens", "--unit_norm", "true")
+    assert ended.status == 2
+    assert "TopK may keep other latents of directions of unit norm; leave --unit_norm out" in ended.complaint
+    assert not (tmp_path / "out").exists()

@@ -1,12 +1,14 @@
 """`saelab measure`: what is kept of one measurement after another, settings of metrics, a broken SAE."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 import torch
+from recipes.world import files
 
 from saelab.core.files import read_tensors
 from saelab.core.log import note_down, read_log
@@ -61,7 +63,7 @@ def test_scores_are_kept_as_a_table_and_in_the_log_too(saelab, run, store):
     table = {row["metric"]: row for row in pyarrow.parquet.read_table(run / "scores.parquet").to_pylist()}
     assert table.keys() == scores(run).keys()
     for key, score in scores(run).items():
-        assert table[key] == {"sae": "run", "metric": key, **score}
+        assert table[key] == {"sae": "run", "metric": key, "documents": None, **score}
     log = read_log(run / "log.jsonl")
     assert len(log) == steps + 1
     assert log[-1]["measured.fvu"] == scores(run)["fvu"]["value"]
@@ -118,7 +120,7 @@ def test_settings_of_metrics_are_options(saelab, run, store):
 def test_a_table_of_several_saes_says_on_how_many_tokens_it_stands(saelab, run, trained, store):
     ended = saelab("measure", run, run.parent / "run" / "sae", "--store", store, "--metrics", "L0", "--tokens", 200)
     (line,) = [line.split() for line in ended.out.splitlines() if line.startswith("l0")]
-    assert line[-2:] == ["200", "latents"]
+    assert line[-3:] == ["200", str(scores(run)["l0"]["documents"]), "latents"]
 
 
 def own_store(folder: Path, seed: int) -> str:
@@ -145,3 +147,67 @@ def test_a_run_is_said_to_have_seen_only_what_it_was_trained_on(tmp_path):
         expected = [f"note: {name} was trained on these documents"] if wanted else []
         assert _trained_on_it([name], of, None) == expected
         assert _trained_on_it([name], of, other) == expected
+
+
+def test_few_documents_are_said_in_place_of_an_interval_and_old_scores_still_read(saelab, run, store):
+    words = ["--store", store, "--metrics", "Reconstruction", "NearestCosine", "--tokens"]
+    ended = saelab("measure", run, *words, 30)
+    (line,) = [line for line in ended.out.splitlines() if line.startswith("fvu ")]
+    few = scores(run)["fvu"]
+    assert 0 < few["documents"] < 20
+    assert (few["low"], few["high"]) == (None, None)
+    assert f"only {few['documents']} document" in line
+    assert "documents" not in scores(run)["nearest_cosine"]
+    ended = saelab("measure", run, *words, 2000)
+    (line,) = [line.split() for line in ended.out.splitlines() if line.startswith("fvu ")]
+    many = scores(run)["fvu"]
+    assert many["documents"] >= 20
+    assert many["low"] < many["value"] < many["high"]
+    assert line[-3:] == ["2,000", str(many["documents"]), "share"]
+    old = {key: {k: v for k, v in one.items() if k != "documents"} for key, one in scores(run).items()}
+    (run / "scores.json").write_text(json.dumps(old))
+    ended = saelab("show", run)
+    assert ended.status == 0, ended.err
+    assert f"{many['low']:.4g} to {many['high']:.4g}" in ended.out
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A finished store of rows that are not text, without columns and origin."""
+    to = StoreWriter(tmp_path / "bare", 16, "fp32", {})
+    for part in torch.randn(300, 16, generator=torch.Generator().manual_seed(0)).split(100):
+        to.append(part, 1, {})
+    to.finish()
+    return tmp_path / "bare"
+
+
+def test_rows_without_columns_are_measured_as_far_as_they_can_be(saelab, bare, run, tmp_path):
+    options = ["--rows", 512, "--sae.n_latents", 32, "--sae.activation.k", 4, "--trainer.batch", 128]
+    assert saelab("train", "--store", bare, "--out", tmp_path / "own", *options).status == 0
+    ended = saelab("measure", tmp_path / "own", "--store", bare, "--metrics", "Reconstruction", "L0", "Downstream")
+    assert ended.status == 0, ended.err
+    assert scores(tmp_path / "own")["fvu"]["documents"] == 300
+    assert "skipped Downstream: needs a model" in ended.out
+    for words in (["measure", tmp_path / "own"], ["manifolds", tmp_path / "own", "--out", tmp_path / "m"]):
+        ended = saelab(*words)
+        assert ended.status == 2
+        assert "was trained on rows that do not say which model and site they are of: give --store" in ended.complaint
+
+
+def test_what_cannot_keep_scores_is_said_before_measuring_and_another_folder_does(
+    saelab, run, store, tmp_path, monkeypatch
+):
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != run and real(path, mode))
+    before = files(run)
+    words = ["measure", run, "--store", store, "--metrics", "L0"]
+    ended = saelab(*words)
+    assert ended.status == 2
+    says = "cannot be written to, and is to keep the scores: give --out FOLDER for a place that can"
+    assert ended.complaint == f"saelab: {run} {says}"
+    assert ended.err.count("\n") == 1
+    assert saelab(*words, "--out", tmp_path / "found").status == 0
+    assert files(run) == before
+    assert scores(tmp_path / "found" / "run").keys() == {"l0"}
+    twice = saelab("measure", run, tmp_path / "other" / "run", "--store", store, "--out", tmp_path / "found")
+    assert "two of these have folders of one name" in twice.complaint

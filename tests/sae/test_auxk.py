@@ -203,7 +203,7 @@ def test_k_aux_is_the_power_of_two_near_half_the_width(d_in, width):
 
 
 def test_the_published_defaults():
-    defaults = {"k_aux": None, "weight": 1 / 32, "dead_after": 10_000_000, "share": 0.1}
+    defaults = {"k_aux": None, "weight": 1 / 32, "dead_after": None, "share": 0.1}
     assert AuxK().config() == {"name": "AuxK"} | defaults
 
 

@@ -42,3 +42,15 @@ def test_ages_are_saved_and_are_whole_numbers_in_any_precision():
     firing.update(batch(2, 0))
     assert firing.state_dict()["since"].tolist() == [0, 2, 2, 2, 2]
     assert firing.since.dtype == torch.int64
+
+
+def test_the_default_window_is_an_eighth_of_the_run_and_at_most_ten_million_rows():
+    firing = Firing(4)
+    assert firing.window == 10_000_000
+    for planned, window in ((3, 1), (2_000_000, 250_000), (80_000_000, 10_000_000), (10**9, 10_000_000)):
+        firing.planned = planned
+        assert firing.window == window
+    firing.planned = 80
+    firing.since += torch.tensor([0, 9, 10, 11])
+    assert firing.dead(None).tolist() == [False, False, True, True]
+    assert firing.dead(11).tolist() == [False, False, False, True]

@@ -114,7 +114,7 @@ def test_folding_keeps_the_loss():
 
 def test_text_says_what_it_is():
     assert repr(SAE(D, L, TopK(4), [AuxK()])) == (
-        f"SAE(d_in={D}, n_latents={L}, TopK(k=4), AuxK(k_aux=None, weight=0.03125, dead_after=10000000, share=0.1))"
+        f"SAE(d_in={D}, n_latents={L}, TopK(k=4), AuxK(k_aux=None, weight=0.03125, dead_after=None, share=0.1))"
     )
     other = SAE(D, L, ReLU(), dictionary=Dense(decoder_bias=False))
     dense = "Dense(decoder_bias=False, encoder_bias=True, tied=False, skip_connection=False)"

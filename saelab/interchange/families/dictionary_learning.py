@@ -1,6 +1,6 @@
 """dictionary_learning: `ae.pt`, or `checkpoints/ae_STEP.pt`, with `config.json` beside it or above.
 
-The class is told by the names of the tensors:
+The class is told by the names of the tensors, which are enough where a file has another name or no config:
 
     AutoEncoder                            relu(pre)              pre = (x - bias) W.T + b
     AutoEncoderNew                         relu(pre)              pre = x W.T + b
@@ -14,6 +14,7 @@ threshold was never set (-1) is read by the k largest of each row; its own class
 nobody trained it for. k is what the weights' file says: training may lower it step by step.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,18 @@ class DictionaryLearning(Family):
     def claims(self, files: Files) -> bool:
         if files.has(WEIGHTS):
             return True
-        if files.path.is_dir() or files.path.suffix != ".pt":
+        if files.lone is None or files.lone.suffix != ".pt":
+            return False
+        if _forms(files.entries(files.lone)):
+            return True
+        if files.path.is_dir():
             return False
         config = _config_of(files)
         return config.is_file() and "trainer" in Settings.of(config).table
 
     def read(self, files: Files) -> tuple[Plain, Description]:
-        weights = files.path if files.path.is_file() else files.folder / WEIGHTS
+        weights = files.folder / WEIGHTS if files.has(WEIGHTS) else files.lone
+        assert weights is not None
         tensors, path = files.tensors(weights.name), _config_of(files)
         config = Settings.of(path) if path.is_file() else Settings(weights, {})
         trainer = config.part("trainer")
@@ -114,14 +120,22 @@ def _config_of(files: Files) -> Path:
 
 def _guessed(tensors: Tensors) -> str:
     """The class whose tensors these are, where there is no config."""
-    names = set(map(str, tensors.entries))
+    found = _forms(tensors.entries)
+    if len(found) > 1:
+        raise ValueError(f"{tensors.path} may be a TopK or a BatchTopK SAE: put its {CONFIG} beside it")
+    if found:
+        return found[0]
+    names = sorted(map(str, tensors.entries))
+    raise ValueError(f"{tensors.path} holds the tensors of no class that is read: {', '.join(names[:6])}")
+
+
+def _forms(entries: Mapping[str, Any]) -> list[str]:
+    """The classes that have just these tensors."""
+    names, found = set(map(str, entries)) - {"group_sizes"}, []
     for name, (kind, layout) in FORMS.items():
-        own = {theirs.removesuffix(".T") for theirs in layout.values()} | MARKS.get(kind, set())
-        if names - {"group_sizes"} == own:
-            if name in ("AutoEncoderTopK", "BatchTopKSAE"):
-                raise ValueError(f"{tensors.path} may be a TopK or a BatchTopK SAE: put its {CONFIG} beside it")
-            return name
-    raise ValueError(f"{tensors.path} holds the tensors of no class that is read: {', '.join(sorted(names)[:6])}")
+        if names == {theirs.removesuffix(".T") for theirs in layout.values()} | MARKS.get(kind, set()):
+            found.append(name)
+    return found
 
 
 def _selection(plain: Plain, tensors: Tensors, trainer: Settings) -> None:

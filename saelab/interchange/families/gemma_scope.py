@@ -42,7 +42,8 @@ class GemmaScope(Family):
         how = config.get("architecture", str, "jump_relu")
         if how != "jump_relu":
             raise config.refuse(f"the architecture {how}", "jump_relu is read")
-        is_transcoder = "transcoder" in where or bool(config.get("hf_hook_point_out", str)) or SKIP in tensors
+        read, written = (config.get(f"hf_hook_point_{side}", str) for side in ("in", "out"))
+        is_transcoder = "transcoder" in where or bool(written and written != read) or SKIP in tensors
         layout = {name: _spelled(tensors, theirs) for name, theirs in LAYOUT.items()}
         layout |= {"W_skip": f"{SKIP}.T"} if SKIP in tensors else {}
         if getattr(tensors.entries.get(layout["W_dec"]), "ndim", 2) == 3:
@@ -69,7 +70,7 @@ def _source_of(where: str, config: Settings) -> tuple[dict[str, Any], dict[str, 
         model = "google/" + config.need("model_name", str).removeprefix("google/").replace("-v3", "-3")
         model = model.removesuffix("-pt") if "270m" in model else model
         read, written = (_place(config.get(f"hf_hook_point_{side}", str)) for side in ("in", "out"))
-        return source(model, read, written) if architecture(model) else {}, said
+        return source(model, read, None if written == read else written) if architecture(model) else {}, said
     found = re.search(REPOSITORY, where)
     if not found:
         return {}, {}

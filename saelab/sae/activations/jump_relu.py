@@ -52,7 +52,8 @@ class JumpReLU(Activation):
         bandwidth: width of the rectangle around a threshold whose rows move it, in the unit of pre-activations.
         tanh_scale: c of "tanh"; the penalty counts a code of size 3 / c as about one.
         dead_weight: of the term that brings dead latents back; 0 leaves it out.
-        dead_after: rows (tokens) without firing after which a latent counts as dead.
+        dead_after: rows (tokens) without firing after which a latent counts as dead; by default an eighth of the run's,
+            at most 10 M.
     """
 
     sharded = ("log_threshold",)
@@ -66,7 +67,7 @@ class JumpReLU(Activation):
         bandwidth: float = 0.1,
         tanh_scale: float = 4.0,
         dead_weight: float = 0.0,
-        dead_after: int = 10_000_000,
+        dead_after: int | None = None,
     ):
         Module.__init__(self)
         self.penalty = penalty
@@ -88,7 +89,7 @@ class JumpReLU(Activation):
         for name in ("target", "bandwidth", "tanh_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"JumpReLU: {name} must be positive and finite, got {getattr(self, name)}")
-        if self.dead_after < 1:
+        if self.dead_after is not None and self.dead_after < 1:
             raise ValueError(f"JumpReLU: dead_after must be at least 1 row, got {self.dead_after}")
         start = math.log(self.threshold) if self.threshold else -math.inf
         self.log_threshold = Parameter(torch.full((sizes.own_latents,), start))

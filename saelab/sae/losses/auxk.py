@@ -7,7 +7,8 @@
 
 Gao et al. 2024 (arXiv 2406.04093), train.py of the authors' code: weight 1/32, k_aux a power of two near D / 2. As
 there, both sides carry the decoder's bias and only e_hat's passes a gradient. A latent is dead when it was active on no
-row of the last `dead_after` rows, the current batch included. Zero, with no gradient, when nothing is dead.
+row of the last `dead_after` rows, the current batch included; of their 10 M, a run has at most an eighth of its rows.
+Zero, with no gradient, when nothing is dead.
 
 k_aux is far larger than k, so on every row this term would cost more than all the rest where many latents are dead. It
 is taken on the first rows of the batch, which has no order; the mean over them estimates the mean over all.
@@ -24,6 +25,7 @@ from torch.nn import Module
 from saelab.core.codes import Codes
 from saelab.core.mesh import ALONE, Mesh
 from saelab.sae.base import Forward, Loss, Sizes
+from saelab.sae.firing import SHARE
 
 LEAST_ROWS = 200
 """Fewer would say too little of how the residual varies."""
@@ -35,12 +37,13 @@ class AuxK(Loss):
     Args:
         k_aux: dead latents kept per row; by default the power of two nearest to D / 2.
         weight: of the term in the objective.
-        dead_after: rows (tokens) without firing after which a latent counts as dead.
+        dead_after: rows (tokens) without firing after which a latent counts as dead; by default an eighth of the run's,
+            at most 10 M.
         share: of the batch's rows that the term is taken on, above 0 and at most 1; but at least 200 rows.
     """
 
     def __init__(
-        self, k_aux: int | None = None, weight: float = 1 / 32, dead_after: int = 10_000_000, share: float = 0.1
+        self, k_aux: int | None = None, weight: float = 1 / 32, dead_after: int | None = None, share: float = 0.1
     ):
         Module.__init__(self)
         self.k_aux = k_aux
@@ -51,7 +54,7 @@ class AuxK(Loss):
     def setup(self, sizes: Sizes) -> None:
         if self.k_aux is not None and self.k_aux < 1:
             raise ValueError(f"AuxK: k_aux must be at least 1, got {self.k_aux}")
-        if self.dead_after < 1:
+        if self.dead_after is not None and self.dead_after < 1:
             raise ValueError(f"AuxK: dead_after must be at least 1 row, got {self.dead_after}")
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"AuxK: weight must not be negative, infinite or NaN, got {self.weight}")
@@ -60,9 +63,10 @@ class AuxK(Loss):
         self.width = self.k_aux or 2 ** round(torch.tensor(max(sizes.d_in / 2, 1)).log2().item())
 
     def note(self, rows: int) -> str | None:
-        if self.dead_after < rows:
+        if self.dead_after is None or self.dead_after < rows:
             return None
-        return f"AuxK has no effect: in {rows:,} rows no latent is silent for dead_after = {self.dead_after:,} rows"
+        reach = f"leave dead_after out for an eighth of them, {max(1, rows // SHARE):,}"
+        return f"AuxK has no effect: in {rows:,} rows no latent is silent for dead_after = {self.dead_after:,}; {reach}"
 
     def forward(self, step: Forward) -> Tensor:
         sae = step.sae
