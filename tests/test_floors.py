@@ -38,7 +38,7 @@ FOREIGN = {
     "datasets": ["models/*"],
     "tokenizers": ["models/*"],
     "huggingface_hub": ["models/*"],
-    "pyarrow": ["models/*", "data/*", "metrics/table.py", "tasks/files.py", "analysis/tables.py", "scaling/cells.py"],
+    "pyarrow": ["data/parquet.py", "metrics/table.py", "analysis/tables.py", "scaling/cells.py"],
     "triton": ["kernels/*"],
     "torch.distributed": ["core/mesh.py"],
     "sqlite3": ["explorer/*"],
@@ -53,6 +53,23 @@ FOREIGN = {
     "rich": ["core/*", "cli.py", "recipes/*"],
 }
 HEAVY = ["transformers", "datasets", "scipy", "pyarrow", "plotly", "jsonargparse", "rich", "tensorboard"]
+
+# Calls that read a format without saying what is expected, and the one module that may: all others ask that.
+UNCHECKED = {
+    "json.load": "core/read.py", "json.loads": "core/read.py",
+    "yaml.load": "core/read.py", "yaml.safe_load": "core/read.py", "yaml.full_load": "core/read.py",
+    "safe_open": "core/files.py", "load_file": "core/files.py",
+    "parquet.read_table": "data/parquet.py", "pq.read_table": "data/parquet.py",
+    "ParquetFile": "data/parquet.py", "read_schema": "data/parquet.py",
+    "torch.load": "interchange/files.py", "np.load": "interchange/files.py", "numpy.load": "interchange/files.py",
+    "sqlite3.connect": "explorer/[dn]*.py",  # the database, and the notes beside it
+}  # fmt: skip
+# Where it is another part of the same program that wrote what is read.
+TRUSTED = {
+    "core/files.py": "a description as JSON has it, before its checksum is taken",
+    "recipes/bench.py": "lines of a child process",
+    "recipes/contestants.py": "lines of the parent process",
+}
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 8
 # Files that may be larger than that, each with its reason: {"saelab/train/trainer.py": "one loop, read top to bottom"}.
@@ -156,7 +173,18 @@ def habit_complaints(root: Path) -> Iterator[str]:
                 yield f"{file}:{node.lineno}: bare except"
 
 
-RULES = [floor_complaints, foreign_complaints, size_complaints, habit_complaints]
+def reading_complaints(root: Path) -> Iterator[str]:
+    for file, tree in sources(root):
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            read = next((end for end in UNCHECKED if f".{name}".endswith(f".{end}")), None)
+            if read and not any(fnmatch(file, f"saelab/{place}") for place in (UNCHECKED[read], *TRUSTED)):
+                yield f"{file}:{node.lineno}: {name} is unchecked; {UNCHECKED[read]} reads it for all"
+
+
+RULES = [floor_complaints, foreign_complaints, size_complaints, habit_complaints, reading_complaints]
 
 
 def listing(complaints: Iterable[str]) -> str:
@@ -272,7 +300,7 @@ def test_planted_foreign_import_is_seen(tmp_path, file, code, complaint):
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("saelab/models/hub/load.py", "import transformers, datasets, pyarrow.parquet"),
+        ("saelab/models/hub/load.py", "import transformers, datasets"),
         ("saelab/figures/scaling.py", "import plotly.graph_objects"),
         ("saelab/core/mesh.py", "from torch.distributed.tensor import DTensor"),
         ("saelab/core/log.py", "from torch.utils.tensorboard import SummaryWriter"),
@@ -300,6 +328,24 @@ def test_foreign_import_in_its_place_is_fine(tmp_path, file, code):
 def test_planted_bad_habit_is_seen(tmp_path, file, code, complaint):
     plant(tmp_path, file, code)
     assert listing([*size_complaints(tmp_path), *habit_complaints(tmp_path)]) == complaint
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "complaint"),
+    [
+        ("saelab/sae/sae.py", "import json\njson.loads(text)",
+         "saelab/sae/sae.py:3: json.loads is unchecked; core/read.py reads it for all"),
+        ("saelab/core/run.py", "from yaml import safe_load\nimport yaml\nyaml.safe_load(text)",
+         "saelab/core/run.py:4: yaml.safe_load is unchecked; core/read.py reads it for all"),
+        ("saelab/explorer/triples.py", "with safetensors.safe_open(path) as file:\n    pass",
+         "saelab/explorer/triples.py:2: safetensors.safe_open is unchecked; core/files.py reads it for all"),
+        ("saelab/models/text.py", "pyarrow.parquet.ParquetFile(path)",
+         "saelab/models/text.py:2: pyarrow.parquet.ParquetFile is unchecked; data/parquet.py reads it for all"),
+        ("saelab/interchange/files.py", "torch.load(path)\njson.dumps(x)", ""),
+    ],
+)  # fmt: skip
+def test_planted_unchecked_read_is_seen(tmp_path, file, code, complaint):
+    assert listing(reading_complaints(plant(tmp_path, file, code))) == complaint
 
 
 def test_missing_docstring_and_idle_excuse_are_seen(tmp_path, monkeypatch):

@@ -31,6 +31,11 @@ from saelab.data.source import WindowSource, generator_for
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MANIFEST_KINDS = {
+    "d_in": int, "dtype": str, "origin": dict, "dropped?": {str: int}, "notes?": dict, "sums?": [float],
+    "sum_squares?": float, "complete?": bool, "d_out?": (int, None),
+    "shards": [{"file": str, "rows": int, "bytes": int, "sha256": str, "token_rows": int}],
+}  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -95,12 +100,23 @@ class Manifest:
             raise ValueError(f"{folder} is not a store: it has no {MANIFEST}; make one with `saelab harvest`")
         data = read_json(path)
         check_format(path, data.pop("format", None), FORMAT)
+        expect(data, MANIFEST_KINDS, path, "restore it or harvest again")
         data.pop("rows", None)
         try:
             shards = [Shard(**shard) for shard in data.pop("shards")]
             manifest = cls(shards=shards, **data)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}; restore it or harvest again") from None
+        sizes = [manifest.d_in, *(part for shard in shards for part in (shard.rows, shard.token_rows, shard.bytes))]
+        if (
+            min(sizes) < 0
+            or manifest.d_in < 1
+            or (manifest.d_out or 1) < 1
+            or len(manifest.sums) not in (0, manifest.d_in)
+        ):
+            raise ValueError(f"{path} is damaged: its sizes are below 1 or do not fit; restore it or harvest again")
+        if any(Path(shard.file).name != shard.file for shard in shards):
+            raise ValueError(f"{path} is damaged: a shard lies in another folder; restore it or harvest again")
         if manifest.dtype not in DTYPES:
             raise ValueError(f"{path}: unknown dtype '{manifest.dtype}'{near_miss(manifest.dtype, DTYPES)}")
         return manifest

@@ -12,8 +12,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+
+from saelab.core.read import parse_json
 
 CHARACTERS_A_TOKEN = 4
 WAITS = (1.0, 4.0)
@@ -101,8 +104,9 @@ class Endpoint:
 
 def _content(body: bytes, name: str) -> str:
     try:
-        content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
+        choices = parse_json(body, name, {"choices": [{"message": {"content": Any}}]}, foreign=True)["choices"]
+        content = choices[0]["message"]["content"]
+    except (ValueError, IndexError):
         raise RubbishError(f"{name} gave something that is no chat completion: {body[:80]!r}") from None
     if not isinstance(content, str):
         raise RubbishError(f"{name} gave an answer without text")
@@ -121,12 +125,10 @@ class ReplyCache:
         self.writer, self.name, self.path, self.asked = writer, writer.name, path, 0
         self.known: dict[str, Any] = {}
         if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
+            for line in path.read_bytes().splitlines():
+                with suppress(ValueError):
+                    entry = parse_json(line, path, {"key": str, "answer": (str, [str])})
                     self.known[entry["key"]] = entry["answer"]
-                except (ValueError, KeyError, TypeError):
-                    continue
 
     def text(self, prompt: str, most: int) -> str:
         return self._known(["text", prompt, most], lambda: self.writer.text(prompt, most))

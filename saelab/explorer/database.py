@@ -381,4 +381,4 @@ def packed(value: Any) -> bytes:
 
 def unpacked(data: bytes) -> Any:
     """The other way round."""
-    return json.loads(zlib.decompress(data))
+    return parse_json(zlib.decompress(data), "it", Any, remedy="")

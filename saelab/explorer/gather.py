@@ -22,6 +22,7 @@ from torch import Tensor
 from saelab.core.codes import Codes
 from saelab.core.files import sha256
 from saelab.core.progress import progress
+from saelab.core.read import Row, parse_json
 from saelab.explorer.corpus import Corpus, Piece
 from saelab.explorer.triples import Array, Triples
 from saelab.sae.sae import CONFIG, SAE
@@ -159,4 +160,8 @@ def _as_bytes(by_document: list[tuple[int, str]]) -> Array:
 
 def by_document(parts: Iterable[Array]) -> dict[int, str]:
     """The other way round, for all parts."""
-    return {number: text for part in parts for number, text in json.loads(part.tobytes())}
+    return {
+        number: text
+        for part in parts
+        for number, text in parse_json(part.tobytes(), "texts of a part", [Row(int, str)])
+    }

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
 
-from saelab.core.files import write_json, write_tensors
+from saelab.core.files import TensorFile, read_tensors, write_json, write_tensors
 from saelab.core.read import read_json
 
 IDENTITY = "identity.json"
@@ -73,6 +72,8 @@ class Triples:
         self.folder, self.n_latents = folder, n_latents
         if folder.exists() and (not (folder / IDENTITY).exists() or read_json(folder / IDENTITY) != identity):
             self.remove()
+        for path in self.parts:
+            read_tensors(path)  # what an interrupted pass left is gone on with only if it is as it was written
         write_json(folder / IDENTITY, identity)
 
     @property
@@ -106,15 +107,15 @@ class Triples:
         """A column, part by part; parts that lack it are left out."""
         found: list[Array] = []
         for path in self.parts:
-            with safetensors.safe_open(path, framework="np") as file:
-                if name in file.keys():  # noqa: SIM118
-                    found.append(file.get_tensor(name))
+            file = TensorFile(path)
+            if name in file.names:
+                found.append(file.get(name).numpy())
         return found
 
     def blocks(self, entries: int = BLOCK_ENTRIES) -> Iterator[Block]:
         """All latents in order, in blocks of about so many entries; latents without entries are in one too."""
-        parts = [safetensors.safe_open(path, framework="np") for path in self.parts]
-        offsets = [part.get_tensor("offsets") for part in parts]
+        parts = [TensorFile(path) for path in self.parts]
+        offsets = [part.get("offsets").numpy() for part in parts]
         total = sum(offsets)
         assert isinstance(total, np.ndarray)
         first = 0
@@ -122,7 +123,7 @@ class Triples:
             last = int(np.searchsorted(total, total[first] + entries, side="right")) - 1
             last = min(max(last, first + 1), first + (1 << 16), self.n_latents)
             pieces = [
-                [part.get_slice(name)[int(own[first]) : int(own[last])] for name in ("row", "value")]
+                [part.part(name, int(own[first]), int(own[last])).numpy() for name in ("row", "value")]
                 for part, own in zip(parts, offsets, strict=True)
             ]
             latent = np.concatenate(

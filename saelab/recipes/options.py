@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from saelab.core.components import Component, near_miss
+from saelab.core.read import read_yaml
 from saelab.recipes.table import COMMANDS
 
 CALL = re.compile(r"\[?\s*[A-Za-z_]\w*\(")
@@ -85,12 +85,7 @@ def _called(tree: ast.expr, known: dict[str, type[Component]]) -> dict[str, Any]
 
 def _check_config(path: Path) -> None:
     """ValueError that names a config file which cannot be read or is no table of settings."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the config {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"the config {path} is not a table of settings but a {type(config).__name__}")
+    read_yaml(path, remedy="mend it, or leave --config out")
 
 
 def _kinds() -> list[type[Component]]:
