@@ -24,7 +24,7 @@ PARITY_READY := $(PARITY)/.ready
 PEERS        := sae_lens dictionary_learning sparsify
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test parity campaign lint format lock clean
+.PHONY: help quickstart test check parity campaign lint format lock clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name what; do \
@@ -36,6 +36,9 @@ quickstart: $(READY)  ## train and measure a real SAE on the bundled model (opti
 # Tests start many processes. Where the environment forbids Python to keep what it compiles, each would compile torch.
 test: lint  ## lint, type-check and run the tests (options for pytest: ARGS="-k floors")
 	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+check: lint  ## what a minute allows: lint, types, floors, and from text to scores with a tiny model
+	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not slow" tests/test_floors.py tests/test_tiny.py $(ARGS)
 
 # A process for each library: they patch what they share. pytest's 5 says that ARGS chose none of its tests.
 parity: $(PARITY_READY)  ## compare with the other SAE libraries, side by side (options for pytest: ARGS="-k topk")
