@@ -45,10 +45,15 @@ def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
     path = folder / f"step-{trainer.step_number:08d}.safetensors"
     if sae.mesh.is_first:
         write_tensors(path, tensors, about)
-        for old in [*sorted(folder.glob("step-*.safetensors"))[:-KEPT], *folder.glob(f".step-*{PART}")]:
-            old.unlink()
+        tidy(folder)
     sae.mesh.wait()
     return path
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left half-written, and checkpoints older than the newest two."""
+    for old in [*sorted(folder.glob("step-*.safetensors"))[:-KEPT], *folder.glob(f".step-*{PART}")]:
+        old.unlink()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -153,6 +153,8 @@ def _begin(
         for trainer, path in zip(trainers, paths, strict=True):
             place = checkpoint.restore(path, trainer)
         source.restore(place)
+        for run in runs or () if trainers[0].sae.mesh.is_first else ():
+            checkpoint.tidy(run.checkpoints)  # a process killed between writing and tidying had no time for it
     for trainer in trainers:
         trainer.sae.firing.planned = rows  # as asked for: the end of a run that converges is not known before
         trainer.prepare(source)

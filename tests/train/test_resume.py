@@ -156,6 +156,11 @@ def assert_same_run(run: Path, whole: Path) -> None:
             assert torch.equal(found[key], value), key
         assert about == about_expected
     assert numbers(run) == numbers(whole)
+    assert files_of(run) == files_of(whole)
+
+
+def files_of(run: Path) -> set[Path]:
+    return {path.relative_to(run) for path in run.rglob("*")}
 
 
 def test_the_undisturbed_run_has_everything_switched_on(whole):
