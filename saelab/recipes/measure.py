@@ -187,19 +187,19 @@ def keep(run: Run, measured: Measured, data: dict[str, Any]) -> bool:
     scores = earlier | measured.as_json()
     again = measured.seconds.keys() | measured.scores.keys()
     skipped = {name: why for name, why in before.get("skipped", {}).items() if same and name not in again}
-    run.write_scores(scores)
-    write_table(run.table_file, {run.folder.name: scores})
-    write_json(run.measured_file, {"data": data, "skipped": skipped | measured.skipped})
-    seconds = {f"seconds.{key}": round(value, 3) for key, value in measured.seconds.items()}
-    note_down(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
-    if not same:
-        for path in [*run.tables.glob("*.parquet"), run.latents_file]:
-            path.unlink(missing_ok=True)
+    # Killed anywhere here, a run never holds numbers of some data that it says are of others.
+    for path in [] if same else [run.measured_file, *run.tables.glob("*.parquet"), run.latents_file]:
+        path.unlink(missing_ok=True)
     for name, table in measured.tables.items():
         write_columns(run.tables / f"{name}.parquet", table)
     old = read_tensors(run.latents_file)[0] if run.latents_file.exists() else {}
     if measured.latents or old:
         write_tensors(run.latents_file, old | measured.latents)
+    run.write_scores(scores)
+    write_table(run.table_file, {run.folder.name: scores})
+    write_json(run.measured_file, {"data": data, "skipped": skipped | measured.skipped})
+    seconds = {f"seconds.{key}": round(value, 3) for key, value in measured.seconds.items()}
+    note_down(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
     return bool(held) and not same
 
 

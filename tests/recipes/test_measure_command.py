@@ -57,6 +57,31 @@ def test_scores_on_other_data_take_the_place_of_earlier_ones(saelab, run, store)
     assert says not in saelab("measure", run, "--metrics", "L0", "--tokens", 50).out
 
 
+@pytest.mark.parametrize("call", ["write_columns", "write_table", "write_json", "note_down"])
+def test_a_measurement_that_is_cut_short_mixes_no_data(run, monkeypatch, call):
+    def measured(value: float) -> Measured:
+        found = Measured()
+        found.scores["a"] = Score(value, None, None, 1, "share")
+        found.tables["t"] = {"value": [value]}
+        found.latents["l"] = torch.tensor([value])
+        return found
+
+    def cut(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    keep(Run(run), measured(1.0), {"store": "one"})
+    with monkeypatch.context() as patch:
+        patch.setattr(f"saelab.recipes.measure.{call}", cut)
+        with pytest.raises(KeyboardInterrupt):
+            keep(Run(run), measured(2.0), {"store": "two"})
+    other = Measured()
+    other.scores["b"] = Score(3.0, None, None, 1, "share")
+    keep(Run(run), other, {"store": "one"})  # what is of the other data is gone, whatever was written of it
+    assert scores(run).keys() == {"b"}
+    assert not list((run / "tables").glob("*.parquet"))
+    assert not (run / "latents.safetensors").exists()
+
+
 def test_scores_are_kept_as_a_table_and_in_the_log_too(saelab, run, store):
     steps = len(read_log(run / "log.jsonl"))
     saelab("measure", run, "--store", store, "--metrics", "L0", "Reconstruction", "Downstream")
