@@ -10,6 +10,7 @@ from saelab.analysis.match import read_match
 from saelab.analysis.meta import read_meta
 from saelab.analysis.stitch import read_stitch
 from saelab.cli import main
+from saelab.recipes.stitch import _undecided
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
@@ -220,3 +221,14 @@ def test_what_does_not_go_together_is_one_line_that_names_both(saelab, ladder, s
         f"{bare} is no run that says what it was trained on"
         in saelab("stitch", bare, b, "--out", tmp_path / "x").complaint
     )
+
+
+def test_a_stitch_that_decides_little_says_how_many_rows_would():
+    counts = {"novel": 5, "reconstruction": 6, "undecided": 2037, "dead": 0}
+    pair = {"small": "a", "large": "b", "counts": counts, "rows_to_decide": 250_000}
+    says = "a to b: 2,037 of 2,048 are undecided on 1,530 rows"
+    about = "about 250,000 would decide half of these, going by their intervals: --tokens"
+    assert _undecided(pair, 1530, 40) == f"{says}; {about}"
+    assert _undecided(pair, 1530, 1) == f"{says} of only 1 document: intervals need 20; give more --tokens"
+    assert _undecided(pair | {"rows_to_decide": None}, 1530, 40) == says
+    assert _undecided(pair | {"counts": counts | {"undecided": 3}}, 1530, 40) == ""
