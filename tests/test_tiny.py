@@ -20,7 +20,8 @@ from saelab.train.trainer import Trainer
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
 
-def test_from_text_to_scores_and_back(tiny_llama, text_folder, tmp_path, capsys):
+def test_from_text_to_scores_and_back(tiny_llama, text_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("saelab.metrics.base.LEAST_DOCUMENTS", 2)  # there are few documents here
     subject = Subject(model=str(tiny_llama), site=SITE, text=str(text_folder), seq_len=16)
     model = subject.language_model()
     store = harvest(subject, tmp_path / "acts", 1500, model=model, show=False)
