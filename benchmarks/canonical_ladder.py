@@ -56,7 +56,7 @@ def topk() -> Activation:
 
 def batch_topk() -> Activation:
     # Few steps are made: a threshold that remembers a thousand of them would still be that of the beginning.
-    return BatchTopK(k=K, momentum=0.99)
+    return BatchTopK(k=K)
 
 
 def jump_relu() -> Activation:

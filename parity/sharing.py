@@ -148,6 +148,13 @@ def same_losses(
                 same(grad, expected, f"gradient of {name} for {link.ours}")
 
 
+def counted(sae: SAE, x: Tensor, target: Tensor | None = None) -> tuple[dict[str, Tensor], Forward]:
+    """Our terms and pass on a batch whose firing counts, as in a trainer's step."""
+    step = sae.forward_train(x, target)
+    sae.observe(step)
+    return sae.terms(step), step
+
+
 def set_dead(sae: SAE, after: int, dead: Tensor | None = None) -> None:
     """Make all latents, or those of a mask [L], silent for exactly so many rows that one more batch of B makes them
     dead, unless they are active in it."""

@@ -28,6 +28,7 @@ from sharing import (
     L,
     Link,
     auxk_to_bias,
+    counted,
     give,
     gradients,
     rows,
@@ -104,7 +105,7 @@ def test_april_update(dtype: torch.dtype) -> None:
     made = trainer(StandardTrainerAprilUpdate, dtype, l1_penalty=0.7, sparsity_warmup_steps=None)
     give(sae, made.ae, STANDARD)
     x = rows(dtype, NORM)
-    (terms, step), log = sae.objective(x), read(made, x)
+    (terms, step), log = counted(sae, x), read(made, x)
     same(step.codes.dense(), log.f, "codes")
     same(step.x_hat, log.x_hat, "reconstruction")
     total = made.loss(x, step=STEP)
@@ -121,7 +122,7 @@ def test_standard(dtype: torch.dtype) -> None:
     made = trainer(StandardTrainer, dtype, l1_penalty=0.7, sparsity_warmup_steps=None)
     give(sae, made.ae, STANDARD)
     x = rows(dtype, NORM)
-    (terms, step), log = sae.objective(x), read(made, x)
+    (terms, step), log = counted(sae, x), read(made, x)
     same(step.codes.dense(), log.f, "codes")
     same(terms["reconstruction"] * SQUARES, logged(log, "mse_loss"), "squared error")
     same(terms["sparsity"] * NORM, 0.7 * logged(log, "sparsity_loss"), "L1")
@@ -145,7 +146,7 @@ def test_standard_from_their_starting_weights(dtype: torch.dtype) -> None:
     made = trainer(StandardTrainerAprilUpdate, dtype, l1_penalty=0.7, sparsity_warmup_steps=None)
     take(sae, made.ae, STANDARD)
     x = rows(dtype, NORM)
-    (terms, step), log = sae.objective(x), read(made, x)
+    (terms, step), log = counted(sae, x), read(made, x)
     same(step.codes.dense(), log.f, "codes")
     ours = {"loss": terms["reconstruction"] * D + terms["sparsity"] * NORM}
     same_losses((sae, made.ae), STANDARD, ours, {"loss": made.loss(x, step=STEP)})
@@ -157,7 +158,7 @@ def test_gated(dtype: torch.dtype) -> None:
     made = trainer(GatedSAETrainer, dtype, l1_penalty=0.7, sparsity_warmup_steps=None)
     give(sae, made.ae, GATED)
     x = rows(dtype, NORM)
-    (terms, step), log = sae.objective(x), read(made, x)
+    (terms, step), log = counted(sae, x), read(made, x)
     same(step.codes.dense(), log.f, "codes")
     same(step.x_hat, log.x_hat, "reconstruction")
     ours = {
@@ -204,7 +205,7 @@ def test_topk_and_its_like(dtype: torch.dtype, kind: str) -> None:
     which makes 1 / G^2 of their sum."""
     sae, made, links = topk_twins(kind, dtype)
     x = rows(dtype)
-    (terms, step), log = sae.objective(x), read(made, x)
+    (terms, step), log = counted(sae, x), read(made, x)
     same(step.codes.dense(), log.f, "codes")
     same(step.x_hat, log.x_hat, "reconstruction")
     same(sae.firing.since, made.num_tokens_since_fired, "rows since each latent fired")
@@ -232,8 +233,7 @@ def test_threshold(dtype: torch.dtype, kind: str) -> None:
     smallest = []
     for number in (1, 2):
         x = rows(dtype, seed=number)
-        _, step = sae.objective(x)
-        sae.activation.after_step()
+        _, step = counted(sae, x)
         log = read(made, x)
         same(step.codes.dense(), log.f, "codes")
         smallest.append(log.f[log.f > 0].min())
@@ -268,7 +268,7 @@ def test_jumprelu_reconstruction(dtype: torch.dtype) -> None:
     """They train the threshold, we its logarithm. Our b_dec has a gradient through the encoder, theirs has not."""
     sae, made = jump_twins(dtype, weight=0.0)
     x = rows(dtype)
-    (terms, step), log = sae.objective(x), read(made, x)
+    (terms, step), log = counted(sae, x), read(made, x)
     same(step.codes.dense(), log.f, "codes")
     same(step.x_hat, log.recon, "reconstruction")
     loss = terms["reconstruction"] * SQUARES
@@ -282,7 +282,7 @@ def test_their_jumprelu_penalty_sees_half_the_kernel(dtype: torch.dtype) -> None
     theirs those below have a code of zero and are out of reach."""
     sae, made = jump_twins(dtype, weight=30.0)
     x = rows(dtype)
-    terms, step = sae.objective(x)
+    terms, step = counted(sae, x)
     made.sparsity_coefficient = 0.0
     squares = made.loss(x, step=STEP)
     made.sparsity_coefficient = 30.0
@@ -303,7 +303,7 @@ def test_projection_and_unit_norm(dtype: torch.dtype) -> None:
     sae, made, links = topk_twins("topk", dtype)
     sae.after_step()
     give(sae, made.ae, links)
-    terms, _ = sae.objective(rows(dtype))
+    terms, _ = counted(sae, rows(dtype))
     terms["reconstruction"].backward()
     weight = made.ae.decoder.weight
     grad = sae.dictionary.W_dec.grad.T.clone()

@@ -30,6 +30,7 @@ from sharing import (
     L,
     Link,
     auxk_to_bias,
+    counted,
     error_variance,
     give,
     gradients,
@@ -111,7 +112,7 @@ def test_standard(dtype: torch.dtype) -> None:
     peer = standard_sae.StandardTrainingSAE(standard_sae.StandardTrainingSAEConfig(**words(dtype)))
     give(sae, peer, LINKS)
     x = rows(dtype, NORM)
-    (terms, step), out = sae.objective(x), train(peer, x)
+    (terms, step), out = counted(sae, x), train(peer, x)
     same_pass(step, out)
     ours = {"mse_loss": terms["reconstruction"] * SQUARES, "l1_loss": terms["sparsity"] * NORM}
     same_losses((sae, peer), LINKS, ours, out.losses)
@@ -122,7 +123,7 @@ def test_standard_from_their_starting_weights(dtype: torch.dtype) -> None:
     peer = standard_sae.StandardTrainingSAE(standard_sae.StandardTrainingSAEConfig(**words(dtype)))
     take(sae, peer, LINKS)
     x = rows(dtype, NORM)
-    (terms, step), out = sae.objective(x), train(peer, x)
+    (terms, step), out = counted(sae, x), train(peer, x)
     same_pass(step, out)
     ours = {"mse_loss": terms["reconstruction"] * D, "l1_loss": terms["sparsity"] * NORM}
     same_losses((sae, peer), LINKS, ours, out.losses)
@@ -153,7 +154,7 @@ def topk_twins(
 def test_topk(dtype: torch.dtype, kinds: tuple, unit: bool) -> None:
     sae, peer = topk_twins(kinds, dtype, unit)
     x = rows(dtype)
-    (terms, step), out = sae.objective(x), train(peer, x)
+    (terms, step), out = counted(sae, x), train(peer, x)
     same_pass(step, out)
     same_losses((sae, peer), LINKS, {"mse": terms["reconstruction"] * SQUARES}, {"mse": out.losses["mse_loss"]})
 
@@ -162,7 +163,7 @@ def test_topk_with_their_sparse_codes() -> None:
     """Without their rescaling, whose backward pass torch does not have for sparse tensors on a CPU."""
     sae, peer = topk_twins(TOPKS[0], torch.float32, sparse=True)
     x = rows(torch.float32)
-    (terms, step), out = sae.objective(x), train(peer, x)
+    (terms, step), out = counted(sae, x), train(peer, x)
     same_pass(step, out)
     same_losses((sae, peer), LINKS, {"mse": terms["reconstruction"] * SQUARES}, {"mse": out.losses["mse_loss"]})
 
@@ -173,7 +174,7 @@ def test_auxk(dtype: torch.dtype, kinds: tuple, n_dead: int) -> None:
     sae, peer = topk_twins(kinds, dtype, lift=9.0)  # all pre-activations are positive
     x = rows(dtype)
     set_dead(sae, AFTER, torch.arange(L) < n_dead)
-    terms, step = sae.objective(x)
+    terms, step = counted(sae, x)
     assert (step.pre.dense() > 0).all()
     same_auxk((sae, peer), step, terms, train(peer, x, sae.firing.dead(AFTER)))
 
@@ -189,7 +190,7 @@ def test_their_auxk_has_no_relu(dtype: torch.dtype, kinds: tuple) -> None:
         sae.activation, peer.activation_fn = TopK(K), topk_sae.TopK(K)
     set_dead(sae, AFTER, torch.arange(L) < 5)
     x = rows(dtype)
-    terms, step = sae.objective(x)
+    terms, step = counted(sae, x)
     dead = sae.firing.dead(AFTER)
     assert (step.pre.dense()[:, dead] < 0).all()
     theirs = train(peer, x, dead).losses["auxiliary_reconstruction_loss"]
@@ -222,7 +223,7 @@ def test_batch_topk(dtype: torch.dtype, k: float) -> None:
     sae, peer = batch_twins(dtype, k)
     x = rows(dtype)
     set_dead(sae, AFTER)
-    terms, step = sae.objective(x)
+    terms, step = counted(sae, x)
     dead = sae.firing.dead(AFTER)
     largest = step.pre.dense().where(dead, -torch.inf).topk(D // 2).values
     assert (largest > 0).all()  # as same_auxk wants it
@@ -237,8 +238,7 @@ def test_batch_topk_threshold(dtype: torch.dtype) -> None:
     sae, peer = batch_twins(dtype)
     for step in range(1, 4):
         x = rows(dtype, seed=step)
-        sae.objective(x)
-        sae.activation.after_step()
+        counted(sae, x)
         train(peer, x)
         wanted = peer.topk_threshold.to(dtype) / (1 - 0.9**step)
         same(sae.activation.threshold, wanted.expand(L), f"threshold after {step} batches")
@@ -255,7 +255,7 @@ def test_batch_topk_threshold(dtype: torch.dtype) -> None:
 def test_matryoshka(dtype: torch.dtype) -> None:
     sae, peer = batch_twins(dtype, kind="matryoshka", matryoshka_widths=[12, 24, 48, L])
     x = rows(dtype)
-    (terms, step), out = sae.objective(x), train(peer, x)
+    (terms, step), out = counted(sae, x), train(peer, x)
     same_pass(step, out)
     inner = sum(out.losses[f"inner_mse_loss_{width}"] for width in (12, 24, 48))
     ours = {"mse": terms["reconstruction"] * SQUARES, "inner": terms["Matryoshka"] * SQUARES}
@@ -289,7 +289,7 @@ def test_jumprelu(dtype: torch.dtype, penalty: str) -> None:
     """They train the threshold, we its logarithm."""
     sae, peer = jump_twins(dtype, penalty)
     x = rows(dtype)
-    (terms, step), out = sae.objective(x), train(peer, x)
+    (terms, step), out = counted(sae, x), train(peer, x)
     same_pass(step, out)
     ours = {"mse_loss": terms["reconstruction"] * SQUARES, "l0_loss": terms["sparsity"]}
     same_losses((sae, peer), [*LINKS, THRESHOLD], ours, out.losses)
@@ -300,10 +300,10 @@ def test_jumprelu_target_l0(dtype: torch.dtype) -> None:
     the variance of their L0."""
     sae, peer = jump_twins(dtype, "target_l0")
     x = rows(dtype)
-    (terms, _), out = sae.objective(x[:1]), train(peer, x[:1])
+    (terms, _), out = counted(sae, x[:1]), train(peer, x[:1])
     ours, theirs = {"l0": terms["sparsity"] * 2 * 20.0}, {"l0": out.losses["l0_loss"]}
     same_losses((sae, peer), [*LINKS, THRESHOLD], ours, theirs)
-    (terms, step), out = sae.objective(x), train(peer, x)
+    (terms, step), out = counted(sae, x), train(peer, x)
     spread = 2 / 20.0 * step.codes.l0().to(dtype).var(correction=0)
     assert spread > 1
     same(terms["sparsity"] * 2 * 20.0 + spread, out.losses["l0_loss"], "quadratic penalty")
@@ -316,7 +316,7 @@ def test_jumprelu_dead_latents(dtype: torch.dtype) -> None:
         sae.dictionary.b_enc[:9] -= 20
     give(sae, peer, [*LINKS, THRESHOLD])
     set_dead(sae, AFTER)
-    terms, _ = sae.objective(x)
+    terms, _ = counted(sae, x)
     out = train(peer, x, sae.firing.dead(AFTER))
     ours, theirs = {"dead": terms["dead"]}, {"dead": out.losses["pre_act_loss"]}
     same_losses((sae, peer), [*LINKS, THRESHOLD], ours, theirs)
@@ -335,7 +335,7 @@ def test_gated(dtype: torch.dtype) -> None:
     peer = gated_sae.GatedTrainingSAE(gated_sae.GatedTrainingSAEConfig(**words(dtype)))
     give(sae, peer, links)
     x = rows(dtype, NORM)
-    (terms, step), out = sae.objective(x), train(peer, x)
+    (terms, step), out = counted(sae, x), train(peer, x)
     same_pass(step, out)
     ours = {
         "mse_loss": terms["reconstruction"] * SQUARES,
@@ -358,7 +358,7 @@ def test_matching_pursuit(dtype: torch.dtype) -> None:
     peer = matching_pursuit_sae.MatchingPursuitTrainingSAE(config)
     give(sae, peer, DECODER)
     x = rows(dtype)
-    (terms, step), out = sae.objective(x), train(peer, x)
+    (terms, step), out = counted(sae, x), train(peer, x)
     same_pass(step, out)
     same_losses((sae, peer), DECODER, {"mse_loss": terms["reconstruction"] * SQUARES}, out.losses)
 
@@ -382,7 +382,7 @@ def test_transcoder(dtype: torch.dtype, skip: bool, jumps: bool) -> None:
     links = LINKS + ([Link("dictionary.W_skip", "W_skip")] if skip else [])
     give(sae, peer, links + ([THRESHOLD] if jumps else []))
     x, y = rows(dtype), rows(dtype, seed=2, width=WIDE)
-    terms, step = sae.objective(x, y)
+    terms, step = counted(sae, x, y)
     x_hat, acts = peer.forward_with_activations(x)
     same(step.codes.dense(), acts, "codes")
     same(step.x_hat, x_hat, "reconstruction")

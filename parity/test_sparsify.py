@@ -19,6 +19,7 @@ from sharing import (
     L,
     Link,
     auxk_to_bias,
+    counted,
     error_variance,
     give,
     gradients,
@@ -74,7 +75,7 @@ def passes(pair: Pair, x: Tensor, y: Tensor | None = None, dead: bool = False):
     sae, peer = pair
     y_ = x if y is None else y
     sae.variance.copy_((y_ - y_.mean(0)).square().mean())
-    terms, step = sae.objective(x, y)
+    terms, step = counted(sae, x, y)
     return terms, step, peer(x, y, dead_mask=sae.firing.dead(AFTER) if dead else None)
 
 

@@ -108,6 +108,7 @@ class Meta:
     similar: list[dict[str, Any]] = field(default_factory=list)
     fits: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    @torch.no_grad()
     def codes(self) -> Codes:
         """Codes of all directions [n, K]."""
         return self.sae.encode(self.directions.to(self.sae.scale.mean)).compact()
@@ -121,6 +122,7 @@ class Meta:
         """Mean number of meta-latents of some directions, [n] bool."""
         return self.codes().l0().cpu()[chosen].double().mean().item()
 
+    @torch.no_grad()
     def decomposition(self, latent: int) -> list[tuple[int, float]]:
         """The meta-latents of a latent and their values, largest first."""
         (place,) = (self.latents == latent).nonzero().flatten().tolist() or [None]
@@ -214,7 +216,7 @@ def _trained(rows: Tensor, n: int, settings: MetaSettings, show: bool) -> SAE:
         )
     batch = min(settings.batch, len(rows))
     losses = [AuxK(k_aux=max(1, n_meta // 2), dead_after=DEAD_STEPS * batch)]
-    sae = SAE(rows.shape[1], n_meta, BatchTopK(k=settings.k, momentum=0.99), losses, seed=settings.seed).to(rows.device)
+    sae = SAE(rows.shape[1], n_meta, BatchTopK(k=settings.k), losses, seed=settings.seed).to(rows.device)
     trainer = Trainer(sae, lr=settings.lr, batch=batch, warmup=min(100, settings.steps // 5), decay=0.3)
     source = ArraySource(rows.cpu().float(), seed=settings.seed)
     return trainer.fit(source, settings.steps * batch, show=show).eval().fold()

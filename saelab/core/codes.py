@@ -7,8 +7,11 @@ number of active latents use while they train.
 
 # Shape letters: B rows, K entries kept per row, L latents, N = B*K entries of a batch.
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +45,7 @@ class Entries:
 
 
 class Codes:
-    """Sparse codes of B rows.
+    """Sparse codes of B rows; rows that have leading dimensions [..., D] have codes [..., K].
 
     Attributes:
         values: [B, K], in the units of the SAE's scaled input; zero marks an unused entry.
@@ -74,6 +77,20 @@ class Codes:
         """The same entries with other values [B, K]."""
         return Codes(values, self.entries, self.n_latents)
 
+    def flat(self) -> "Codes":
+        """The same codes as [B, K], their leading dimensions flattened."""
+        if self.values.ndim == 2:
+            return self
+        width = self.values.shape[-1]
+        entries = Entries(self.indices.reshape(-1, width), self.n_latents, self.is_full)
+        return Codes(self.values.reshape(-1, width), entries, self.n_latents)
+
+    def unflatten(self, leading: Sequence[int]) -> "Codes":
+        """The same codes as [*leading, K]."""
+        shape = (*leading, self.values.shape[-1])
+        entries = Entries(self.indices.reshape(shape), self.n_latents, self.is_full)
+        return Codes(self.values.reshape(shape), entries, self.n_latents)
+
     @property
     def active(self) -> Tensor:
         """Which entries are active: non-zero, because subspace codes are signed; [B, K] bool."""
@@ -81,7 +98,7 @@ class Codes:
 
     def l0(self) -> Tensor:
         """Active latents of each row; [B] int64."""
-        return self.active.sum(1)
+        return self.active.sum(-1)
 
     def counts(self) -> Tensor:
         """In how many of the B rows each latent is active; [L] int64."""
@@ -92,29 +109,59 @@ class Codes:
         if self.is_full:
             return self.values
         # Unused entries may repeat a latent number, hence add instead of set.
-        return self.values.new_zeros(len(self.values), self.n_latents).scatter_add(1, self.indices, self.values)
+        nothing = self.values.new_zeros(*self.values.shape[:-1], self.n_latents)
+        return nothing.scatter_add(-1, self.indices, self.values)
 
     def compact(self) -> "Codes":
         """The same codes with K = the largest number of active latents in a row (at least 1), latents ascending.
 
-        Not differentiable: it is for codes that are stored or counted.
+        Keeps the gradient of active entries; the others have none.
         """
+        if self.values.ndim != 2:
+            return self.flat().compact().unflatten(self.values.shape[:-1])
         active = self.active
         counts = active.sum(1)
         width = max(1, int(counts.max())) if len(active) else 1
+        used = torch.arange(width, device=counts.device) < counts[:, None]
         if self.is_full:  # latents ascend already: packing is much cheaper than a sort over all of them
             row, latent = active.nonzero().unbind(1)
             slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-            values, indices = self.values.new_zeros(len(active), width), row.new_zeros(len(active), width)
-            values[row, slot], indices[row, slot] = self.values.detach()[row, latent], latent
-            return Codes(values, indices, self.n_latents)
+            indices = row.new_zeros(len(active), width)
+            indices[row, slot] = latent
+            return Codes(self.values.gather(1, indices).where(used, 0), indices, self.n_latents)
         unused_last = self.indices.masked_fill(~active, self.n_latents)
         slots = unused_last.sort(dim=1, stable=True).indices[:, :width]
-        return Codes(self.values.detach().gather(1, slots), self.indices.gather(1, slots), self.n_latents)
+        return Codes(self.values.gather(1, slots).where(used, 0), self.indices.gather(1, slots), self.n_latents)
+
+    def table(self) -> dict[str, np.ndarray]:
+        """The active entries as columns `row`, `latent` and `value`, rows ascending: what a data frame is made of.
+
+        Rows with leading dimensions are numbered through, the last dimension fastest.
+        """
+        flat = self.flat()
+        row, slot = flat.active.nonzero().unbind(1)
+        columns = {"row": row, "latent": flat.indices[row, slot], "value": flat.values.detach()[row, slot]}
+        return {name: _array(column) for name, column in columns.items()}
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The codes as a dense array [B, L], as for `numpy.asarray` and `pandas.DataFrame`; see `table` for less."""
+        return np.array(_array(self.dense()), dtype=dtype)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return self.values.shape[:-1].numel()
+
+    def __iter__(self) -> Iterator["Codes"]:
+        """The codes [K] of one row after another."""
+        flat = self.flat()
+        for values, indices in zip(flat.values, flat.indices, strict=True):
+            yield Codes(values, Entries(indices, self.n_latents, self.is_full), self.n_latents)
 
     def __repr__(self) -> str:
-        rows, kept = self.values.shape
-        return f"Codes({rows} rows, {kept} of {self.n_latents} latents kept, {self.values.dtype})"
+        *rows, kept = self.values.shape
+        count = " x ".join(map(str, rows)) or "1"
+        return f"Codes({count} rows, {kept} of {self.n_latents} latents kept, {self.values.dtype})"
+
+
+def _array(column: Tensor) -> np.ndarray:
+    column = column.detach().cpu()
+    return column.float().numpy() if column.dtype == torch.bfloat16 else column.numpy()

@@ -66,6 +66,8 @@ class Component:
     The constructor's parameters are the configuration: each is kept unchanged in an attribute of the same name.
     """
 
+    in_use: bool = False
+    """Whether it was given to an owner, whose sizes it has learnt."""
     home: ClassVar[str]
     """The package that holds one file per variant, e.g. "saelab.sae.activations"."""
 
@@ -105,6 +107,31 @@ class Component:
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON-able values, with the class name under "name"."""
         return {"name": type(self).__name__} | {key: getattr(self, key) for key in self.options()}
+
+    def sentence(self) -> str:
+        """The component as one writes it, "TopK(k=32)"."""
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.config().items() if key != "name")
+        return f"{type(self).__name__}({arguments})"
+
+    @classmethod
+    def unused(cls, component: Any) -> Self:
+        """A component of this kind for a new owner: itself, or one of the same settings if it has an owner already.
+
+        Raises:
+            ValueError: if it is no component of this kind; the message says what to write.
+        """
+        if isinstance(component, cls):
+            if not component.in_use:
+                return component
+            return type(component)(**{key: getattr(component, key) for key in component.options()})
+        if isinstance(component, type) and issubclass(component, cls):
+            raise ValueError(f"{component.__name__} is given as a class; write {component.__name__}()")
+        known = {name.lower(): name for name in cls.variants()}
+        word = component.lower() if isinstance(component, str) else ""
+        close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+        example = known[close[0]] if close else next(iter(known.values()))
+        kind, got = cls.__name__.lower(), repr(component) if word else f"something of type {type(component).__name__}"
+        raise ValueError(f"expected {'an' if kind[0] in 'aeiou' else 'a'} {kind} such as {example}(), got {got}")
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> Self:

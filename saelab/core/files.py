@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saelab.core.read import REMEDY, parse_json
 
@@ -233,3 +233,14 @@ def sha256(path: Path) -> str:
     """Checksum of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fit(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load tensors from a file into a module; ValueError that names the file and the first tensor that does not fit."""
+    wanted = module.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        found = list(tensors[name].shape) if name in tensors else "nothing"
+        needed = list(wanted[name].shape) if name in wanted else "nothing"
+        if found != needed:
+            raise ValueError(f"{path} does not fit its config: {name} should be {needed}, the file holds {found}")
+    module.load_state_dict(tensors)

@@ -95,6 +95,30 @@ class Mesh:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return bool(raised)
 
+    # ---- values of all processes ----
+
+    def count(self, own: int) -> int:
+        """The sum of a number over all processes."""
+        if self.replicas * self.shards == 1:
+            return own
+        total = torch.tensor(own, device="cuda" if torch.cuda.is_available() else "cpu")
+        dist.all_reduce(total)
+        return int(total)
+
+    def nth_largest(self, values: Tensor, n: int) -> float:
+        """The n-th largest (from 1) of all processes' values [any], none of them negative; 0 if there are fewer.
+
+        Exact, and nothing but counts travels: the bits of floats that are not negative are in the order of the floats,
+        so that the value is found bit by bit.
+        """
+        if self.replicas * self.shards == 1:
+            return values.kthvalue(len(values) - n + 1).values.item() if n <= len(values) else 0.0
+        bits, found = values.double().view(torch.int64), 0
+        for bit in reversed(range(63)):
+            if self.count(int((bits >= found + (1 << bit)).sum())) >= n:
+                found += 1 << bit
+        return torch.tensor(found).view(torch.float64).item()
+
     # ---- rows over replicas ----
 
     def own_rows(self, rows: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ class Source(ABC):
 
     @abstractmethod
     def sample(self, rows: int) -> Tensor:
-        """Up to `rows` rows [n, D] to initialise from; does not move the source's place.
+        """Up to `rows` rows [n, D] to initialise from, the same ones every time; does not move the source's place.
+
+        Not for while `batches` is under way, which may work on a thread of its own.
 
         A row to reconstruct stands behind its input, in the same row [n, d_in + d_out].
         """

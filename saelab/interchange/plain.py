@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from saelab.core.files import fit
 from saelab.interchange.files import Tensors
 from saelab.sae.activations.abs_topk import AbsTopK
 from saelab.sae.activations.batch_topk import BatchTopK
@@ -27,7 +28,7 @@ from saelab.sae.activations.topk import TopK
 from saelab.sae.base import Activation
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.dictionaries.expander import Expander
-from saelab.sae.sae import SAE, fit
+from saelab.sae.sae import SAE
 
 AXES = {
     "W_enc": "LD", "b_enc": "L", "W_dec": "LO", "b_dec": "O", "W_skip": "OD", "threshold": "L", "r_mag": "L",

@@ -89,13 +89,18 @@ class _TopKLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         centred, weight = ctx.saved_tensors
-        entries, needs = ctx.entries, ctx.needs_input_grad
-        # Summed in the entries' order, because adding by index would fall in any order on a GPU.
-        grad_bias = sum_by_latent(entries, grad, torch.ones_like(centred[:, :1])).squeeze(1)
-        grad_x = bag(entries.indices, weight, grad) if needs[0] else None
-        grad_centre = -(grad_bias @ weight) if needs[1] else None
-        grad_weight = hand_over(ctx.terms, entries, grad, centred) if needs[2] else None
-        return grad_x, grad_centre, grad_weight, grad_bias if needs[3] else None, None, None, None
+        return *_through_entries(ctx, grad, centred, weight), None, None, None
+
+
+def _through_entries(ctx: Any, grad: Tensor, centred: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x, centre, weight and bias from those of the chosen entries [B, K]."""
+    entries, needs = ctx.entries, ctx.needs_input_grad
+    # Summed in the entries' order, because adding by index would fall in any order on a GPU.
+    grad_bias = sum_by_latent(entries, grad, torch.ones_like(centred[:, :1])).squeeze(1)
+    grad_x = bag(entries.indices, weight, grad) if needs[0] else None
+    grad_centre = -(grad_bias @ weight) if needs[1] else None
+    grad_weight = hand_over(ctx.terms, entries, grad, centred) if needs[2] else None
+    return grad_x, grad_centre, grad_weight, grad_bias if needs[3] else None
 
 
 def centred_linear(x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -151,16 +156,53 @@ PROBES = 16
 """Rows computed in full to see how many pre-activations pass a threshold."""
 
 
-@torch.no_grad()
-def above_threshold(x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor) -> Codes:
-    """The pre-activations above their latent's threshold, as codes with latents ascending; not differentiable.
+def above_threshold(
+    x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor, terms: list[Term] | None = None
+) -> Codes:
+    """The pre-activations above their latent's threshold, as codes with latents ascending.
+
+    Differentiable in all but the threshold, of which a code is no smooth function.
 
     Args:
         x: [B, D]; centre: [D]; weight: [L, D]; bias: [L]; threshold: [L], none below 0.
+        terms: where the weight's gradient goes instead of into its `.grad` (see gradient.py).
     """
-    centred = x - centre
+    if tier.is_reference():
+        return _above_in_full(x - centre, weight, bias, threshold)
+    entries = Entries(torch.empty(0), len(weight))
+    values = _AboveThreshold.apply(x, centre, weight, bias, threshold, entries, terms)
+    return Codes(values, entries, len(weight))
+
+
+class _AboveThreshold(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        centre: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        threshold: Tensor,
+        entries: Entries,
+        terms: list[Term] | None,
+    ) -> Tensor:
+        centred = x - centre
+        codes = _above(centred, weight, bias, threshold)
+        entries.indices = codes.indices  # the caller's object, so that the sort by latent is shared with the decoder
+        ctx.entries, ctx.terms = entries, terms
+        ctx.save_for_backward(centred, weight, codes.active)
+        return codes.values
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        centred, weight, active = ctx.saved_tensors
+        grads = _through_entries(ctx, grad.where(active, 0), centred, weight)
+        return *grads, None, None, None
+
+
+def _above(centred: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor) -> Codes:
     if tier.is_native(centred, weight, bias) and len(centred):
-        some = (F.linear(centred[:: max(1, len(x) // PROBES)], weight, bias) > threshold).sum(1)
+        some = (F.linear(centred[:: max(1, len(centred) // PROBES)], weight, bias) > threshold).sum(1)
         width = 2 * int(some.max()) + 16
         if native_encode.suits(centred, weight, width):
             values, indices, left = native_encode.above(centred, weight, bias, threshold, width)

@@ -7,8 +7,9 @@ loss is one more term of the training objective.
 
 # Shape letters: B rows, D input width, L latents, K kept per row.
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,6 +41,22 @@ class Sizes:
     seed: int = 0
     """Of the starting weights."""
     mesh: Mesh = ALONE
+
+    @classmethod
+    def checked(cls, d_in: int, n_latents: int, d_out: int | None, seed: int, mesh: Mesh) -> "Sizes":
+        """The sizes of an SAE, a transcoder where there is a d_out; ValueError if they are none."""
+        given = {"d_in": d_in, "n_latents": n_latents} | ({} if d_out is None else {"d_out": d_out})
+        for name, size in given.items():
+            try:
+                given[name] = operator.index(size)
+            except TypeError:
+                raise ValueError(f"{name} must be a whole number, got {type(size).__name__}") from None
+            if given[name] < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if given["n_latents"] % mesh.shards:
+            raise ValueError(f"{n_latents} latents cannot be dealt to {mesh.shards} shards evenly")
+        d_in = given["d_in"]
+        return cls(d_in, given.get("d_out", d_in), given["n_latents"], d_out is not None, seed, mesh)
 
     @property
     def own_latents(self) -> int:
@@ -107,8 +124,8 @@ class PreActivations(ABC):
         return Codes(values, entries, self.n_latents)
 
     def above(self, threshold: Tensor) -> Codes:
-        """Those above their latent's threshold [L], which is at least 0: codes to be read, without a gradient."""
-        dense = self.dense().detach()
+        """Those above their latent's threshold [L], which is at least 0; the threshold gets no gradient."""
+        dense = self.dense()
         return Codes.full(dense.where(~(dense <= threshold), 0)).compact()  # NaN stays
 
     def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
@@ -246,19 +263,40 @@ class Activation(Component, nn.Module, ABC):
 
     @property
     def kept(self) -> int | None:
-        """k, where codes while learning are made of `pre.topk(k)` alone, in its layout; None otherwise."""
+        """k, where codes of the training pass are made of `pre.topk(k)` alone, in its layout; None otherwise."""
         return None
 
     def setup(self, sizes: Sizes) -> None:
         """Check the sizes and make parameters and buffers; ValueError for a setting that does not fit."""
 
+    calibration_rows: ClassVar[int] = 0
+    """How many rows `calibrate` should be given; 0 where nothing is estimated while training and read later."""
+
     @abstractmethod
     def forward(self, pre: PreActivations) -> Codes:
-        """The codes of rows that are read: a row's codes do not depend on what else is in the batch."""
+        """The codes of rows that are read: a row's codes do not depend on what else is in the batch.
 
-    def learning(self, pre: PreActivations) -> Codes:
-        """The codes of rows that are learnt from, where they differ from those of rows that are read."""
+        The gradient, where somebody asks for it, is that of the codes as a function of rows and weights; stand-ins for
+        the derivatives of jumps belong to `forward_train`. Either layout of codes will do.
+        """
+
+    def forward_train(self, pre: PreActivations) -> Codes:
+        """The codes of the training pass, where they, or their gradients, differ from those of rows that are read."""
         return self(pre)
+
+    def observe(self, codes: Codes, mesh: Mesh) -> None:
+        """Update running estimates by the training pass's codes; the trainer calls it once a batch."""
+
+    def calibrate(self, parts: Iterable[PreActivations], rows: int, mesh: Mesh) -> None:
+        """Set exactly, for the weights as they are, what `observe` only estimates and `forward` reads.
+
+        It depends on nothing but the weights and these rows. Every process of the mesh has to call it.
+
+        Args:
+            parts: pre-activations of this replica's share of the rows, one part after another.
+            rows: how many rows all replicas have together, at least 1.
+            mesh: the processes that share the work.
+        """
 
     def penalties(self, step: "Forward") -> dict[str, Tensor]:
         """The activation's own terms of the objective by name, weighted scalars; none by default."""
@@ -266,9 +304,6 @@ class Activation(Component, nn.Module, ABC):
 
     def rescale(self, factor: Tensor) -> None:
         """Adapt thresholds and the like to pre-activations that became `factor` [L] times larger."""
-
-    def after_step(self) -> None:
-        """Called after the optimizer's step."""
 
 
 @dataclass(frozen=True)

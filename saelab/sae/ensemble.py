@@ -22,6 +22,7 @@ from saelab.core.codes import Codes
 from saelab.core.components import near_miss
 from saelab.core.files import write_json
 from saelab.core.mesh import ALONE, Mesh
+from saelab.core.rows import Rows, flat_rows
 from saelab.kernels.decode import decode
 from saelab.sae.firing import Firing
 from saelab.sae.sae import ENSEMBLE, SAE, load, read_config
@@ -134,23 +135,25 @@ class Ensemble(nn.Module):
         firing.rows.copy_(torch.stack([sae.firing.rows for sae in self.saes]).min())
         return firing
 
-    def encode(self, x: Tensor) -> Codes:
-        """Codes over all members' latents of rows x [B, D], in the units of the data."""
-        parts, left = [], x
+    def encode(self, x: Rows) -> Codes:
+        """Codes over all members' latents of rows x [..., D], in the units of the data."""
+        left, leading = flat_rows(x, self.d_in, self.scale.mean)
+        parts = []
         for number, sae in enumerate(self.saes):
             own = sae.encode(left)
             if self.how == "boosting" and number < len(self.members) - 1:
                 left = left - sae.decode(own)
             factors = self.dictionary.sizes(number) * self.weight
-            parts.append(own.with_values(own.values * (factors if own.is_full else factors[own.indices])))
-        return _beside(parts)
+            parts.append(own.with_values(own.values * factors[own.indices]))
+        codes = _beside(parts)
+        return codes if len(leading) == 1 else codes.unflatten(leading)
 
-    def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
-        """Reconstructed rows [B, D], in the units of the data; x is not needed."""
-        return self.dictionary.decode(codes)
+    def decode(self, codes: Codes, x: Rows | None = None) -> Tensor:
+        """Reconstructed rows [..., D], in the units of the data; x is not needed."""
+        return self.dictionary.decode(codes.flat()).view(*codes.values.shape[:-1], self.d_in)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction [B, D] of rows x [B, D]."""
+    def forward(self, x: Rows) -> Tensor:
+        """Reconstruction [..., D] of rows x [..., D]."""
         return self.decode(self.encode(x))
 
     def save(self, folder: str | Path) -> None:
@@ -179,10 +182,8 @@ def _check(saes: Sequence[SAE]) -> None:
 
 
 def _beside(parts: list[Codes]) -> Codes:
-    """Codes of the same rows over the latents of one member after another; full where all are."""
+    """Codes of the same rows over the latents of one member after another."""
     values = torch.cat([part.values for part in parts], 1)
-    if all(part.is_full for part in parts):
-        return Codes.full(values)
     indices, before = [], 0
     for part in parts:
         indices.append(part.indices + before)

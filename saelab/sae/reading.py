@@ -8,7 +8,7 @@ arXiv 2406.04093, as we read it). Nothing is trained here, and one threshold ser
 of their own per latent are learnt by the activations that have them.
 """
 
-# Shape letters: n rows, B rows of a block, D input width, L latents, M entries that are to be active.
+# Shape letters: n rows, B rows of a block, D input width, L latents.
 
 import copy
 
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from saelab.sae.base import Activation, Sizes
+from saelab.sae.quantile import BLOCK_ENTRIES, threshold_over
 from saelab.sae.sae import SAE
-
-BLOCK_ENTRIES = 1 << 22
-"""Pre-activations worked out at once."""
 
 
 def reread(sae: SAE, activation: Activation) -> SAE:
@@ -30,14 +28,17 @@ def reread(sae: SAE, activation: Activation) -> SAE:
 
     Args:
         sae: a trained SAE.
-        activation: a new one, e.g. `TopK(k=8)`; it is set up for the SAE's sizes, on its device.
+        activation: a new one, e.g. `TopK(k=8)`; it is set up for the SAE's sizes, on its device. One that an SAE has
+            already is copied, settings only.
 
     Raises:
         ValueError: for an activation that does not fit the sizes, or that is the SAE's own.
     """
     if activation is sae.activation:
         raise ValueError("activation is the SAE's own already; give a new one, as it is set up anew")
+    activation = Activation.unused(activation)
     activation.setup(Sizes(sae.d_in, sae.d_out or sae.d_in, sae.n_latents, bool(sae.d_out), sae.seed, sae.mesh))
+    activation.in_use = True
     other = copy.copy(sae)
     # A shallow copy shares the tables of parts with the original, which must keep its own activation and losses.
     other._modules, other._buffers = dict(sae._modules), dict(sae._buffers)
@@ -50,9 +51,7 @@ def reread(sae: SAE, activation: Activation) -> SAE:
 def threshold_for(sae: SAE, rows: Tensor, l0: float) -> float:
     """The threshold on pre-activations over which `l0` latents of a row lie on average.
 
-    With M = l0 * n rounded, it lies half-way between the M-th and the next largest of all positive pre-activations,
-    so that exactly M lie above it; where those two tie, all that tie are left out. It is exact, in one pass, and holds
-    at most 3 M of them beside one block of rows.
+    It is exact: round(l0 * n) pre-activations of these rows lie above it (see `saelab.sae.quantile`).
 
     Args:
         sae: whose pre-activations; on one process.
@@ -65,24 +64,12 @@ def threshold_for(sae: SAE, rows: Tensor, l0: float) -> float:
     """
     _check(sae, rows, l0)
     wanted = max(1, round(l0 * len(rows)))
-    held: list[Tensor] = []
-    least = 0.0  # what is not above it does not count
-    for block in rows.to(sae.scale.mean.device).split(max(1, BLOCK_ENTRIES // sae.n_latents)):
-        pre = sae.dictionary.pre(sae.scale.apply_to(block)).dense()
-        held.append(_largest(pre[pre > least], wanted + 1))
-        if sum(map(len, held)) > 2 * (wanted + 1):
-            held = [_largest(torch.cat(held), wanted + 1)]
-            least = held[0].min().item()
-    found = torch.cat(held)
-    if len(found) < wanted:
-        most = len(found) / len(rows)
+    blocks = rows.to(sae.scale.mean.device).split(max(1, BLOCK_ENTRIES // sae.n_latents))
+    threshold, found = threshold_over((sae.dictionary.pre(sae.scale.apply_to(part)).dense() for part in blocks), wanted)
+    if found < wanted:
+        most = found / len(rows)
         raise ValueError(f"l0 must be at most {most:.4g}, the mean number of positive pre-activations; got {l0}")
-    ends = _largest(found, wanted + 1).double().sort(descending=True).values[wanted - 1 :]
-    return ends.sum().item() / 2  # half-way to the next, or to zero after the last
-
-
-def _largest(values: Tensor, count: int) -> Tensor:
-    return values if len(values) <= count else values.topk(count, sorted=False).values
+    return threshold
 
 
 def _check(sae: SAE, rows: Tensor, l0: float) -> None:

@@ -7,7 +7,7 @@ Training belongs to `saelab.train`; this file knows only what one batch's object
 
 # Shape letters: B rows, D input width, L latents.
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from saelab.core.codes import Codes
 from saelab.core.components import Component, check_kinds, near_miss
-from saelab.core.files import read_tensors, write_json, write_tensors
+from saelab.core.files import fit, read_tensors, write_json, write_tensors
 from saelab.core.mesh import ALONE, Mesh
 from saelab.core.read import check_format, expect, read_json
+from saelab.core.rows import Rows, flat_rows
 from saelab.sae.base import Activation, Dictionary, Forward, Loss, Sizes
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.firing import Firing
+from saelab.sae.quantile import BLOCK_ENTRIES
 from saelab.sae.scale import Scale
 
 FORMAT = 1
@@ -47,8 +49,10 @@ class SAE(nn.Module):
         d_out: makes it a transcoder, which reconstructs other rows, of this width, than it reads.
 
     Raises:
-        ValueError: for sizes below 1, a component that does not fit them, or latents that cannot be dealt to the
-            mesh's shards evenly.
+        ValueError: for sizes below 1, what is no component or one that does not fit, or latents that cannot be dealt
+            to the mesh's shards evenly.
+
+    A component belongs to one SAE: one that another SAE has already is copied, settings only.
     """
 
     variance: Tensor
@@ -65,23 +69,21 @@ class SAE(nn.Module):
         d_out: int | None = None,
     ):
         super().__init__()
-        if d_in < 1 or n_latents < 1:
-            raise ValueError(f"d_in and n_latents must be at least 1, got {d_in} and {n_latents}")
-        if d_out is not None and d_out < 1:
-            raise ValueError(f"d_out must be at least 1, got {d_out}")
-        if n_latents % mesh.shards:
-            raise ValueError(f"{n_latents} latents cannot be dealt to {mesh.shards} shards evenly")
-        self.d_in, self.n_latents, self.seed, self.mesh, self.d_out = d_in, n_latents, seed, mesh, d_out
-        self.activation = activation
-        self.losses = nn.ModuleList(losses)
-        self.dictionary = Dense() if dictionary is None else dictionary
+        sizes = Sizes.checked(d_in, n_latents, d_out, seed, mesh)
+        self.d_in, self.n_latents, self.seed, self.mesh = sizes.d_in, sizes.n_latents, seed, mesh
+        self.d_out = sizes.d_out if sizes.is_transcoder else None
+        if isinstance(losses, str) or not isinstance(losses, Iterable):
+            raise ValueError(f"losses must be a list of losses, such as [AuxK()]; got {losses!r}")
+        self.activation = Activation.unused(activation)
+        self.losses = nn.ModuleList([Loss.unused(loss) for loss in losses])
+        self.dictionary = Dense() if dictionary is None else Dictionary.unused(dictionary)
         self._check_losses()
-        sizes = Sizes(d_in, d_out or d_in, n_latents, d_out is not None, seed, mesh)
         for part in self._parts():
             part.setup(sizes)
-        self.scale = Scale(d_in, self.dictionary.sites)
-        if d_out:
-            self.written_scale = Scale(d_out, self.dictionary.sites)
+            part.in_use = True
+        self.scale = Scale(self.d_in, self.dictionary.sites)
+        if self.d_out:
+            self.written_scale = Scale(self.d_out, self.dictionary.sites)
         self.firing = Firing(sizes.own_latents, mesh)
         # Mean squared deviation of a scaled entry from its mean, fixed once from a sample: the loss's unit.
         self.register_buffer("variance", torch.ones(()))
@@ -103,28 +105,42 @@ class SAE(nn.Module):
             if names.count(name) > 1:
                 raise ValueError(f"the loss {name} is given {names.count(name)} times; give it once")
 
-    def encode(self, x: Tensor) -> Codes:
-        """Codes of rows x [B, D]; their values are in units of the scaled input (`scale`)."""
-        return self.activation(self.dictionary.pre(self.scale.apply_to(self._rows(x))))
+    def encode(self, x: Rows) -> Codes:
+        """Codes of rows x [..., D], never in the full layout; their values are in units of the scaled input (`scale`).
 
-    def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
-        """Reconstructed rows [B, D], in the units of the data.
+        They are what rows are read by, the same with gradients on and off; `forward_train` has those of training.
+
+        Args:
+            x: rows, as a tensor or a NumPy array; all but the last dimension become those of the codes.
+
+        Raises:
+            ValueError: for rows of another width, or what is no array of numbers.
+        """
+        rows, leading = flat_rows(x, self.d_in, self.scale.mean)
+        codes = self.activation(self.dictionary.pre(self.scale.apply_to(rows)))
+        codes = codes.compact() if codes.is_full else codes
+        return codes if len(leading) == 1 else codes.unflatten(leading)
+
+    def decode(self, codes: Codes, x: Rows | None = None) -> Tensor:
+        """Reconstructed rows [..., D], in the units of the data.
 
         Args:
             codes: of the rows.
-            x: the rows [B, D] themselves, needed where there is a skip connection only.
+            x: the rows [..., D] themselves, needed where there is a skip connection only.
         """
-        return self.target_scale.undo(self._past_latents(self.dictionary.decode(codes), x))
+        rows = None if x is None else flat_rows(x, self.d_in, self.scale.mean)[0]
+        x_hat = self.target_scale.undo(self._past_latents(self.dictionary.decode(codes.flat()), rows))
+        return x_hat.view(*codes.values.shape[:-1], x_hat.shape[1])
 
     def _past_latents(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
-        scaled = None if x is None else self.scale.apply_to(self._rows(x))
+        scaled = None if x is None else self.scale.apply_to(x)
         skipped = None if scaled is None else self.dictionary.skip(scaled)
         if scaled is None and self.dictionary.skip(x_hat.new_zeros(1, self.d_in)) is not None:
             raise ValueError("this transcoder has a skip connection: decode(codes, x) needs the rows x too")
         return x_hat if skipped is None else x_hat + skipped
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction [B, D] of rows x [B, D]."""
+    def forward(self, x: Rows) -> Tensor:
+        """Reconstruction [..., D] of rows x [..., D]."""
         return self.decode(self.encode(x), x)
 
     def _rows(self, x: Tensor, width: int | None = None) -> Tensor:
@@ -169,10 +185,21 @@ class SAE(nn.Module):
         gradient: Tensor | None = None,
         downstream: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Forward]:
-        """The terms of the training objective on rows x [B, D], whose sum is minimised, and the pass that led to them.
+        """The terms of the training objective on rows, whose sum is minimised, and the pass that led to them.
 
-        `reconstruction` is mean (x_hat - target)^2 over all entries, divided by the variance fixed at initialisation.
-        Counts firing where gradients are on, so it is called once per training batch.
+        Nothing is counted: see `forward_train`, whose arguments these are, and `observe`.
+        """
+        step = self.forward_train(x, target, gradient, downstream)
+        return self.terms(step), step
+
+    def forward_train(
+        self,
+        x: Tensor,
+        target: Tensor | None = None,
+        gradient: Tensor | None = None,
+        downstream: Callable[[Tensor], Tensor] | None = None,
+    ) -> Forward:
+        """The training pass on rows x [B, D].
 
         Args:
             x: rows that are read.
@@ -185,17 +212,37 @@ class SAE(nn.Module):
             target = self.target_scale.apply_to(self._rows(self._target(target), self.d_out))
         pre = self.dictionary.pre(x)
         pre.gradient = gradient
-        codes = self.activation.learning(pre)
-        if torch.is_grad_enabled():
-            self.firing.update(codes)
+        codes = self.activation.forward_train(pre)
         x_hat, skipped = self.dictionary.decode(codes), self.dictionary.skip(x)
         x_hat = x_hat if skipped is None else x_hat + skipped
-        return self.terms(Forward(self, x, x if target is None else target, pre, codes, x_hat, downstream))
+        return Forward(self, x, x if target is None else target, pre, codes, x_hat, downstream)
 
-    def terms(self, step: Forward) -> tuple[dict[str, Tensor], Forward]:
-        """The terms of the objective from a pass, and the pass."""
+    def observe(self, step: Forward) -> None:
+        """Count a training batch, once and before its terms, which may ask which latents are dead."""
+        self.firing.update(step.codes)
+        self.activation.observe(step.codes, self.mesh)
+
+    def terms(self, step: Forward) -> dict[str, Tensor]:
+        """The terms of the objective from a training pass.
+
+        `reconstruction` is mean (x_hat - target)^2 over all entries, divided by the variance fixed at initialisation.
+        """
         terms = {"reconstruction": step.error(step.x_hat)} | self.activation.penalties(step)
-        return terms | {type(loss).__name__: loss(step) for loss in self._losses()}, step
+        return terms | {type(loss).__name__: loss(step) for loss in self._losses()}
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set exactly, for these weights, what is estimated while training and read by later, such as a threshold.
+
+        Args:
+            x: rows [n, D] with n >= 1, on any device; the same on every process of the mesh, which share them out.
+        """
+        if not self.activation.calibration_rows:
+            return
+        own = self._rows(x)[self.mesh.replica :: self.mesh.replicas]
+        parts = own.split(max(1, BLOCK_ENTRIES // self.n_latents))
+        pres = (self.dictionary.pre(self.scale.apply_to(part.to(self.scale.mean.device))) for part in parts)
+        self.activation.calibrate(pres, len(x), self.mesh)
 
     def before_step(self) -> None:
         """What components do between the backward pass and the optimizer's step."""
@@ -205,8 +252,9 @@ class SAE(nn.Module):
 
     def after_step(self) -> None:
         """What components do after the optimizer's step."""
-        for part in self._parts():
-            part.after_step()
+        self.dictionary.after_step()
+        for loss in self._losses():
+            loss.after_step()
 
     @torch.no_grad()
     def unit_directions(self) -> None:
@@ -295,13 +343,8 @@ class SAE(nn.Module):
         parts: list[Component] = [self.activation, *self._losses()]
         if self.dictionary.config() != Dense().config():
             parts.append(self.dictionary)
-        words = ", ".join(_sentence(part.config()) for part in parts)
+        words = ", ".join(part.sentence() for part in parts)
         return f"SAE(d_in={self.d_in}, n_latents={self.n_latents}, {words})"
-
-
-def _sentence(config: dict[str, Any]) -> str:
-    arguments = ", ".join(f"{key}={value!r}" for key, value in config.items() if key != "name")
-    return f"{config['name']}({arguments})"
 
 
 def load(folder: str | Path) -> SAE:
@@ -355,14 +398,3 @@ def is_saved(folder: str | Path) -> bool:
 def _holds_weights(folder: Path) -> bool:
     suffixes = {path.suffix for path in folder.iterdir()} if folder.is_dir() else set()
     return not (folder / WEIGHTS).exists() and bool(suffixes & {".safetensors", ".pt", ".pth", ".npz"})
-
-
-def fit(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load tensors from a file into a module; ValueError that names the file and the first tensor that does not fit."""
-    wanted = module.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        found = list(tensors[name].shape) if name in tensors else "nothing"
-        needed = list(wanted[name].shape) if name in wanted else "nothing"
-        if found != needed:
-            raise ValueError(f"{path} does not fit its config: {name} should be {needed}, the file holds {found}")
-    module.load_state_dict(tensors)

@@ -67,18 +67,14 @@ class Stack:
                 if own != wanted:
                     raise ValueError(f"SAEs that train together need the same {name}: {own} is not {wanted}")
 
-    def objective(self, x: Tensor) -> list[tuple[dict[str, Tensor], Forward]]:
-        """Every member's terms and pass on rows x [B, D]; see `SAE.objective`."""
+    def forward_train(self, x: Tensor) -> list[Forward]:
+        """Every member's training pass on rows x [B, D]; see `SAE.forward_train`."""
         rows = self._scaled(x)
         pres, joined = self._pre_activations(rows)
-        codes = [sae.activation.learning(pre) for sae, pre in zip(self.saes, pres, strict=True)]
+        codes = [sae.activation.forward_train(pre) for sae, pre in zip(self.saes, pres, strict=True)]
         x_hats = self._decode(codes, pres, joined)
-        results = []
-        for sae, pre, own, x_hat in zip(self.saes, pres, codes, x_hats, strict=True):
-            if torch.is_grad_enabled():
-                sae.firing.update(own)
-            results.append(sae.terms(Forward(sae, rows, rows, pre, own, x_hat)))
-        return results
+        members = zip(self.saes, pres, codes, x_hats, strict=True)
+        return [Forward(sae, rows, rows, pre, own, x_hat) for sae, pre, own, x_hat in members]
 
     def _scaled(self, x: Tensor) -> Tensor:
         first = self.saes[0].scale

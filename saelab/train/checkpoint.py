@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn import Parameter
 
-from saelab.core.files import PART, read_tensors, write_tensors
+from saelab.core.files import PART, fit, read_tensors, write_tensors
 from saelab.core.read import check_format
-from saelab.sae.sae import fit
 from saelab.train.optimizer import Stepper
 
 if TYPE_CHECKING:

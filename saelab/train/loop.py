@@ -98,6 +98,7 @@ def run_loop(
 def _save(trainers: Sequence["Trainer"], runs: Sequence[Run], batch: Batch) -> None:
     """Write a checkpoint of each trainer, where the source stands after a batch."""
     for trainer, run in zip(trainers, runs, strict=True):
+        trainer.calibrate()
         checkpoint.save(run.checkpoints, trainer, batch.place or {})
 
 
@@ -155,9 +156,10 @@ def _begin(
         source.restore(place)
         for run in runs or () if trainers[0].sae.mesh.is_first else ():
             checkpoint.tidy(run.checkpoints)  # a process killed between writing and tidying had no time for it
+    sample = None
     for trainer in trainers:
         trainer.sae.firing.planned = rows  # as asked for: the end of a run that converges is not known before
-        trainer.prepare(source)
+        sample = trainer.prepare(source, sample)
         planned = trainer.rows_planned if habits.converge and trainer.rows_planned else rows
         trainer.rows_planned = min(rows, planned)  # a run that had converged before it was stopped keeps its end
         if habits.converge and trainer.decay == 1:

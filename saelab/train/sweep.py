@@ -51,7 +51,10 @@ class Sweep:
                 settings.enter_context(trainer.ramped())
                 trainer.zero_gradients()
             with lead.precision():
-                passed = self.stack.objective(x)
+                forwards = self.stack.forward_train(x)
+                passed = [
+                    (trainer.terms(forward), forward) for trainer, forward in zip(self.trainers, forwards, strict=True)
+                ]
             losses: list[Tensor] = []
             for trainer, (terms, _) in zip(self.trainers, passed, strict=True):
                 losses.append(trainer.loss(terms, x))
@@ -77,6 +80,8 @@ class Sweep:
         if runs is not None and len(runs) != len(self.trainers):
             raise ValueError(f"{len(self.trainers)} SAEs need as many runs, got {len(runs)}")
         run_loop(self.trainers, self.step, source, rows, runs, habits or Habits())
+        for trainer in self.trainers:
+            trainer.finish()
         for trainer, run in zip(self.trainers, runs or (), strict=False):
             trainer.save(run.sae)
         return self.stack.saes

@@ -29,6 +29,9 @@ from saelab.train.ramp import Ramp, ramped
 from saelab.train.schedule import default_rate, rate_at
 
 SAMPLE_ROWS = 32_768
+SPREAD = 3
+"""Rows for `calibrate` are spread over as many times their number: the first alone are not like those seen lately,
+which have fewer active latents."""
 HUGE = 1e6
 """An entry of so many times the data's scale is no activation like the others."""
 
@@ -83,6 +86,7 @@ class Trainer:
         self.rows_seen = 0
         self.rows_planned: int | None = None
         self._prepared = False
+        self._rows: Tensor | None = None
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have the same."""
@@ -130,7 +134,8 @@ class Trainer:
         with self.ramped():
             self.zero_gradients()
             with self.precision():
-                terms, forward = self.sae.objective(x, target, gradient, batch.downstream)
+                forward = self.sae.forward_train(x, target, gradient, batch.downstream)
+                terms = self.terms(forward)
             loss = self.loss(terms, x)
             loss.backward()
             self.update(forward, len(batch.x))
@@ -145,6 +150,11 @@ class Trainer:
     def precision(self) -> AbstractContextManager[Any]:
         """Matrix products run in the trainer's precision inside."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def terms(self, forward: Forward) -> dict[str, Tensor]:
+        """The terms of the objective from a training pass, which is counted."""
+        self.sae.observe(forward)
+        return self.sae.terms(forward)
 
     def loss(self, terms: dict[str, Tensor], x: Tensor) -> Tensor:
         """The sum of an objective's terms on rows [B, D]; ValueError if it is not finite."""
@@ -270,9 +280,20 @@ class Trainer:
         return self.sae
 
     def finish(self) -> None:
-        """What optimizers have put off is done: the SAE is then as it is to be used."""
+        """What was put off, or only estimated, is done: the SAE is then as it is to be used."""
         for stepper in self.steppers:
             stepper.finish()
+        self.calibrate()
+
+    def calibrate(self) -> None:
+        """Set thresholds and the like exactly for the weights as they are, on rows that `prepare` took.
+
+        Which of them is fixed by how many rows were seen; they are among those, where those are enough.
+        """
+        if self._rows is not None:
+            wanted = self.sae.activation.calibration_rows
+            rows = self._rows[: max(self.rows_seen, wanted)]
+            self.sae.calibrate(rows[:: max(1, len(rows) // wanted)])
 
     def save(self, folder: Path) -> None:
         """Save the SAE, with the averaged weights where there is an average."""
@@ -280,12 +301,22 @@ class Trainer:
             if self.average:
                 kept = {name: value.clone() for name, value in self.sae.state_dict().items()}
                 self.sae.unit_directions()  # an average of unit directions is shorter than one
+                self.calibrate()
             self.sae.save(folder)
             if self.average:
                 self.sae.load_state_dict(kept)
 
-    def prepare(self, source: Source) -> None:
+    def prepare(self, source: Source, sample: Tensor | None = None) -> Tensor | None:
         """Fit an SAE that has seen no row to a sample of the source; `fit` does it, before `step` it is yours to do.
+
+        Rows for `calibrate` are kept too, where the activation asks for any: the same for a run that is gone on with.
+
+        Args:
+            source: where rows come from; its place is not moved.
+            sample: the sample, where it was taken already.
+
+        Returns:
+            The sample, for those that train on the same source.
 
         Raises:
             ValueError: for a source of another width.
@@ -294,11 +325,19 @@ class Trainer:
             raise ValueError(f"the source's rows are {source.d_in} wide, the SAE reads {self.sae.d_in}")
         if source.d_out != self.sae.d_out:
             raise ValueError(f"the source's targets are {source.d_out} wide, the SAE has d_out={self.sae.d_out}")
-        if self._prepared or int(self.sae.firing.rows):
-            return
+        is_new, kept = not (self._prepared or int(self.sae.firing.rows)), self.sae.activation.calibration_rows
+        if sample is None and (is_new or kept):
+            # Not a part of a larger window, which would be held with it.
+            sample = source.sample(max(SAMPLE_ROWS, SPREAD * kept)).clone()
+        if sample is not None and kept:
+            self._rows = sample[:, : source.d_in]
+        if sample is not None and is_new:
+            self._initialise(sample[:SAMPLE_ROWS].to(self.device), source)
+        return sample
+
+    def _initialise(self, sample: Tensor, source: Source) -> None:
         statistics = source.statistics()
         scale = tuple(part.to(self.device) for part in statistics) if statistics else None
-        sample = source.sample(SAMPLE_ROWS).to(self.device)
         target = sample[:, source.d_in :] if source.d_out else None
         self.sae.initialise(sample[:, : source.d_in], scale, target)  # type: ignore[arg-type]
         self._prepared = True

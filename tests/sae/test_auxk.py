@@ -8,6 +8,7 @@ saelab computes the same from the dead latents only.
 
 import pytest
 import torch
+from sae.counted import counted
 from torch import Tensor
 
 from saelab.kernels.gradient import LatentGradients
@@ -81,7 +82,7 @@ def test_terms_and_gradients_are_the_published_ones(n_latents, k, k_aux, width, 
     error, extra, dead = published.terms(x, since, k, auxk, min(width, n_latents))
     assert dead.any()
     assert not dead.all()
-    terms, _ = sae.objective(x)
+    terms, _ = counted(sae, x)
     assert_close(terms["reconstruction"], error / 1.7)
     assert_close(terms["AuxK"], extra)
     assert torch.equal(sae.firing.dead(dead_after), dead)
@@ -96,7 +97,7 @@ def test_the_gradient_of_auxk_alone_is_the_published_one():
     sae.firing.since.copy_(37 * torch.arange(40) % 90)
     published = Published(sae)
     _, extra, dead = published.terms(x, sae.firing.since.clone(), 4, auxk, 3)
-    terms, _ = sae.objective(x)
+    terms, _ = counted(sae, x)
     terms["AuxK"].backward()
     wanted = published.gradients(extra)
     for name in NAMES:
@@ -113,7 +114,7 @@ def test_it_is_taken_on_the_first_rows_of_a_large_batch(share, used):
         sae.dictionary.b_enc.data[::3] = -100.0  # these are dead in either batch
         sae.firing.since.fill_(0)
         sae.firing.since[::3] = 90
-        terms, _ = sae.objective(rows(n=1000)[:n])
+        terms, _ = counted(sae, rows(n=1000)[:n])
         terms["AuxK"].backward()
         found.append((terms["AuxK"], sae.dictionary.W_enc.grad, sae.dictionary.W_dec.grad))
     assert found[0][0] > 0
@@ -130,7 +131,7 @@ def test_gradients_handed_over_latent_by_latent_are_the_same():
         if defers:
             sae.dictionary.gradients = LatentGradients()
             sae.dictionary.gradients.collect(weights)
-        terms, _ = sae.objective(rows())
+        terms, _ = counted(sae, rows())
         torch.stack(list(terms.values())).sum().backward()
         if defers:
             for weight in weights:
@@ -145,7 +146,7 @@ def test_living_latents_get_no_gradient_from_it():
     auxk = AuxK(k_aux=3, dead_after=50)
     sae = make(200, 4, auxk)
     sae.firing.since.copy_(37 * torch.arange(200) % 90)
-    terms, _ = sae.objective(rows())
+    terms, _ = counted(sae, rows())
     alive = ~sae.firing.dead(50)
     terms["AuxK"].backward()
     for name in ("W_enc", "b_enc", "W_dec"):
@@ -156,13 +157,13 @@ def test_living_latents_get_no_gradient_from_it():
 
 def test_it_is_zero_with_a_finite_gradient_when_nothing_is_dead():
     sae = make(40, 4, AuxK())
-    terms, _ = sae.objective(rows())
+    terms, _ = counted(sae, rows())
     assert terms["AuxK"].item() == 0
     alone, _ = make(40, 4, AuxK()).objective(rows())
     torch.stack(list(terms.values())).sum().backward()
     with_it = [parameter.grad.clone() for parameter in sae.parameters()]
     sae.zero_grad()
-    terms, _ = sae.objective(rows())
+    terms, _ = counted(sae, rows())
     terms["reconstruction"].backward()
     for found, parameter in zip(with_it, sae.parameters(), strict=True):
         assert torch.isfinite(found).all()
@@ -174,7 +175,7 @@ def test_a_latent_that_fires_in_this_batch_is_not_dead():
     auxk = AuxK(dead_after=1)
     sae = make(40, 4, auxk)
     sae.firing.since.fill_(1 << 40)
-    _, step = sae.objective(rows())
+    _, step = counted(sae, rows())
     active = step.codes.counts() > 0
     assert torch.equal(sae.firing.dead(1), ~active)
 

@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from sae.counted import counted
 from torch import Tensor
 
 from saelab import SAE, load
@@ -118,8 +119,7 @@ def test_the_threshold_is_the_corrected_average_of_the_smallest_kept(momentum):
     for step in range(5):
         x = rows(seed=step)
         found.append(smallest(sae, x, 4))
-        sae.objective(x)
-        sae.after_step()
+        counted(sae, x)
         average = momentum * average + (1 - momentum) * found[-1]
         expected = average / (1 - momentum ** (step + 1))
         assert sae.activation.threshold.shape == (L,)
@@ -134,20 +134,16 @@ def test_early_steps_count_alike():
     found = []
     for step in range(4):
         found.append(smallest(sae, rows(seed=step), 4))
-        sae.objective(rows(seed=step))
-        sae.after_step()
+        counted(sae, rows(seed=step))
     assert sae.activation.threshold[0].item() == pytest.approx(sum(found) / 4, rel=2e-3)
 
 
 def test_only_training_moves_the_threshold():
     sae, x = make(4), rows()
-    sae.objective(x)
-    sae.after_step()
+    counted(sae, x)
     before = sae.activation.threshold.clone()
     sae.encode(2 * x)
-    with torch.no_grad():
-        sae.objective(2 * x)
-    sae.after_step()
+    sae.objective(2 * x)
     sae.after_step()
     assert torch.equal(sae.activation.threshold, before)
     assert sae.activation.updates == 1
@@ -155,14 +151,12 @@ def test_only_training_moves_the_threshold():
 
 def test_a_batch_that_keeps_nothing_leaves_the_threshold_alone():
     sae, x = make(4), rows()
-    sae.objective(x)
-    sae.after_step()
+    counted(sae, x)
     before = sae.activation.threshold.clone()
     with torch.no_grad():
         sae.dictionary.b_enc.fill_(-1e6)
-    terms, step = sae.objective(x)
+    terms, step = counted(sae, x)
     terms["reconstruction"].backward()
-    sae.after_step()
     assert step.codes.l0().sum() == 0
     assert torch.equal(sae.activation.threshold, before)
     assert sae.activation.updates == 1
@@ -172,16 +166,14 @@ def test_nothing_kept_at_all_leaves_it_unset():
     sae = make(4)
     with torch.no_grad():
         sae.dictionary.b_enc.fill_(-1e6)
-    sae.objective(rows())
-    sae.after_step()
+    counted(sae, rows())
     assert sae.activation.updates == 0
     assert torch.equal(sae.activation.threshold, torch.zeros(L, dtype=torch.float64))
 
 
 def test_reading_keeps_what_is_over_the_threshold():
     sae, x = make(4), rows(seed=9)
-    sae.objective(rows())
-    sae.after_step()
+    counted(sae, rows())
     pre, threshold = dense_pre(sae, x), smallest(sae, rows(), 4)
     expected = torch.where(pre > threshold, pre, 0)
     assert (expected != 0).any(1).sum() > 1
@@ -196,8 +188,7 @@ def test_a_pre_activation_on_the_threshold_is_not_active():
     sae = SAE(2, 2, BatchTopK(1, momentum=0.0), dictionary=Dense(tied=True))
     with torch.no_grad():
         sae.dictionary.W_dec.copy_(torch.eye(2))
-    sae.objective(torch.tensor([[0.5, 0.0], [0.0, 3.0]]))
-    sae.after_step()
+    counted(sae, torch.tensor([[0.5, 0.0], [0.0, 3.0]]))
     assert sae.encode(torch.tensor([[0.5, 0.75]])).dense().tolist() == [[0.0, 0.75]]
 
 
@@ -205,8 +196,7 @@ def test_a_pre_activation_on_the_threshold_is_not_active():
 def test_reading_a_row_does_not_depend_on_the_batch(steps):
     sae, x = make(4), rows(seed=9)
     for _ in range(steps):
-        sae.objective(rows())
-        sae.after_step()
+        counted(sae, rows())
     together = sae.encode(x).dense()
     order = torch.randperm(B, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(sae.encode(x[order]).dense(), together[order])
@@ -226,8 +216,7 @@ def test_read_by_the_threshold_l0_is_k_on_new_rows():
     generator = torch.Generator().manual_seed(0)
     sae = SAE(D, L, BatchTopK(8))
     for _ in range(30):
-        sae.objective(torch.randn(500, D, generator=generator))
-        sae.after_step()
+        counted(sae, torch.randn(500, D, generator=generator))
     with torch.no_grad():
         l0 = sae.encode(torch.randn(4000, D, generator=generator)).l0().float().mean()
     assert l0.item() == pytest.approx(8, rel=0.02)
@@ -235,8 +224,7 @@ def test_read_by_the_threshold_l0_is_k_on_new_rows():
 
 def test_thresholds_are_rescaled_latent_by_latent():
     sae = make(4)
-    sae.objective(rows())
-    sae.after_step()
+    counted(sae, rows())
     before, factor = sae.activation.threshold.clone(), torch.linspace(0.5, 2, L, dtype=torch.float64)
     sae.activation.rescale(factor)
     torch.testing.assert_close(sae.activation.threshold, before * factor)
@@ -245,8 +233,7 @@ def test_thresholds_are_rescaled_latent_by_latent():
 
 def test_the_threshold_is_saved(tmp_path):
     sae = make(4)
-    sae.objective(rows())
-    sae.after_step()
+    counted(sae, rows())
     sae.save(tmp_path)
     again = load(tmp_path)
     assert torch.equal(again.activation.threshold, sae.activation.threshold)
@@ -255,9 +242,8 @@ def test_the_threshold_is_saved(tmp_path):
 
 def test_no_rows_are_learnt_from_without_trouble():
     sae = make(4)
-    codes = sae.activation.learning(sae.dictionary.pre(rows()[:0]))
-    sae.after_step()
-    assert len(codes) == 0
+    _, step = counted(sae, rows()[:0])
+    assert len(step.codes) == 0
     assert sae.activation.updates == 0
 
 

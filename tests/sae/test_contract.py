@@ -11,6 +11,7 @@ from functools import cache
 
 import pytest
 import torch
+from sae.counted import counted
 from torch import Tensor
 
 import saelab
@@ -46,7 +47,7 @@ def rows(seed: int = 0, n: int = B) -> Tensor:
 def objective(sae: SAE, x: Tensor) -> tuple[dict[str, Tensor], Forward]:
     """The objective on rows that bring all that a live model can bring."""
     gradient = rows(seed=9, n=len(x)).to(sae.scale.mean)
-    return sae.objective(x, gradient=gradient, downstream=lambda x_hat: x_hat.square().mean())
+    return counted(sae, x, gradient=gradient, downstream=lambda x_hat: x_hat.square().mean())
 
 
 @pytest.fixture(params=Activation.variants().values(), ids=name)
@@ -120,11 +121,75 @@ def test_no_rows_are_no_trouble(fresh):
     assert sae(rows()[:0]).shape == (0, D)
 
 
-def test_training_and_reading_see_the_same_codes(fresh):
-    sae, x = fresh.eval(), rows()
+def test_codes_are_the_same_with_gradients_on_and_off(learnt):
+    sae, x = learnt, rows(seed=5)
+    on = sae.encode(x)
     with torch.no_grad():
-        reading = sae.encode(x).dense()
-    torch.testing.assert_close(sae.encode(x).dense().detach(), reading)
+        off = sae.encode(x)
+    assert torch.equal(on.values, off.values)
+    assert torch.equal(on.indices, off.indices)
+    assert not on.is_full
+    assert not off.is_full
+    assert torch.equal(sae(x), sae.decode(off))
+
+
+def test_codes_have_the_leading_dimensions_of_their_rows(learnt):
+    sae, x = learnt, rows(seed=5, n=6)
+    codes, flat = sae.encode(x.view(2, 3, D)), sae.encode(x)
+    assert torch.equal(codes.values, flat.values.view(2, 3, -1))
+    assert torch.equal(codes.indices, flat.indices.view(2, 3, -1))
+    assert torch.equal(sae.decode(codes), sae.decode(flat).view(2, 3, D))
+    assert torch.equal(sae.encode(x[0]).dense(), sae.encode(x[:1]).dense()[0])
+
+
+def test_the_gradient_of_reading_is_that_of_the_codes_as_a_function(learnt):
+    sae = learnt.double()
+    x, along = rows(seed=5).double(), [rows(seed=6).double()]
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(B, L, generator=generator, dtype=torch.float64)
+    weights = [weight for name, weight in sae.named_parameters() if name.startswith("dictionary.")]
+    along += [torch.randn(part.shape, generator=generator, dtype=torch.float64) for part in weights]
+
+    def moved(size: float) -> float:
+        with torch.no_grad():
+            for part, step in zip(weights, along[1:], strict=True):
+                part += size * step
+            value = (weight * sae.encode(x + size * along[0]).dense()).sum()
+            for part, step in zip(weights, along[1:], strict=True):
+                part -= size * step
+        return value.item()
+
+    read = x.clone().requires_grad_()
+    value = (weight * sae.encode(read).dense()).sum()
+    # Codes on a jump, as those of a binary latent, need not follow the weights at all.
+    grads = torch.autograd.grad(value, [read, *weights], allow_unused=True) if value.requires_grad else []
+    found = sum((grad * step).sum().item() for grad, step in zip(grads, along, strict=False) if grad is not None)
+    expected = (moved(1e-6) - moved(-1e-6)) / 2e-6
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-7 * value.abs().item())
+
+
+def test_only_what_is_observed_counts(learnt):
+    sae, x = learnt, rows(seed=5)
+    before = {key: value.clone() for key, value in sae.state_dict().items()}
+    sae(x)
+    terms, step = sae.objective(x, gradient=rows(seed=9), downstream=lambda x_hat: x_hat.square().mean())
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(torch.equal(value, before[key]) for key, value in sae.state_dict().items())
+    sae.observe(step)
+    assert sae.firing.rows == before["firing.rows"] + B
+    assert (sae.firing.since[step.codes.counts() > 0] == 0).all()
+
+
+def test_what_is_estimated_while_training_is_set_exactly_by_calibration(learnt):
+    sae, x = learnt, rows(seed=5, n=40)
+    before = {key: value.clone() for key, value in sae.activation.state_dict().items()}
+    sae.calibrate(x)
+    calibrated = sae.encode(x)
+    sae.observe(sae.forward_train(100 * x))
+    estimates = any(not torch.equal(value, before[key]) for key, value in sae.activation.state_dict().items())
+    assert estimates == bool(sae.activation.calibration_rows)
+    sae.calibrate(x)
+    assert torch.equal(sae.encode(x).dense(), calibrated.dense())  # nothing of what was observed is left
 
 
 def test_the_objectives_terms_are_finite_scalars(fresh):

@@ -54,7 +54,7 @@ def test_values_and_gradients_are_those_of_a_masked_dense_dictionary(activation)
     pre = (x - b_dec) @ full.T + b_enc
     f = pre.relu() * torch.zeros_like(pre).scatter(1, pre.topk(k).indices, 1.0)
     expected = f @ full + b_dec
-    codes = sae.activation.learning(dictionary.pre(x))
+    codes = sae.activation.forward_train(dictionary.pre(x))
     found = dictionary.decode(codes)
     torch.testing.assert_close(codes.dense(), f, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

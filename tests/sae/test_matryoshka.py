@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from sae.counted import counted
 from torch import Tensor
 
 from saelab.core.codes import Codes
@@ -130,7 +131,7 @@ def test_a_prefix_that_is_drawn_twice_counts_twice(monkeypatch):
 
 def test_prefixes_are_drawn_anew_for_every_batch_and_again_after_a_restart():
     def lengths(sae: SAE) -> list[int]:
-        return sae.losses[0].lengths(sae.objective(rows())[1])
+        return sae.losses[0].lengths(counted(sae, rows())[1])
 
     sae = fitted(TopK(5), Matryoshka(sampled=4))
     first, second, third = (lengths(sae) for _ in range(3))

@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from sae.counted import counted
 from torch import Tensor
 
 from saelab.core.mesh import ALONE, Mesh
@@ -77,7 +78,7 @@ def test_a_direction_of_zero_has_a_finite_gradient():
 
 
 def partition(sae: SAE) -> list[list[int]]:
-    return [part.tolist() for part in sae.losses[0].chunks(sae.objective(rows())[1], sae.n_latents)]
+    return [part.tolist() for part in sae.losses[0].chunks(counted(sae, rows())[1], sae.n_latents)]
 
 
 @pytest.mark.parametrize(("chunk", "sizes"), [(6, [6] * 4), (7, [6] * 4), (10, [8] * 3), (24, [24]), (1 << 20, [24])])

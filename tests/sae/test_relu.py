@@ -33,9 +33,7 @@ def test_every_positive_pre_activation_is_kept():
 
 def test_codes_are_full_in_training_and_compact_in_reading():
     sae, x = make(), rows()
-    training = sae.encode(x)
-    with torch.no_grad():
-        reading = sae.encode(x)
+    training, reading = sae.forward_train(x).codes, sae.encode(x)
     assert training.is_full
     assert not reading.is_full
     assert reading.values.shape[1] == training.l0().max() < L

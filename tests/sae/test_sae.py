@@ -1,9 +1,11 @@
 """The sparse autoencoder: its objective, its start, its file, and what it says to wrong input."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,11 +14,14 @@ import saelab
 from saelab.core.files import read_tensors, write_tensors
 from saelab.sae import SAE
 from saelab.sae import activations as home
+from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.base import Activation
 from saelab.sae.dictionaries.dense import Dense
+from saelab.sae.ensemble import Ensemble
 from saelab.sae.losses.auxk import AuxK
+from saelab.sae.reading import reread
 
 D, L = 6, 20
 CONFIG = SAE(D, L, TopK(4), [AuxK()]).config()
@@ -89,12 +94,13 @@ def test_another_target_is_what_is_reconstructed():
     torch.testing.assert_close(terms["reconstruction"], (step.x_hat - scaled).square().mean())
 
 
-def test_the_objective_counts_firing():
+def test_a_batch_counts_once_it_is_observed():
     sae = SAE(D, L, TopK(4))
     _, step = sae.objective(rows(7))
+    assert sae.firing.rows == 0
+    sae.observe(step)
     assert torch.equal(sae.firing.since, torch.where(step.codes.counts() > 0, 0, 7))
-    sae.encode(rows(7))
-    assert sae.firing.since.max() <= 7
+    assert sae.firing.rows == 7
 
 
 def test_codes_need_not_come_from_the_sae_that_decodes_them():
@@ -229,12 +235,12 @@ def test_a_tensor_too_few_or_too_many_is_named(saved, name, found):
         ({"activation": {"name": "TopK", "k": 21}}, f"k must be from 1 to the number of latents, {L}; got k=21"),
         ({"activation": {"name": "Topk", "k": 4}}, "unknown activation 'Topk'; did you mean 'TopK'"),
         ({"activation": {"name": "TopK", "K": 4}}, "unknown key 'K' of activation TopK"),
-        ({"activation": {"k": 4}}, "an activation needs a 'name'|a activation needs a 'name'"),
+        ({"activation": {"k": 4}}, "activation.name: expected a text, got nothing"),
         ({"losses": [{"name": "AuxK", "wieght": 1}]}, "unknown key 'wieght' of loss AuxK; did you mean 'weight'"),
         ({"losses": [{"name": "AuxK"}, {"name": "AuxK"}]}, "the loss AuxK is given 2 times; give it once"),
         ({"dictionary": {"name": "Dence"}}, "unknown dictionary 'Dence'; did you mean 'Dense'"),
         ({"n_latent": 5}, "unknown key 'n_latent' of an SAE; did you mean 'n_latents'"),
-        ({"d_in": 0}, "d_in and n_latents must be at least 1, got 0"),
+        ({"d_in": 0}, "d_in must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_setting_in_a_file_is_named_with_the_file(saved, change, message):
@@ -284,19 +290,105 @@ def test_a_duplicated_loss_is_refused():
         SAE(D, L, TopK(4), [AuxK(), AuxK(k_aux=3)])
 
 
-@pytest.mark.parametrize("sizes", [(0, L), (D, 0), (-1, L)])
-def test_sizes_below_one_are_refused(sizes):
-    with pytest.raises(ValueError, match=f"d_in and n_latents must be at least 1, got {sizes[0]} and {sizes[1]}"):
+@pytest.mark.parametrize(("sizes", "message"), [((0, L), "d_in must be .* 0"), ((D, -1), "n_latents must be .* -1")])
+def test_sizes_below_one_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message.replace(".*", "at least 1, got")):
         SAE(*sizes, TopK(4))
 
 
-@pytest.mark.parametrize("shape", [(3, D + 1), (D,), (2, 3, D)])
-def test_rows_of_another_width_are_refused(shape):
+def test_sizes_may_be_whole_numbers_of_any_type():
+    sae = SAE(np.int64(D), np.int32(L), TopK(4))
+    assert type(sae.config()["d_in"]) is type(sae.config()["n_latents"]) is int
+    with pytest.raises(ValueError, match="n_latents must be a whole number, got float"):
+        SAE(D, 20.0, TopK(4))
+    with pytest.raises(ValueError, match="d_in must be a whole number, got ndarray"):
+        SAE(np.zeros((3, D)), L, TopK(4))
+
+
+@pytest.mark.parametrize("shape", [(3, D + 1), (D,), (2, 3, D), ()])
+def test_training_rows_of_another_shape_are_refused(shape):
     sae, x = SAE(D, L, TopK(4)), torch.zeros(shape)
     message = rf"expected rows of shape \[B, {D}\], got \[{', '.join(map(str, shape))}\]"
-    for function in (sae, sae.encode, sae.objective, sae.initialise, lambda x: sae.objective(rows(), x)):
+    for function in (sae.objective, sae.initialise, lambda x: sae.objective(rows(), x)):
         with pytest.raises(ValueError, match=message):
             function(x)
+
+
+@pytest.mark.parametrize("shape", [(3, D + 1), (D + 1,), (D, 2), ()])
+def test_rows_of_another_width_are_refused(shape):
+    sae, x = SAE(D, L, TopK(4)), torch.zeros(shape)
+    for function in (sae, sae.encode, Ensemble([sae]).encode):
+        with pytest.raises(ValueError, match=rf"expected rows of shape \[\.\.\., {D}\], got \["):
+            function(x)
+
+
+@pytest.mark.parametrize("rows", ["text", [["a", "b"]], object(), None], ids=repr)
+def test_what_is_no_array_of_numbers_is_named(rows):
+    with pytest.raises(ValueError, match="expected rows as a tensor or an array of numbers, got "):
+        SAE(D, L, TopK(4)).encode(rows)
+
+
+@pytest.mark.parametrize("of", [lambda sae: sae, lambda sae: Ensemble([sae, sae])], ids=["sae", "ensemble"])
+@pytest.mark.parametrize("leading", [(), (5,), (2, 3), (2, 0, 3)])
+def test_rows_may_have_leading_dimensions(of, leading):
+    sae = SAE(D, L, TopK(4))
+    sae.initialise(rows())
+    sae, x = of(sae), rows()[: math.prod(leading)].view(*leading, D)
+    codes, flat = sae.encode(x), sae.encode(x.reshape(-1, D))
+    assert codes.values.shape[:-1] == codes.l0().shape == leading
+    assert len(codes) == math.prod(leading)
+    assert torch.equal(codes.dense(), flat.dense().view(*leading, codes.n_latents))
+    assert torch.equal(codes.compact().dense(), codes.dense())
+    assert torch.equal(codes.counts(), flat.counts())
+    assert torch.equal(sae(x), sae(x.reshape(-1, D)).view(*leading, D))
+
+
+def test_a_transcoder_with_a_skip_connection_takes_leading_dimensions():
+    sae = SAE(D, L, TopK(4), dictionary=Dense(skip_connection=True), d_out=3)
+    with torch.no_grad():
+        sae.dictionary.W_skip.normal_(generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sae(rows(6).view(2, 3, D)), sae(rows(6)).view(2, 3, 3))
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "f8", "f2", "i8"])
+def test_rows_may_be_a_numpy_array(kind):
+    sae, x = SAE(D, L, TopK(4)), rows().numpy().astype(kind)[::-1]
+    x.flags.writeable = False
+    expected = sae.encode(torch.tensor(x.astype("f4").tolist()))
+    assert torch.equal(sae.encode(x).values, expected.values)
+    assert torch.equal(sae(x), sae.decode(expected))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"activation": "topk"}, r"expected an activation such as TopK\(\), got 'topk'"),
+        ({"activation": TopK}, r"TopK is given as a class; write TopK\(\)"),
+        ({"activation": AuxK()}, r"expected an activation such as \w+\(\), got something of type AuxK"),
+        ({"activation": None}, r"expected an activation such as \w+\(\), got something of type NoneType"),
+        ({"losses": ["AuxK"]}, r"expected a loss such as AuxK\(\), got 'AuxK'"),
+        ({"losses": AuxK()}, r"losses must be a list of losses, such as \[AuxK\(\)\]; got AuxK"),
+        ({"losses": "AuxK"}, r"losses must be a list of losses, such as \[AuxK\(\)\]; got 'AuxK'"),
+        ({"losses": [AuxK]}, r"AuxK is given as a class; write AuxK\(\)"),
+        ({"dictionary": "dense"}, r"expected a dictionary such as Dense\(\), got 'dense'"),
+    ],
+    ids=str,
+)
+def test_what_is_no_component_is_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        SAE(D, L, **({"activation": TopK(4)} | wrong))
+
+
+def test_a_component_of_two_saes_is_copied_for_the_second():
+    parts = {"activation": JumpReLU(bandwidth=0.5), "losses": [AuxK(k_aux=3)], "dictionary": Dense(encoder_bias=False)}
+    first, second = SAE(D, L, **parts), SAE(D + 1, 2 * L, **parts)
+    assert first.activation is parts["activation"]
+    assert first.config() == second.config() | {"d_in": D, "n_latents": L}
+    assert first.activation.log_threshold.shape == (L,)
+    assert first(rows()).shape == (30, D)
+    third = reread(first, parts["activation"].__class__(bandwidth=0.5))
+    assert reread(second, third.activation).activation is not third.activation
+    assert third.activation.log_threshold.shape == (L,)
 
 
 def test_initialising_needs_rows_that_differ():

@@ -4,13 +4,14 @@
 
 import pytest
 import torch
+from sae.counted import counted
 from torch import Tensor
 
 from saelab.core.components import Component
 from saelab.sae import SAE
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
-from saelab.sae.base import Activation, Loss
+from saelab.sae.base import Activation, Forward, Loss
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.losses.auxk import AuxK
 from saelab.sae.losses.multi_topk import MultiTopK
@@ -34,14 +35,22 @@ def settled(sae: SAE) -> SAE:
 
 
 def alone(sae: SAE, x: Tensor) -> dict[str, Tensor]:
-    terms, _ = sae.objective(x)
+    terms, _ = counted(sae, x)
     torch.stack(list(terms.values())).sum().backward()
     return terms
 
 
+def objectives(stack: Stack, x: Tensor) -> list[tuple[dict[str, Tensor], Forward]]:
+    """Every member's terms and pass, counted."""
+    steps = stack.forward_train(x)
+    for step in steps:
+        step.sae.observe(step)
+    return [(step.sae.terms(step), step) for step in steps]
+
+
 def assert_same(saes: list[SAE], twins: list[SAE]) -> None:
     """One set of SAEs learns together, the other one by one, from the same rows."""
-    x, together = rows(), Stack(saes).objective(rows())
+    x, together = rows(), objectives(Stack(saes), rows())
     torch.stack([term for terms, _ in together for term in terms.values()]).sum().backward()
     for sae, twin, (terms, step) in zip(saes, twins, together, strict=True):
         expected = alone(twin, x)
@@ -81,7 +90,7 @@ def test_members_are_ordinary_saes_over_common_storage(tmp_path):
         assert torch.equal(sae(rows()), expected)
     with torch.no_grad():
         saes[1].dictionary.W_dec.mul_(2)
-    _, (_, step) = stack.objective(rows())
+    _, step = stack.forward_train(rows())
     torch.testing.assert_close(step.x_hat, saes[1].objective(rows())[1].x_hat)
 
 
@@ -105,4 +114,4 @@ def test_members_need_the_same_scaling():
     saes = [settled(SAE(D, L, TopK(2), seed=seed)) for seed in range(2)]
     saes[1].scale.scale *= 2
     with pytest.raises(ValueError, match="same scaling"):
-        Stack(saes).objective(rows())
+        Stack(saes).forward_train(rows())

@@ -11,6 +11,7 @@ from saelab import SAE
 from saelab.core.mesh import ALONE, Mesh
 from saelab.core.run import Run
 from saelab.data import ArraySource
+from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
@@ -37,6 +38,10 @@ def train(mesh: Mesh, out: Path) -> None:
                 break
         assert min(auxiliary) > 0
         sae.save(out / name)
+    # A threshold set on rows that cannot be dealt evenly.
+    sae = SAE(16, 64, BatchTopK(2.5), mesh=mesh).double()
+    Trainer(sae, lr=1e-2, batch=128).fit(ArraySource(rows[:509]), 1024, show=False)
+    sae.save(out / "batch")
 
     if mesh.is_first:
         Run.create(out / "run", {})
@@ -49,7 +54,7 @@ def train(mesh: Mesh, out: Path) -> None:
 
 def trained(folder: Path, replicas: int, shards: int) -> dict[str, dict[str, torch.Tensor]]:
     together(train, folder, replicas, shards)
-    saes = {name: load_file(folder / name / "weights.safetensors") for name in ("topk", "relu")}
+    saes = {name: load_file(folder / name / "weights.safetensors") for name in ("topk", "relu", "batch")}
     return saes | {"run": load_file(max((folder / "run" / "checkpoints").iterdir()))}
 
 

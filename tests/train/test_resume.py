@@ -31,6 +31,7 @@ import torch._dynamo  # or each child would import it for its optimizer
 from saelab.core.run import Run
 from saelab.data import StoreSource
 from saelab.sae import SAE
+from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
 from saelab.train import Trainer
@@ -53,13 +54,15 @@ def die_at(call, count, on, number):
     setattr(os, call, counted)
 
 
-def train(run, store, steps, k=3, average=0.9, step=None, call=None, count=1, on="", number=signal.SIGKILL):
+def train(
+    run, store, steps, k=3, batch=False, average=0.9, step=None, call=None, count=1, on="", number=signal.SIGKILL
+):
     torch.set_num_threads(1)
     torch.manual_seed(os.getpid())  # nothing may depend on the global generator
     if call:
         die_at(call, count, on, number)
     run = Run.open(run) if os.path.exists(run + "/config.yaml") else Run.create(run, {})
-    sae = SAE(6, 96, TopK(k), [AuxK(k_aux=4, dead_after=40)])
+    sae = SAE(6, 96, BatchTopK(k) if batch else TopK(k), [AuxK(k_aux=4, dead_after=40)])
     algorithms = [
         Resampling(every=100, dead_after=72, times=2),
         BiasAdaptation(every=90, rate=0.05),
@@ -188,6 +191,16 @@ def test_killed_at_random_steps(train, whole, tmp_path, seed):
         assert train(run, step=step) == KILLED
         assert last_step(run) == (step - 1) // 7 * 7
     assert train(run) == 0
+    assert_same_run(run, whole)
+
+
+def test_a_threshold_set_on_rows_of_the_source_is_the_same_too(train, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(whole, batch=True) == 0
+    assert train(run, batch=True, step=5, number=2) == INTERRUPTED  # a checkpoint that the other run never had
+    for step in (13, 29):
+        assert train(run, batch=True, step=step) == KILLED
+    assert train(run, batch=True) == 0
     assert_same_run(run, whole)
 
 

@@ -15,6 +15,7 @@ from saelab.core.run import Run
 from saelab.data.array import ArraySource
 from saelab.data.source import Batch
 from saelab.sae import SAE
+from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
@@ -54,14 +55,18 @@ def weights(sae: SAE) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in sae.state_dict().items()}
 
 
-@pytest.mark.parametrize("make", [topk_trainers, relu_trainers])
+def batch_topk_trainers() -> list[Trainer]:
+    return [Trainer(SAE(D, L, BatchTopK(k)), lr=1e-3, batch=BATCH) for k in (1.5, 2, 5)]
+
+
+@pytest.mark.parametrize("make", [topk_trainers, relu_trainers, batch_topk_trainers])
 def test_the_weights_are_those_of_training_alone(make):
     together = Sweep(make()).fit(source(), STEPS * BATCH, habits=QUIET)
     for trainer, sae in zip(make(), together, strict=True):
         alone = trainer.fit(source(), STEPS * BATCH, show=False)
         start = trainer.sae
         assert torch.equal(sae.firing.since, alone.firing.since)
-        for name, value in alone.named_parameters():
+        for name, value in [*alone.named_parameters(), *alone.activation.named_buffers(prefix="activation")]:
             torch.testing.assert_close(sae.state_dict()[name], value, rtol=1e-3, atol=2e-5, msg=name)
         assert int(start.firing.rows) == STEPS * BATCH
 
@@ -90,6 +95,15 @@ def test_it_goes_on_bit_for_bit_from_the_last_step_that_all_have(tmp_path):
             assert torch.equal(value, expected[name]), name
     assert saelab.load(folders[0].folder).activation.k == 2
     assert [record["loss"] for record in read_log(folders[0].log_file)] == [record["loss"] for record in log]
+
+
+def test_saved_thresholds_are_each_ones_own(tmp_path):
+    folders = runs(tmp_path)
+    Sweep(batch_topk_trainers()).fit(source(), STEPS * BATCH, folders, QUIET)
+    for run, k in zip(folders, (1.5, 2, 5), strict=True):
+        sae = saelab.load(run.folder)
+        with torch.no_grad():
+            assert sae.encode(source().rows).l0().sum() == k * 400
 
 
 def test_trainers_that_do_not_go_in_step_are_refused():

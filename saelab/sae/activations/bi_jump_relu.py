@@ -77,9 +77,12 @@ class BiJumpReLU(Activation):
 
     def forward(self, pre: PreActivations) -> Codes:
         u, (plus, minus) = pre.dense(), self.thresholds
+        return Codes.full(u.where((u > plus) | (-u > minus), 0) * self.r_mag.exp())
+
+    def forward_train(self, pre: PreActivations) -> Codes:
+        u, (plus, minus) = pre.dense(), self.thresholds
         both = jump(u, plus, self.bandwidth) - jump(-u, minus, self.bandwidth)
-        codes = Codes.full(both * self.r_mag.exp())
-        return codes if torch.is_grad_enabled() else codes.compact()
+        return Codes.full(both * self.r_mag.exp())
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:
         u, (plus, minus) = step.pre.dense(), self.thresholds

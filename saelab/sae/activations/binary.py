@@ -4,9 +4,9 @@
 
 The Binary Autoencoder (Cho et al. 2025, arXiv 2509.20997) penalises the entropy of the bits over a batch, which favours
 bits that are rarely on, or rarely off. The sum of the bits' own entropies, an upper bound of their joint entropy, is
-our reading; a further term against correlated bits is left out. The step's derivative is replaced by the sigmoid's, in
-the codes and in p alike. A bit that is the same on all rows costs nothing and gets no gradient from the penalty, where
-H has no finite one.
+our reading; a further term against correlated bits is left out. In training the step's derivative is replaced by the
+sigmoid's, in the codes and in p alike. A bit that is the same on all rows costs nothing and gets no gradient from the
+penalty, where H has no finite one.
 
 Directions have unit norm here, so bits need sizes for a reconstruction of any scale: s is trained, and it is what grows
 when input scaling is folded in, the bits staying what they are. It starts where random unit directions reconstruct
@@ -48,8 +48,10 @@ class Binary(Activation):
         self.log_size = Parameter(torch.full((sizes.own_latents,), math.log(start)))
 
     def forward(self, pre: PreActivations) -> Codes:
-        codes = Codes.full(bits(pre.dense()) * self.log_size.exp())
-        return codes if torch.is_grad_enabled() else codes.compact()
+        return Codes.full((pre.dense() > 0) * self.log_size.exp())
+
+    def forward_train(self, pre: PreActivations) -> Codes:
+        return Codes.full(bits(pre.dense()) * self.log_size.exp())
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:
         mesh, own = step.sae.mesh, bits(step.pre.dense()).mean(0)

@@ -52,8 +52,7 @@ class Gated(Activation):
     def forward(self, pre: PreActivations) -> Codes:
         gate = pre.dense()
         magnitude = ((gate - pre.bias) * self.r_mag.exp() + self.b_mag).relu()
-        codes = Codes.full(magnitude.where(gate > 0, 0))
-        return codes if torch.is_grad_enabled() else codes.compact()
+        return Codes.full(magnitude.where(gate > 0, 0))
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:
         soft = step.pre.dense().relu()

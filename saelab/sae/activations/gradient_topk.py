@@ -1,6 +1,6 @@
-"""GradientTopK:  while learning, prefer latents whose direction changes the model's loss.
+"""GradientTopK:  in training, prefer latents whose direction changes the model's loss.
 
-    learning:  f = ReLU(pre) of the k largest of  pre_i + beta * pre_i |d_i . g|
+    training:  f = ReLU(pre) of the k largest of  pre_i + beta * pre_i |d_i . g|
     reading:   f = ReLU(pre) of the k largest of  pre_i
 
 with d_i the direction of latent i and g the gradient of the model's loss at the row.
@@ -47,7 +47,7 @@ class GradientTopK(Activation):
         codes = pre.topk(self.k)
         return codes.with_values(codes.values.relu())
 
-    def learning(self, pre: PreActivations) -> Codes:
+    def forward_train(self, pre: PreActivations) -> Codes:
         if pre.gradient is None:
             return self(pre)
         dense = pre.dense()

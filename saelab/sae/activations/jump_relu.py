@@ -100,8 +100,9 @@ class JumpReLU(Activation):
         return self.log_threshold.exp()
 
     def forward(self, pre: PreActivations) -> Codes:
-        if not torch.is_grad_enabled():
-            return pre.above(self.thresholds)
+        return pre.above(self.thresholds)
+
+    def forward_train(self, pre: PreActivations) -> Codes:
         return Codes.full(jump(pre.dense(), self.thresholds, self.bandwidth))
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ see.
 
 # Shape letters: B rows, L latents.
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -52,13 +51,16 @@ class ProLU(Activation):
 
     def forward(self, pre: PreActivations) -> Codes:
         m = pre.dense() - pre.bias
+        return Codes.full(m.where((pre.dense() > 0) & (m > 0), 0))
+
+    def forward_train(self, pre: PreActivations) -> Codes:
+        m = pre.dense() - pre.bias
         # A summand or factor of the form (a - a.detach()) is worth nothing but its gradient.
         if self.gradient == "relu":
             kept = m + (pre.bias - pre.bias.detach())
         else:
             kept = m * (1 + (pre.dense() - pre.dense().detach()))
-        codes = Codes.full(kept.where((pre.dense() > 0) & (m > 0), 0))
-        return codes if torch.is_grad_enabled() else codes.compact()
+        return Codes.full(kept.where((pre.dense() > 0) & (m > 0), 0))
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:
         return {"sparsity": self.l1 * weighted_l1(step, step.codes.dense())}

@@ -30,8 +30,9 @@ class ReLU(Activation):
             raise ValueError(f"ReLU: l1 must not be negative, infinite or NaN, got {self.l1}")
 
     def forward(self, pre: PreActivations) -> Codes:
-        if not torch.is_grad_enabled():
-            return pre.above(torch.zeros_like(pre.bias))
+        return pre.above(torch.zeros_like(pre.bias))
+
+    def forward_train(self, pre: PreActivations) -> Codes:
         return Codes.full(pre.dense().relu())
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:

@@ -42,8 +42,7 @@ class TopAFA(Activation):
             chosen = nearest_norm(every, pre.centred.norm(dim=1))
             first = pre.mesh.shard * pre.n_latents
             own = chosen[:, first : first + pre.n_latents]
-        codes = Codes.full(acts.where(own, 0))
-        return codes if torch.is_grad_enabled() else codes.compact()
+        return Codes.full(acts.where(own, 0))
 
 
 def nearest_norm(contributions: Tensor, wanted: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class DensePre(PreActivations):
     def above(self, threshold: Tensor) -> Codes:
         if self._dense is not None:
             return super().above(threshold)
-        return above_threshold(self.x, self.centre, self.weight, self.bias, threshold)
+        return above_threshold(self.x, self.centre, self.weight, self.bias, threshold, self.terms)
 
     def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         return topk_linear(self.x, self.centre, self.weight, self.bias, k, absolute, terms=self.terms)
@@ -173,7 +173,7 @@ class Dense(Dictionary):
             self.W_enc.div_(factor)
 
     def _without_bias(self, rows: Tensor, activation: Activation) -> Tensor:
-        return self.decode(activation.learning(self.pre(rows))) - self.b_dec
+        return self.decode(activation.forward_train(self.pre(rows))) - self.b_dec
 
     def pre(self, x: Tensor) -> PreActivations:
         terms = self.terms_for(self.encoder)
