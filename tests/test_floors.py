@@ -184,7 +184,54 @@ def reading_complaints(root: Path) -> Iterator[str]:
                 yield f"{file}:{node.lineno}: {name} is unchecked; {UNCHECKED[read]} reads it for all"
 
 
-RULES = [floor_complaints, foreign_complaints, size_complaints, habit_complaints, reading_complaints]
+def module_of(file: str) -> str:
+    """ "saelab.core.codes" of "saelab/core/codes.py"."""
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def circle_complaints(root: Path) -> Iterator[str]:
+    """Modules that import each other, round any number of corners; imports for type checkers and in functions count."""
+    trees = {module_of(file): (file, tree) for file, tree in sources(root)}
+    reach: dict[str, set[str]] = {}
+    for module, (file, tree) in trees.items():
+        names = {name for _, name in imports(file, tree)}
+        found = {name if name in trees else name.rpartition(".")[0] for name in names}
+        reach[module] = {name for name in found if name in trees and name != module}
+    for module, file in ((name, file) for name, (file, _) in trees.items()):
+        way = way_back(module, reach)
+        if way and module == min(way):
+            yield f"{file}:1: a circle of imports: {' -> '.join([*way, module])}"
+
+
+def way_back(start: str, reach: dict[str, set[str]]) -> list[str]:
+    """The shortest way from a module back to itself; empty if there is none."""
+    ways = [[start]]
+    seen = {start}
+    for way in ways:  # which grows
+        for name in sorted(reach[way[-1]]):
+            if name == start:
+                return way
+            if name not in seen:
+                seen.add(name)
+                ways.append([*way, name])
+    return []
+
+
+def name_complaints(root: Path) -> Iterator[str]:
+    """Public classes of one name in several files: who searches for a name should find one thing."""
+    first: dict[str, str] = {}
+    for file, tree in sources(root):
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                if node.name in first:
+                    yield f"{file}:{node.lineno}: there is a class {node.name} in {first[node.name]} already"
+                first.setdefault(node.name, file)
+
+
+RULES = [
+    floor_complaints, foreign_complaints, size_complaints, habit_complaints, reading_complaints, circle_complaints,
+    name_complaints,
+]  # fmt: skip
 
 
 def listing(complaints: Iterable[str]) -> str:
@@ -353,3 +400,19 @@ def test_missing_docstring_and_idle_excuse_are_seen(tmp_path, monkeypatch):
     monkeypatch.setitem(EXCUSED, "saelab/sae/sae.py", "for this test")
     assert listing(habit_complaints(tmp_path)) == "saelab/sae/sae.py:1: no docstring that says what the module is for"
     assert listing(size_complaints(tmp_path)) == "saelab/sae/sae.py:1: needs no excuse any more"
+
+
+def test_circles_of_imports_are_seen(tmp_path):
+    plant(tmp_path, "saelab/sae/a.py", "from saelab.sae.b import B")
+    plant(tmp_path, "saelab/sae/b.py", "def late():\n    from saelab.sae import c")
+    assert listing(circle_complaints(tmp_path)) == ""
+    plant(tmp_path, "saelab/sae/c.py", "if TYPE_CHECKING:\n    from saelab.sae.a import A")
+    expected = "saelab/sae/a.py:1: a circle of imports: saelab.sae.a -> saelab.sae.b -> saelab.sae.c -> saelab.sae.a"
+    assert listing(circle_complaints(tmp_path)) == expected
+
+
+def test_two_classes_of_one_name_are_seen(tmp_path):
+    plant(tmp_path, "saelab/sae/a.py", "class Shape: ...\nclass _Own: ...")
+    plant(tmp_path, "saelab/sae/b.py", "class Shape: ...\nclass _Own: ...")
+    expected = "saelab/sae/b.py:2: there is a class Shape in saelab/sae/a.py already"
+    assert listing(name_complaints(tmp_path)) == expected
