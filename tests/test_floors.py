@@ -228,10 +228,7 @@ def name_complaints(root: Path) -> Iterator[str]:
                 first.setdefault(node.name, file)
 
 
-RULES = [
-    floor_complaints, foreign_complaints, size_complaints, habit_complaints, reading_complaints, circle_complaints,
-    name_complaints,
-]  # fmt: skip
+RULES = [floor_complaints, foreign_complaints, size_complaints, habit_complaints, reading_complaints, name_complaints]
 
 
 def listing(complaints: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.analysis.swaps import reconstructions
-from saelab.metrics.base import TextChunk
+from saelab.metrics.chunks import TextChunk
 from saelab.metrics.evaluation import TextEvaluation
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from saelab.metrics.evaluation import Chunk, Evaluation, StoreEvaluation
+from saelab.metrics.chunks import Chunk
+from saelab.metrics.evaluation import Evaluation, StoreEvaluation
 
 GROUPS = 128
 """Groups of documents that are resampled: what is kept of every latent, it is kept so many times."""

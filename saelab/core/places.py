@@ -28,7 +28,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor lies."""
 
     dtype: torch.dtype
@@ -42,7 +42,7 @@ class Place:
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
 
-def places(path: Path) -> tuple[dict[str, Place], dict[str, Any]]:
+def places(path: Path) -> tuple[dict[str, TensorPlace], dict[str, Any]]:
     """Where the tensors of a file lie, and what saelab wrote of them into its header.
 
     Raises:
@@ -63,7 +63,7 @@ def places(path: Path) -> tuple[dict[str, Place], dict[str, Any]]:
     found = {}
     for name, said in header.items():
         expect(said, {"dtype": tuple(DTYPES), "shape": [int], "data_offsets": Row(int, int)}, f"{where}, {name}")
-        place = Place(DTYPES[said["dtype"]], tuple(said["shape"]), 8 + length + said["data_offsets"][0])
+        place = TensorPlace(DTYPES[said["dtype"]], tuple(said["shape"]), 8 + length + said["data_offsets"][0])
         first, last = said["data_offsets"]
         fits = 0 <= first <= last <= size - 8 - length and all(extent >= 0 for extent in place.shape)
         if not fits or last - first != place.dtype.itemsize * math.prod(place.shape):
@@ -72,7 +72,7 @@ def places(path: Path) -> tuple[dict[str, Place], dict[str, Any]]:
     return found, parse_json(about.get(HEADER, "{}"), where)
 
 
-def read_spans(path: Path, place: Place, spans: Sequence[tuple[int, int]], size: int, out: Tensor) -> None:
+def read_spans(path: Path, place: TensorPlace, spans: Sequence[tuple[int, int]], size: int, out: Tensor) -> None:
     """Read entries first <= i < last of a tensor, for each span, one after another.
 
     Args:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from saelab.core.components import near_miss
 from saelab.core.files import is_vacant, sha256, write_json, write_tensors
-from saelab.core.places import Place, places, read_spans
+from saelab.core.places import TensorPlace, places, read_spans
 from saelab.core.read import REMEDY, Row, check_format, expect, read_json
 from saelab.data.source import WindowSource, generator_for
 
@@ -238,7 +238,7 @@ class Store:
             if size != shard.bytes:
                 problem = "is missing" if size is None else f"is truncated: {size} bytes of {shard.bytes}"
                 raise ValueError(f"the shard {path} {problem}; restore it from a copy or harvest again")
-        self._places: dict[int, tuple[dict[str, Place], dict[str, Any]]] = {}
+        self._places: dict[int, tuple[dict[str, TensorPlace], dict[str, Any]]] = {}
         self._check_header(0)  # so that a manifest of other rows is found before anything is made for them
 
     def __len__(self) -> int:
@@ -287,7 +287,7 @@ class Store:
         about = self.manifest.shards[shard]
         read_spans(self.folder / about.file, self._checked(shard)[0][name], spans, about.bytes, out)
 
-    def _check_header(self, number: int) -> tuple[dict[str, Place], dict[str, Any]]:
+    def _check_header(self, number: int) -> tuple[dict[str, TensorPlace], dict[str, Any]]:
         """What a shard's header says; ValueError unless it is what the manifest says."""
         manifest, shard = self.manifest, self.manifest.shards[number]
         path = self.folder / shard.file
@@ -306,7 +306,7 @@ class Store:
                 )
         return found, about
 
-    def _checked(self, number: int) -> tuple[dict[str, Place], dict[str, Any]]:
+    def _checked(self, number: int) -> tuple[dict[str, TensorPlace], dict[str, Any]]:
         """What a shard's header says, once its checksum was found right."""
         if number not in self._places:
             shard = self.manifest.shards[number]

@@ -24,7 +24,7 @@ from saelab.explorer.database import FILE, packed, replacing
 from saelab.explorer.directions import directions_of, head_of, logits_of, neighbours_of, principal
 from saelab.explorer.gather import NEAR, PARTS, alone, gather, identity_of
 from saelab.explorer.layout import layout
-from saelab.explorer.record import Dictionary, look, write
+from saelab.explorer.record import DictionaryNumbers, look, write
 from saelab.explorer.text import text_of, write_text
 from saelab.explorer.triples import Array, Triples
 from saelab.models.language_model import LanguageModel
@@ -87,7 +87,7 @@ def _collect(
 
 def _dictionary(
     sae: SAE, triples: Triples, model: LanguageModel | None
-) -> tuple[Dictionary, dict[str, Array], str | None]:
+) -> tuple[DictionaryNumbers, dict[str, Array], str | None]:
     """The second: maps and the like; the third: why there are no logits, None where there are."""
     directions = directions_of(sae)
     cosines, neighbours = neighbours_of(directions)
@@ -95,7 +95,7 @@ def _dictionary(
     near_row, near_value = _best_near(triples, sae.n_latents)
     sample = [triples.columns(f"sample_{name}") for name in ("latent", "row", "value")]
     latent, row, value = (np.concatenate(part) if part else np.empty(0, np.int32) for part in sample)
-    about = Dictionary(
+    about = DictionaryNumbers(
         norms=sae.dictionary.directions().detach().float().norm(dim=1).cpu().numpy(),
         cosines=cosines.numpy(),
         neighbours=neighbours.numpy(),

@@ -27,7 +27,7 @@ BETWEEN = "\x1f"
 
 
 @dataclass(frozen=True)
-class Dictionary:
+class DictionaryNumbers:
     """What the dictionary alone tells, [L, ...] each."""
 
     norms: Array
@@ -70,7 +70,7 @@ def look(block: Block, text: Text, rows: int) -> Found:
     return Found(segments.moments(of, rows), shares, segments.binned(of, segments.BINS), counts, found)
 
 
-def write(connection: Any, block: Block, found: Found, about: Dictionary, text: Text) -> None:
+def write(connection: Any, block: Block, found: Found, about: DictionaryNumbers, text: Text) -> None:
     """Write a block's rows of every table."""
     numbers = list(range(block.first, block.last))
     words = [
@@ -99,7 +99,7 @@ def _write_activations(connection: Any, block: Block, numbers: list[int]) -> Non
 
 
 def _write_numbers(
-    connection: Any, numbers: list[int], found: Found, about: Dictionary, words: list[list[str]]
+    connection: Any, numbers: list[int], found: Found, about: DictionaryNumbers, words: list[list[str]]
 ) -> None:
     columns = {name: column.tolist() for name, column in found.numbers.items()}
     fired = found.numbers["count"] > 0
@@ -120,7 +120,7 @@ def _some(at: int, *columns: Array) -> list[list[Any]]:
     return [[first, *(round(value, 4) for value in others)] for first, *others in rows if first >= 0]
 
 
-def _details(latent: int, at: int, found: Found, about: Dictionary) -> dict[str, Any]:
+def _details(latent: int, at: int, found: Found, about: DictionaryNumbers) -> dict[str, Any]:
     shares, friends = found.tokens, about.correlated
     parts = zip(found.counts[at].tolist(), found.rows["intervals"][at].tolist(), strict=True)
     details: dict[str, Any] = {

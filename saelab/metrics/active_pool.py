@@ -20,7 +20,8 @@ import math
 import torch
 from torch import Tensor
 
-from saelab.metrics.base import GROUPS, Metric, Score, View
+from saelab.metrics.base import Metric, Score, View
+from saelab.metrics.chunks import GROUPS
 from saelab.sae.sae import SAE
 
 

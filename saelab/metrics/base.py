@@ -10,23 +10,18 @@ formula is applied to totals of documents drawn with replacement.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from saelab.core.codes import Codes
 from saelab.core.components import Component
-from saelab.models.language_model import LanguageModel
-from saelab.models.tokens import TokenRows
+from saelab.metrics.chunks import GROUPS, Places, TextChunk
+from saelab.metrics.evaluation import Evaluation
 from saelab.sae.sae import SAE
+from saelab.tasks.task import Task
 
-if TYPE_CHECKING:
-    from saelab.metrics.evaluation import Evaluation
-    from saelab.tasks.task import Task
-
-GROUPS = 1000
-"""Documents are dealt into at most this many groups, so that memory does not grow with their number."""
 RESAMPLES = 1000
 LEAST_DOCUMENTS = 20
 """From fewer, an interval says next to nothing of other documents and is not given."""
@@ -66,35 +61,6 @@ class Score:
 
 
 @dataclass(frozen=True)
-class TextChunk:
-    """The text behind a chunk, for metrics that run the model."""
-
-    model: LanguageModel
-    tokens: TokenRows
-    activations: Tensor
-    """What is to be reconstructed at all positions, [R, T, D]."""
-    keep: Tensor
-    """[R, T] bool: the positions of the chunk's rows, in reading order."""
-    group: Tensor
-    """[R, T] int64: group of the document at each position."""
-    logits: Tensor
-    """[R, T, V] of the unchanged model."""
-    mean: Tensor
-    """[D], mean of the first rows to be reconstructed of the evaluation."""
-    shared: dict[Any, Any] = field(default_factory=dict)
-    """One for all metrics and SAEs: what does not depend on the SAE and would be worked out for each again."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the rows of a chunk stand in the text."""
-
-    tokens: TokenRows
-    keep: Tensor
-    """[R, T] bool: the positions of the chunk's rows, in reading order."""
-
-
-@dataclass(frozen=True)
 class View:
     """What a metric sees of one chunk."""
 
@@ -128,8 +94,8 @@ class Setting:
     """The SAE's."""
     saes: Mapping[str, SAE]
     """All that are measured on the same data, by name."""
-    evaluation: "Evaluation"
-    tasks: Sequence["Task"] = ()
+    evaluation: Evaluation
+    tasks: Sequence[Task] = ()
     """Labelled tasks, for probes."""
     shared: dict[Any, Any] = field(default_factory=dict)
     """One for all metrics and SAEs of a measurement: what several of them would work out again."""

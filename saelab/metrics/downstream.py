@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saelab.metrics.base import Metric, Score, TextChunk, Totals, View
+from saelab.metrics.base import Metric, Score, Totals, View
+from saelab.metrics.chunks import TextChunk
 from saelab.metrics.compute import Compute
 from saelab.sae.sae import SAE
 

@@ -4,7 +4,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saelab.data.store import Store
-from saelab.metrics.base import GROUPS, Places, TextChunk
+from saelab.metrics.chunks import GROUPS, Chunk, Places, TextChunk
 from saelab.models.harvest import averaged, keep_rows, norm_limit
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
@@ -22,20 +21,6 @@ CHUNK_TOKENS, LOGITS_BYTES = 2048, 24 << 20
 fresh memory costs more in page faults than the arithmetic done in it."""
 MEAN_TOKENS = 16_384
 """Tokens that the mean for mean ablation is taken over."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows to measure on."""
-
-    x: Tensor
-    """[B, D], float32."""
-    group: Tensor
-    """[B] int64."""
-    text: TextChunk | None
-    target: Tensor | None = None
-    """Rows to reconstruct [B, D_out], float32, where they are not those read."""
-    places: Places | None = None
 
 
 def _chunk(

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from saelab.core.codes import Codes
-from saelab.metrics.base import Metric, Score, TextChunk, Totals, View, score_of_latents
+from saelab.metrics.base import Metric, Score, Totals, View, score_of_latents
+from saelab.metrics.chunks import TextChunk
 from saelab.sae.sae import SAE
 
 WINDOW, SHORT = 16, 16

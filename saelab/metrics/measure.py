@@ -12,7 +12,8 @@ from torch import Tensor
 
 from saelab.core.progress import progress
 from saelab.metrics.base import Metric, Score, Setting, Table, View
-from saelab.metrics.evaluation import Chunk, Evaluation
+from saelab.metrics.chunks import Chunk
+from saelab.metrics.evaluation import Evaluation
 from saelab.metrics.sample import codes_of
 from saelab.sae.sae import SAE
 from saelab.tasks.task import Task

@@ -35,7 +35,7 @@ SPELLED_OUT = 2
 
 
 @dataclass(frozen=True)
-class Text:
+class TokenizedText:
     """Tokens of whole documents in reading order."""
 
     pieces: list[str]
@@ -59,7 +59,7 @@ class Reading:
     f1: float
 
 
-def readings(text: Text) -> dict[str, np.ndarray]:
+def readings(text: TokenizedText) -> dict[str, np.ndarray]:
     """Yes or no for every token, by the reading's label."""
     found: dict[str, np.ndarray] = {}
     for start, end in text.documents():
@@ -148,7 +148,7 @@ def _mark_token(before: tokenize.TokenInfo, token: tokenize.TokenInfo, first: to
         mark(f"right after `{before.string}`", token.start, token.end)
 
 
-def choose(codes: Codes, text: Text, count: int = 10) -> list[Reading]:
+def choose(codes: Codes, text: TokenizedText, count: int = 10) -> list[Reading]:
     """The latents whose strong activations agree best with a reading, at most one per reading."""
     largest = torch.zeros(codes.n_latents).scatter_reduce(
         0, codes.indices.flatten(), codes.values.flatten().abs(), "amax"
@@ -176,7 +176,9 @@ def _varied(pairs: list[Reading], count: int) -> list[Reading]:
     return sorted(chosen[:count], key=lambda pair: pair.label.startswith("the token"))
 
 
-def contexts(codes: Codes, text: Text, latent: int, count: int = 3, width: int = 60) -> list[tuple[str, str, str]]:
+def contexts(
+    codes: Codes, text: TokenizedText, latent: int, count: int = 3, width: int = 60
+) -> list[tuple[str, str, str]]:
     """The code around a latent's largest activations, each from another line and spelled differently where possible.
 
     Returns:
@@ -196,7 +198,7 @@ def contexts(codes: Codes, text: Text, latent: int, count: int = 3, width: int =
     return found
 
 
-def _context(text: Text, place: int, width: int) -> tuple[str, str, str]:
+def _context(text: TokenizedText, place: int, width: int) -> tuple[str, str, str]:
     document = text.document[place]
     same = [text.document[n] == document if 0 <= n < len(text.pieces) else False for n in range(place - 30, place + 31)]
     before = "".join(text.pieces[n] for n in range(place - 30, place) if same[n - place + 30])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text as RichText
+from rich.text import Text
 
 from saelab.core.files import write_json
 from saelab.core.log import read_training
@@ -22,7 +22,7 @@ from saelab.models.harvest import harvest
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
 from saelab.recipes.measure import about, keep
-from saelab.recipes.python_readings import Text, choose, contexts
+from saelab.recipes.python_readings import TokenizedText, choose, contexts
 from saelab.recipes.show import value_and_interval
 from saelab.recipes.train import complete, resume
 from saelab.sae.sae import SAE, load
@@ -110,7 +110,7 @@ def _latents(sae: SAE, store: Store, model: LanguageModel) -> list[dict[str, Any
     document = columns["document"][: len(rows)]
     of_documents = columns["token"][: len(rows)].split(document.unique_consecutive(return_counts=True)[1].tolist())
     pieces = [model.token_text.of_ids(tokens.tolist()).pieces() for tokens in of_documents]
-    text = Text([piece for own in pieces for piece in own], document)
+    text = TokenizedText([piece for own in pieces for piece in own], document)
     density = codes.counts() / len(rows)
     return [
         {
@@ -149,7 +149,7 @@ def _show(run: Run, console: Console) -> None:
             continue
         interval = value_and_interval(score)[1]
         interval = f"[{interval}]" if interval else ""
-        table.add_row(title, f"{score['value']:.4g}", RichText(interval, style="dim"), score["unit"])
+        table.add_row(title, f"{score['value']:.4g}", Text(interval, style="dim"), score["unit"])
     rate = _rate(run)
     table.add_row("training", f"{rate:,.0f}" if rate else "?", "", "tokens per second")
     console.print()
@@ -164,7 +164,7 @@ def _show(run: Run, console: Console) -> None:
             highlight=False,
         )
         for before, token, after in latent["contexts"]:
-            line = RichText("    ") + RichText(before) + RichText(f"«{token}»", style="bold") + RichText(after)
+            line = Text("    ") + Text(before) + Text(f"«{token}»", style="bold") + Text(after)
             console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)
     console.print(
         f'\nSaved in {run.folder}. Next: `saelab show {run.folder}`, or in Python `saelab.load("{run.folder}")`.',

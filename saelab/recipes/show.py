@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from saelab.core.run import Run
-from saelab.metrics.base import GROUPS, LEAST_DOCUMENTS
+from saelab.metrics.base import LEAST_DOCUMENTS
+from saelab.metrics.chunks import GROUPS
 
 Scores = Mapping[str, Mapping[str, Any]]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from saelab.core.codes import Codes
 from saelab.metrics import Evaluation, Metric, Score
-from saelab.metrics.base import GROUPS, View
-from saelab.metrics.evaluation import Chunk
+from saelab.metrics.base import View
+from saelab.metrics.chunks import GROUPS, Chunk
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE

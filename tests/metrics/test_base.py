@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from saelab.metrics.base import GROUPS, Score, Totals, interval, score_of_latents
+from saelab.metrics.base import Score, Totals, interval, score_of_latents
+from saelab.metrics.chunks import GROUPS
 
 
 def mean_of(values: torch.Tensor, document: torch.Tensor) -> Score:

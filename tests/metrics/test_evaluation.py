@@ -10,7 +10,7 @@ from recipes.world import SITE
 from saelab.data.store import Store
 from saelab.metrics import StoreEvaluation, TextEvaluation
 from saelab.metrics import evaluation as module
-from saelab.metrics.base import GROUPS
+from saelab.metrics.chunks import GROUPS
 from saelab.models.harvest import harvest
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject

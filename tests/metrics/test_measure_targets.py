@@ -8,7 +8,7 @@ from sweeps import Rows, random_sae
 from transformers import AutoModelForCausalLM
 
 from saelab.metrics import StoreEvaluation, TextEvaluation, measure
-from saelab.metrics.evaluation import Chunk
+from saelab.metrics.chunks import Chunk
 from saelab.models.harvest import harvest
 from saelab.models.subject import Subject
 from saelab.sae.activations.relu import ReLU

@@ -13,7 +13,8 @@ from recipes.world import SITE
 from sweeps import Rows, planted_task, random_sae
 
 from saelab.metrics import Evaluation, Metric, TextEvaluation, measure
-from saelab.metrics.base import GROUPS, View
+from saelab.metrics.base import View
+from saelab.metrics.chunks import GROUPS
 from saelab.metrics.measure import Measured
 from saelab.models.subject import Subject
 from saelab.sae.sae import SAE

@@ -7,7 +7,7 @@ import torch
 
 from saelab.core.codes import Codes
 from saelab.recipes import python_readings as module
-from saelab.recipes.python_readings import Reading, Text, choose, contexts, readings
+from saelab.recipes.python_readings import Reading, TokenizedText, choose, contexts, readings
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Labelled:
             self.kinds.append(kind)
             self.document.append(number)
 
-    def text(self) -> Text:
-        return Text(self.pieces, torch.tensor(self.document))
+    def text(self) -> TokenizedText:
+        return TokenizedText(self.pieces, torch.tensor(self.document))
 
     def where(self, *kinds: str) -> torch.Tensor:
         return torch.tensor([kind in kinds for kind in self.kinds])
@@ -143,7 +143,7 @@ def test_rare_readings_are_left_out(code):
 def marks(source: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The marked characters of every reading, one piece a character."""
     monkeypatch.setattr(module, "MIN_TOKENS", 1)
-    text = Text(list(source), torch.zeros(len(source), dtype=torch.int64))
+    text = TokenizedText(list(source), torch.zeros(len(source), dtype=torch.int64))
     return {
         label: "".join(c for c, yes in zip(source, mask, strict=True) if yes) for label, mask in readings(text).items()
     }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saelab.data import ArraySource, Batch
 from saelab.metrics import Evaluation, measure
-from saelab.metrics.evaluation import Chunk
+from saelab.metrics.chunks import Chunk
 from saelab.sae import SAE, Ensemble
 from saelab.sae.activations.topk import TopK
 from saelab.sae.scale import Scale

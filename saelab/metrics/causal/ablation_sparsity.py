@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from saelab.data.source import generator_for
-from saelab.metrics.base import Metric, Score, Setting, Table, TextChunk, Totals, View
+from saelab.metrics.base import Metric, Score, Setting, Table, Totals, View
+from saelab.metrics.chunks import TextChunk
 from saelab.sae.sae import SAE
 
 LOGITS_BYTES = 24 << 20

@@ -29,7 +29,8 @@ from torch import Tensor
 from saelab.core.codes import Codes
 from saelab.core.progress import progress
 from saelab.data.source import generator_for
-from saelab.metrics.base import GROUPS, Metric, Score, Setting, Table, TextChunk, Totals, View, score_of_latents
+from saelab.metrics.base import Metric, Score, Setting, Table, Totals, View, score_of_latents
+from saelab.metrics.chunks import GROUPS, TextChunk
 from saelab.metrics.downstream import log_probabilities, replaced
 from saelab.metrics.evaluation import TextEvaluation
 from saelab.metrics.n2g.bigram import Bigram

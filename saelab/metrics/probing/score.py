@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saelab.metrics.base import GROUPS, Score, interval
+from saelab.metrics.base import Score, interval
+from saelab.metrics.chunks import GROUPS
 from saelab.tasks.rows import Examples
 
 

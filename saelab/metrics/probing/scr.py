@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from saelab.data.source import generator_for
-from saelab.metrics.base import GROUPS, Metric, Score, Setting, Table, interval
+from saelab.metrics.base import Metric, Score, Setting, Table, interval
+from saelab.metrics.chunks import GROUPS
 from saelab.metrics.probing.codes import TaskCodes, codes_of, mean_rows, rows_of, written_directions
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.removal import REMOVED, SCORED, along, ranks, right_without

@@ -30,7 +30,8 @@ from torch import Tensor
 from saelab.core.codes import Codes
 from saelab.data.synthetic.world import World
 from saelab.geometry.pair_counts import DENSE_ENTRIES, PairCounts
-from saelab.metrics.base import GROUPS, Score, View, score_of_latents
+from saelab.metrics.base import Score, View, score_of_latents
+from saelab.metrics.chunks import GROUPS
 from saelab.metrics.l0 import L0
 from saelab.metrics.reconstruction import Reconstruction
 from saelab.metrics.truth import firing
