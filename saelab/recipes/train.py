@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from saelab.core.components import Component
+from saelab.core.components import Component, check_kinds
 from saelab.core.files import going_on, write_json
 from saelab.core.memory import check_fits
 from saelab.core.mesh import Mesh, device_named, world_size
@@ -18,6 +18,7 @@ from saelab.data.synthetic.world import World
 from saelab.models.contexts import ContextSource
 from saelab.models.harvest import LiveSource
 from saelab.models.subject import Subject
+from saelab.recipes.options import explained
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.sae import SAE
@@ -26,6 +27,7 @@ from saelab.train.convergence import Convergence
 from saelab.train.optimizer import Optimizer
 from saelab.train.trainer import Trainer
 
+KINDS: list[type[Component]] = [Activation, Loss, Dictionary, Algorithm, Optimizer, World]
 DEFAULTS = {
     "sae.n_latents": 4096,
     "sae.activation": {"class_path": "TopK", "init_args": {"k": 32}},
@@ -37,10 +39,9 @@ DEFAULTS = {
 def add_options(parser: ArgumentParser) -> None:
     """The options of `saelab train`."""
     # A config may come from anyone: what it names is looked up among our own classes, never imported.
-    kinds: list[type[Component]] = [Activation, Loss, Dictionary, Algorithm, Optimizer, World]
-    known = ["saelab.sae", "saelab.models", "saelab.train", *(home for kind in kinds for home in kind.homes())]
+    known = ["saelab.sae", "saelab.models", "saelab.train", *(home for kind in KINDS for home in kind.homes())]
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=known)
-    for kind in kinds:
+    for kind in KINDS:
         kind.variants()  # imports every variant, so that each is an option by its name
     add = parser.add_argument
     add("--config", action="config", help="a YAML file of these options, such as a run's config.yaml")
@@ -78,6 +79,7 @@ def train_from_options(parser: ArgumentParser, options: Namespace) -> None:
     if options.store:
         options.store = str(Path(options.store).resolve())  # so that a resume finds it from anywhere
     settings = dumped(parser, options)
+    check_parts(options.as_dict())  # the dump leaves out what is null
     job = Job(parser.instantiate(options))
     job.train(job.new_run(options.out, saved(settings)))
 
@@ -106,8 +108,29 @@ def parsed(settings: dict[str, Any], complaint: str) -> Namespace:
     try:
         options = parser.parse_object(copy.deepcopy(settings))  # what it is given it changes
     except Exception as error:  # jsonargparse raises its own and argparse's errors
+        raise ValueError(f"{complaint}: {explained(parser, str(error))[:400]}") from error
+    try:
+        check_parts(settings)
+        return parser.instantiate(options)
+    except ValueError as error:
         raise ValueError(f"{complaint}: {error}") from error
-    return parser.instantiate(options)
+
+
+def check_parts(settings: dict[str, Any]) -> None:
+    """ValueError for a component's option that is of another kind, or null where that means nothing."""
+    for name in ("sae", "trainer", "mesh"):
+        if not isinstance(settings.get(name, {}), dict):
+            raise ValueError(f"{name} must be a table of settings, got {settings[name]!r}")
+    variants = {name: variant for kind in KINDS for name, variant in kind.variants().items()}
+    parts: list[Any] = [settings]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            variant = variants.get(str(part.get("class_path")).rpartition(".")[2])
+            if variant and isinstance(part.get("init_args"), dict):
+                check_kinds(variant, part["init_args"])
+        if isinstance(part, dict | list):
+            parts += part.values() if isinstance(part, dict) else part
 
 
 def complete(settings: dict[str, Any]) -> dict[str, Any]:
