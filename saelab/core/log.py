@@ -51,11 +51,21 @@ class Log:
 
 
 def note_down(path: Path, record: Record) -> None:
-    """Add a record about a finished run to its log; it stands at the step at which training ended."""
+    """Add a record about a finished run to its log; it stands at the step at which training ended.
+
+    It takes the place of a last one that differs in what begins with `seconds.` only, which was written by a command
+    that was killed before its end and given again.
+    """
     records = read_log(path) if path.exists() else []
-    log = Log(path, after=records[-1]["step"] if records else 0)
-    log.write({"step": records[-1]["step"] if records else 0, **record})
-    log.close()
+    finite = {key: value if math.isfinite(value) else None for key, value in record.items()}
+    line = {"step": records[-1]["step"] if records else 0, **finite}
+    if records and _without_seconds(records[-1]) == _without_seconds(line):
+        records.pop()
+    write_text(path, "".join(json.dumps(one) + "\n" for one in [*records, line]))
+
+
+def _without_seconds(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if not key.startswith("seconds.")}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

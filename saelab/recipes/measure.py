@@ -197,10 +197,10 @@ def keep(run: Run, measured: Measured, data: dict[str, Any]) -> bool:
         write_tensors(run.latents_file, old | measured.latents)
     run.write_scores(scores)
     write_table(run.table_file, {run.folder.name: scores})
-    write_json(run.measured_file, {"data": data, "skipped": skipped | measured.skipped})
     seconds = {f"seconds.{key}": round(value, 3) for key, value in measured.seconds.items()}
     note_down(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
-    return bool(held) and not same
+    write_json(run.measured_file, {"data": data, "skipped": skipped | measured.skipped})
+    return bool(held and before) and not same
 
 
 def _check_models(names: list[str], evaluation: TextEvaluation | StoreEvaluation) -> None:

@@ -73,7 +73,7 @@ def quickstart(
         "trainer": {"lr": 4e-3, "batch": 1024, "decay": 0.7},
     }
     run = _run(folder, complete(settings), {"tokens": tokens, "measure_tokens": measure_tokens})
-    if not run.scores_file.exists():
+    if not run.measured_file.exists():  # the last that is written
         _make(run, tokens, measure_tokens)
     _show(run, Console())
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from saelab.core.log import Log, read_log
+from saelab.core.log import Log, note_down, read_log
 
 
 def steps(path):
@@ -75,3 +75,14 @@ def test_tensorboard_gets_every_number_but_the_step(tmp_path):
     events = EventAccumulator(str(tmp_path / "board")).Reload()
     assert events.Tags()["scalars"] == ["loss"]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_a_record_that_is_noted_again_stands_once(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = Log(path)
+    log.write({"step": 7, "loss": 0.5})
+    log.close()
+    for seconds, value in ((1.0, 0.25), (2.0, 0.25), (3.0, 0.125), (4.0, 0.25)):
+        note_down(path, {"measured.fvu": value, "seconds.Reconstruction": seconds})
+    found = [(record.get("measured.fvu"), record.get("seconds.Reconstruction")) for record in read_log(path)]
+    assert found == [(None, None), (0.25, 2.0), (0.125, 3.0), (0.25, 4.0)]
