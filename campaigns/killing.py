@@ -176,9 +176,11 @@ def _count_calls(kill: Kill | None) -> list[int]:
 
 
 def _cut(descriptor: int, share: float) -> None:
-    """Leave so much of a file as a process that is killed while it writes leaves it."""
-    with suppress(OSError):  # a folder is none
-        os.ftruncate(descriptor, int(os.fstat(descriptor).st_size * share))
+    """Leave so much of a file as a process that is killed while it writes leaves it; of one that grows, of its end."""
+    path, size = Path(f"/proc/self/fd/{descriptor}").resolve(), os.fstat(descriptor).st_size
+    if path.is_file():
+        first = 0 if path.name.endswith(".part") else path.read_bytes()[:-1].rfind(b"\n") + 1
+        os.truncate(path, first + int((size - first) * share))
 
 
 def difference(found: Path, expected: Path) -> str | None:
