@@ -60,6 +60,10 @@ def write_figures(made: Mapping[str, "Figure"], folder: Path) -> list[Path]:
 
 def write_page(figures: Sequence["Figure"], path: Path, title: str) -> None:
     """Write figures as one page, with plotly's JavaScript in it: about 5 MB."""
-    parts = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)]
+    # Names of their own for places in the page, which plotly draws at random: equal results are equal files.
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=number == 0, div_id=f"figure-{number}")
+        for number, figure in enumerate(figures)
+    ]
     head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>'
     write_text(path, head + "\n".join(parts))
