@@ -78,7 +78,7 @@ def _collect(
         meta |= {"logits": why_no_logits}
         meta |= {"config": sae.config(), "histogram_bins": segments.BINS} | identity
         connection.executemany("INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(meta[key])) for key in meta])
-    triples.remove()
+        triples.remove()  # before the database is there: after it, nobody would look for what a kill left
     return out / FILE
 
 
