@@ -313,7 +313,7 @@ def folder_that_holds_something_else(world):
 @case
 def missing_run(world):
     words = ["show", str(world.folder / "none")]
-    return Wrong(words, [str(world.folder / "none"), "is not a run", "saelab train --out"])
+    return Wrong(words, [str(world.folder / "none"), "there is no folder", "give the folders of runs"])
 
 
 @case

@@ -9,9 +9,9 @@ import saelab as package
 from saelab.core.run import Run
 from saelab.data import StoreSource
 from saelab.metrics import TextEvaluation, measure
+from saelab.metrics.keep import keep_scores
 from saelab.models.harvest import LiveSource, harvest
 from saelab.models.subject import Subject
-from saelab.recipes.measure import about, keep
 from saelab.recipes.show import show
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
@@ -42,7 +42,7 @@ def test_from_text_to_scores_and_back(tiny_llama, text_folder, tmp_path, capsys,
     assert scores["kl"].value < untrained["kl"].value
     assert scores["l0"].value <= 4
     assert scores["dead"].value <= 1
-    keep(run, measured, about(held_out))
+    keep_scores(run, measured, held_out.origin())
 
     loaded = package.load(tmp_path / "run")
     rows = store.rows(0)[:50].float()

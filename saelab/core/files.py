@@ -87,7 +87,7 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
     """
     out = Path(out)
     if not is_vacant(out):
-        raise ValueError(f"{out} is not an empty folder; choose another")
+        raise ValueError(f"{out} is not an empty folder; choose another --out")
     for above in out.parents:
         if above.is_file():
             raise ValueError(f"{above} is a file, and {out} would be a folder in it; choose another")

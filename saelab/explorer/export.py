@@ -176,7 +176,7 @@ def neuronpedia(workspace: Workspace, out: Path, latents: Sequence[int] | None =
 
 
 def _neuron(workspace: Workspace, member: Member, latent: int, direction: torch.Tensor) -> dict[str, Any]:
-    page, origin = _page(workspace, member.name, latent), member.origin
+    page, origin = _page(workspace, member.name, latent), member.saved.origin
     own, details, logits = page["numbers"], member.database.details(latent), page["logits"]
     largest = abs(own["largest"] or 0.0)
     aligned = direction.abs().topk(min(ALIGNED, len(direction))).indices

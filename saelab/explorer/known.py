@@ -74,7 +74,7 @@ def kinds(workspace: Workspace, member: Member) -> dict[int, str]:
 
 def probes(member: Member) -> dict[int, tuple[str, float]]:
     """Task and accuracy by latent, of the last measurement with labelled tasks."""
-    file = member.run.tables / PROBES
+    file = member.saved.files.tables / PROBES
     table = read_columns(file, COLUMNS) if file.exists() else {}
     lines = zip(*(table.get(key, []) for key in ("loss", "latent", "task", "accuracy")), strict=True)
     best: dict[int, tuple[str, float]] = {}

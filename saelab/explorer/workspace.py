@@ -10,11 +10,10 @@ from typing import Any
 
 from saelab.core.components import near_miss
 from saelab.core.read import read_json
-from saelab.core.run import Run
 from saelab.explorer.database import FILE, Database
 from saelab.models.language_model import LanguageModel
-from saelab.models.subject import Subject
-from saelab.sae.sae import CONFIG, SAE, WEIGHTS, load
+from saelab.runs import SavedRun, kind_of, open_run
+from saelab.sae.sae import SAE
 
 RESULTS = ("stitch", "match", "meta", "manifolds")
 SCALING = ("law", "plan", "allocation", "diagnosis")
@@ -23,34 +22,20 @@ SCALING = ("law", "plan", "allocation", "diagnosis")
 
 @dataclass
 class Member:
-    """One SAE: a run's, finished or not, or a saved one."""
+    """One SAE of a workspace, under a name of its own: a run's, finished or not, or a saved one."""
 
     name: str
-    folder: Path
+    saved: SavedRun
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
-    def is_run(self) -> bool:
-        """Whether the folder is a run."""
-        return (self.folder / "config.yaml").exists()
-
-    @property
-    def run(self) -> Run:
-        return Run(self.folder)
-
-    @property
-    def sae_folder(self) -> Path:
-        """The folder of the SAE's own files."""
-        return self.folder / "sae" if (self.folder / "sae" / CONFIG).exists() else self.folder
-
-    @property
-    def weights(self) -> Path:
-        return self.sae_folder / WEIGHTS
+    def folder(self) -> Path:
+        return self.saved.folder
 
     @property
     def is_trained(self) -> bool:
         """Whether there is an SAE to look at."""
-        return (self.sae_folder / CONFIG).exists()
+        return self.saved.is_trained
 
     @property
     def database_file(self) -> Path:
@@ -70,7 +55,7 @@ class Member:
     def sae(self) -> SAE:
         """The SAE, on the CPU."""
         with self._lock:
-            return load(self.folder).eval()
+            return self.saved.load().eval()
 
     @cached_property
     def vocabulary(self) -> list[str]:
@@ -90,26 +75,13 @@ class Member:
                 "`--store STORE --recollect true` with a store that `saelab harvest` wrote"
             )
 
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What its rows were made from, as far as it is known."""
-        return self.run.source()
-
-    @property
-    def subject(self) -> Subject | None:
-        """Model, site and text, where there is a model."""
-        origin = self.origin
-        if "model" not in origin:
-            return None
-        return Subject.of(origin)
-
 
 class Workspace:
     """Everything that one explorer shows.
 
     Args:
-        folders: of runs, saved SAEs, and results of `saelab stitch`, `match`, `meta`, `manifolds` and `scaling`; of
-            the last also single files.
+        folders: of runs, sweeps, saved SAEs, and results of `saelab stitch`, `match`, `meta`, `manifolds` and
+            `scaling`; of the last also single files.
         results: further folders of results.
 
     Raises:
@@ -125,9 +97,10 @@ class Workspace:
             kinds = [kind for kind in RESULTS if (folder / f"{kind}.json").exists()]
             if kinds:
                 self.results[kinds[0]].append(folder)
-            elif (folder / "config.yaml").exists() or (folder / CONFIG).exists():
-                name = _free(re.sub(r"[^\w.-]+", "-", folder.resolve().name) or "sae", self.members)
-                self.members[name] = Member(name, folder)
+            elif kind_of(folder):
+                for saved in open_run(folder).members:
+                    name = _free(re.sub(r"[^\w.-]+", "-", saved.name) or "sae", self.members)
+                    self.members[name] = Member(name, saved)
             elif scaling_files(folder):
                 self.results["scaling"].append(folder)
             else:
@@ -141,7 +114,7 @@ class Workspace:
 
     def model(self, member: Member) -> LanguageModel:
         """The model of an SAE's rows; loaded once for all SAEs of one site. ValueError where there is none."""
-        subject = member.subject
+        subject = member.saved.subject
         if subject is None:
             raise ValueError(f"{member.name} does not say which model its rows come from")
         key = (subject.model, subject.site, subject.target, subject.precision)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,10 @@ class Evaluation(ABC):
     why_no_model: str | None = "needs a model, and this data is activations only"
     """Why metrics that run the model cannot be had; None where they can."""
 
+    def origin(self) -> dict[str, Any]:
+        """What scores on these data depend on; empty where nobody knows."""
+        return {}
+
     @abstractmethod
     def chunks(self, need_logits: bool) -> Iterator[Chunk]:
         """The chunks; without the model's logits, and without running its upper layers, where nobody needs them."""
@@ -99,6 +104,9 @@ class TextEvaluation(Evaluation):
             tokens_at_once = min(tokens_at_once, LOGITS_BYTES // (4 * len(self.model.tokenizer)))
         self._at_once = max(1, tokens_at_once // subject.seq_len)
         self._limit, self._mean = self._survey()
+
+    def origin(self) -> dict[str, Any]:
+        return self.subject.origin(self.model, self.split)
 
     def _survey(self) -> tuple[float, Tensor]:
         """The outlier limit and the mean of the rows to reconstruct, from the beginning of the text."""
@@ -151,6 +159,9 @@ class StoreEvaluation(Evaluation):
         if tokens is not None and tokens < 1:
             raise ValueError(f"tokens must be at least 1, got {tokens}")
         self.tokens = min(len(self.store), len(self.store) if tokens is None else tokens)
+
+    def origin(self) -> dict[str, Any]:
+        return {"store": self.store.manifest.origin}
 
     def read(self) -> str:
         """How much of the store is read, in words."""

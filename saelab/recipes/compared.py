@@ -14,9 +14,8 @@ from saelab.core.run import Run
 from saelab.metrics import StoreEvaluation, TextEvaluation
 from saelab.models.subject import Subject
 from saelab.models.token_text import TokenText
-from saelab.recipes.measure import about
-from saelab.recipes.train import is_run, subject_of
-from saelab.sae.sae import SAE, load
+from saelab.runs import open_run
+from saelab.sae.sae import SAE
 
 README = """# An SAE that was put together
 
@@ -55,11 +54,8 @@ class Data:
         """The data, of which `tokens` rows; of what the run `first` was trained on where nothing else is said."""
         if self.store:
             return StoreEvaluation(self.store, tokens or self.tokens)
-        if not self.subject and not is_run(first):
-            raise ValueError(
-                f"{first} is no run that says what it was trained on: give --subject.model, ... or --store"
-            )
-        return TextEvaluation(self.subject or subject_of(Run.open(first)), tokens or self.tokens, self.split)
+        subject = self.subject or open_run(first).needed_subject()
+        return TextEvaluation(subject, tokens or self.tokens, self.split)
 
 
 def opened(names: list[str], device: str, across: bool = False) -> dict[str, SAE]:
@@ -67,9 +63,7 @@ def opened(names: list[str], device: str, across: bool = False) -> dict[str, SAE
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name} is given twice")
-        if not Path(name).exists():
-            raise ValueError(f"there is no folder {name}: give the folders of runs or of saved SAEs")
-    saes = {name: load(name).to(device_named(device)) for name in names}
+    saes = {name: open_run(name).load().to(device_named(device)) for name in names}
     for name, sae in saes.items():
         if not all(torch.isfinite(part).all() for part in sae.dictionary.parameters()):
             raise ValueError(f"{name} is broken: its weights hold NaN or infinity")
@@ -79,12 +73,12 @@ def opened(names: list[str], device: str, across: bool = False) -> dict[str, SAE
 
 def origin(name: str) -> dict[str, Any]:
     """What an SAE's rows were made from, as far as its folder says."""
-    return Run(name).source() if is_run(name) else {}
+    return open_run(name).origin
 
 
 def rows_of(evaluation: TextEvaluation | StoreEvaluation, first: str) -> Rows:
     """The rows of an evaluation; ValueError if the SAE `first` was trained on another model or site."""
-    found = about(evaluation)
+    found = evaluation.origin()
     found = found.get("store", found)
     known = {key: found[key] for key in ("fingerprint", "site", "target", "average", "world") if key in found}
     own = {key: value for key, value in origin(first).items() if key in known}

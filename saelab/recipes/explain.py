@@ -14,7 +14,7 @@ from saelab.explain.scoring import Explained, explain_all, summary
 from saelab.explain.writers import Counter, Endpoint, NoAnswerError, ReplyCache, Writer
 from saelab.metrics import TextEvaluation
 from saelab.models.writer import LocalWriter
-from saelab.recipes.show import print_scores
+from saelab.recipes.score_table import print_scores
 from saelab.runs import open_run
 from saelab.sae.sae import SAE
 

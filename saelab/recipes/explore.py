@@ -101,7 +101,7 @@ def _is_outdated(member: Member, store: str | None) -> bool:
         cosines, near = (torch.from_numpy(member.database.array(name).copy()) for name in ("cosines", "neighbours"))
         changed = not fits(member.sae, cosines.view(count, -1), near.view(count, -1))
     else:
-        changed = known != checksums(member.weights)
+        changed = known != checksums(member.saved.weights_file)
     if changed:
         _say(
             f"{member.name} has other weights or settings than it was collected with: it is collected anew, notes stay"
@@ -118,21 +118,21 @@ def collect_member(workspace: Workspace, member: Member, tokens: int, store: str
             f"{member.folder} cannot be written to, and what is collected goes there: copy it and show that"
         )
     print(f"{member.name}: collecting what its latents do on {tokens:,} tokens", file=sys.stderr)
-    model = workspace.model(member) if member.subject else None
+    model = workspace.model(member) if member.saved.subject else None
     corpus = _corpus(member, model, tokens, store)
-    collect(member.sae, member.weights, corpus, model, member.folder)
+    collect(member.sae, member.saved.weights_file, corpus, model, member.folder)
 
 
 def _corpus(member: Member, model: LanguageModel | None, tokens: int, store: str | None) -> Corpus:
-    config = member.run.config() if member.is_run else {}
+    config = member.saved.config
     folder = store or config.get("store")
     if folder and (store or Path(folder).exists()):
         return StoreCorpus(folder, tokens)
-    if model is not None and member.subject is not None:
-        return TextCorpus(member.subject, model, tokens, member.origin.get("split", "train"))
+    if model is not None and member.saved.subject is not None:
+        return TextCorpus(member.saved.subject, model, tokens, member.saved.origin.get("split", "train"))
     if config.get("world"):
         from saelab.recipes.train import parsed
 
-        world = parsed(config, f"{member.run.config_file} is damaged").world
+        world = parsed(config, f"{member.saved.files.config_file} is damaged").world
         return BareCorpus(world, tokens, config["world"])
     raise ValueError(f"{member.name} does not say what its rows come from: give --store")

@@ -1,24 +1,22 @@
 """`saelab measure`: every metric of any number of SAEs, as one table."""
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saelab.core.files import read_tensors, write_json, write_tensors
-from saelab.core.log import note_down
 from saelab.core.mesh import device_named
 from saelab.core.read import parse_yaml
 from saelab.core.run import Run
 from saelab.data.store import MANIFEST, Manifest
 from saelab.metrics import Metric, StoreEvaluation, TextEvaluation, measure
+from saelab.metrics.keep import keep_scores
 from saelab.metrics.measure import DEFAULT, Measured, wanted
-from saelab.metrics.table import write_columns, write_table
 from saelab.models.subject import Subject
-from saelab.recipes.show import print_scores
-from saelab.recipes.tasks import first_few, tasks_for
-from saelab.recipes.train import is_run, subject_of
-from saelab.sae.sae import load
+from saelab.recipes.score_table import print_scores
+from saelab.recipes.task_choice import first_few, tasks_for
+from saelab.runs import SavedRun, open_runs
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def measure_runs(
     """Measure SAEs and print one table; a run keeps its scores in scores.json, scores.parquet and its log.
 
     Args:
-        runs: folders of runs, or of saved SAEs (then --subject or --store must say what to measure on).
+        runs: folders of runs, of sweeps, or of saved SAEs (then --subject or --store must say what to measure on).
         tokens: rows to measure on.
         split: which documents of the text: `held-out`, `train` or `all`.
         subject: model, site and text to measure on; by default what each run was trained on.
@@ -59,38 +57,38 @@ def measure_runs(
         device: where the SAEs run; auto is the GPU if there is one.
         out: folder for what is found, one in it for each run; by default the runs' own folders keep it.
     """
-    kept = _kept_in(runs, out)
+    opened = {str(run.folder): run for run in open_runs(runs)}
+    kept = _kept_in(opened.values(), out)
     if subject and store:
         raise ValueError("give --subject or --store, not both")
     if store and split != "held-out":
         raise ValueError("--split chooses documents of a text; with --store leave it out")
     suite = suite or Suite()
     place, metrics = device_named(device), with_options(suite.metrics or [DEFAULT], suite.options or [])
-    groups: dict[Subject | str, list[str]] = {}
-    for name in runs:
-        if not is_run(name) and not (subject or store):
-            Run.open(name)
-        groups.setdefault(store or subject or subject_of(Run.open(name)), []).append(name)
+    groups: dict[Subject | str, dict[str, SavedRun]] = {}
+    for name, run in opened.items():
+        groups.setdefault(store or subject or run.needed_subject(), {})[name] = run
     found: dict[str, Measured] = {}
     read: list[str] = []
     seen: list[str] = []
     replaced: list[str] = []
-    for data, names in groups.items():
+    for data, members in groups.items():
         evaluation = _evaluation(data, tokens, split)
-        _check_models(names, evaluation)
-        origin = about(evaluation)
-        seen += _trained_on_it(names, origin["store"] if store else origin, store)
+        _check_models(members, evaluation)
+        origin = evaluation.origin()
+        seen += _trained_on_it(members, origin["store"] if store else origin, store)
         if isinstance(evaluation, StoreEvaluation):
             read.append(evaluation.read())
         needed = any(Metric.build(one).needs_tasks for one in wanted(metrics))
         tasks, left_out = tasks_for(suite.tasks, evaluation) if needed else ([], {})
-        measured = measure({name: load(name).to(place) for name in names}, evaluation, metrics, tasks=tasks)
-        for name in names:
+        saes = {name: run.load().to(place) for name, run in members.items()}
+        measured = measure(saes, evaluation, metrics, tasks=tasks)
+        for name in members:
             measured[name].skipped |= {f"task {task}": why for task, why in left_out.items()}
-            if name in kept and not measured[name].broken and keep(kept[name], measured[name], about(evaluation)):
+            if name in kept and not measured[name].broken and keep_scores(kept[name], measured[name], origin):
                 replaced.append(f"scores of {name} on other data were replaced; its log.jsonl still has their values")
         found |= measured
-    print_scores({name: found[name].as_json() for name in runs})
+    print_scores({name: found[name].as_json() for name in opened})
     for note in [*read, *seen, *replaced]:
         print(note)
     _say_skipped(found)
@@ -107,12 +105,12 @@ def _say_skipped(found: dict[str, Measured]) -> None:
         print(reason)
 
 
-def _kept_in(runs: list[str], out: str | None) -> dict[str, Run]:
+def _kept_in(opened: Iterable[SavedRun], out: str | None) -> dict[str, Run]:
     """The folder that keeps the scores of each SAE that has one; ValueError for one that cannot be written to."""
     if not out:
-        kept = {name: Run(name) for name in runs if is_run(name)}
+        kept = {str(run.folder): run.files for run in opened if run.is_run}
     else:
-        kept = {name: Run(Path(out) / Path(name).resolve().name) for name in runs}
+        kept = {str(run.folder): Run(Path(out) / run.name) for run in opened}
         if len({run.folder for run in kept.values()}) < len(kept):
             raise ValueError(f"two of these have folders of one name: measure them apart, or leave --out {out} out")
     for run in kept.values():
@@ -139,13 +137,13 @@ def with_options(metrics: list[str], options: list[str]) -> list[str | dict[str,
     return [*(name for name in metrics if name not in settings), *settings.values()]
 
 
-def _trained_on_it(runs: list[str], data: dict[str, Any], store: str | None) -> list[str]:
+def _trained_on_it(opened: Mapping[str, SavedRun], data: dict[str, Any], store: str | None) -> list[str]:
     """A note for each run that was trained on what it is measured on, by the data's origin and the rows themselves."""
     notes = []
-    for name in filter(is_run, runs):
-        if store and _shards(store) & _shards(Run(name).config().get("store")):
+    for name, run in opened.items():
+        if store and _shards(store) & _shards(run.config.get("store")):
             notes.append(f"note: {name} was trained on these rows")
-        elif _same_documents(Run(name).source(), data):
+        elif _same_documents(run.origin, data):
             notes.append(f"note: {name} was trained on these documents")
     return notes
 
@@ -169,49 +167,15 @@ def _evaluation(data: Subject | str, tokens: int, split: str) -> TextEvaluation 
     return StoreEvaluation(data, tokens) if isinstance(data, str) else TextEvaluation(data, tokens, split)
 
 
-def about(evaluation: TextEvaluation | StoreEvaluation) -> dict[str, Any]:
-    """What scores on these data depend on."""
-    if isinstance(evaluation, StoreEvaluation):
-        return {"store": evaluation.store.manifest.origin}
-    return evaluation.subject.origin(evaluation.model, evaluation.split)
-
-
-def keep(run: Run, measured: Measured, data: dict[str, Any]) -> bool:
-    """Write what was measured into a run's folder; whether scores on other data went.
-
-    Earlier scores on the same data stay unless they were measured again; scores on other data go.
-    """
-    before = run.measured()
-    same, held = before.get("data") == data, run.scores()
-    earlier = {key: score for key, score in held.items() if same and key not in measured.skipped}
-    scores = earlier | measured.as_json()
-    again = measured.seconds.keys() | measured.scores.keys()
-    skipped = {name: why for name, why in before.get("skipped", {}).items() if same and name not in again}
-    # Killed anywhere here, a run never holds numbers of some data that it says are of others.
-    for path in [] if same else [run.measured_file, *run.tables.glob("*.parquet"), run.latents_file]:
-        path.unlink(missing_ok=True)
-    for name, table in measured.tables.items():
-        write_columns(run.tables / f"{name}.parquet", table)
-    old = read_tensors(run.latents_file)[0] if run.latents_file.exists() else {}
-    if measured.latents or old:
-        write_tensors(run.latents_file, old | measured.latents)
-    run.write_scores(scores)
-    write_table(run.table_file, {run.folder.name: scores})
-    seconds = {f"seconds.{key}": round(value, 3) for key, value in measured.seconds.items()}
-    note_down(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
-    write_json(run.measured_file, {"data": data, "skipped": skipped | measured.skipped})
-    return bool(held and before) and not same
-
-
-def _check_models(names: list[str], evaluation: TextEvaluation | StoreEvaluation) -> None:
+def _check_models(opened: Mapping[str, SavedRun], evaluation: TextEvaluation | StoreEvaluation) -> None:
     """ValueError if a run was trained on another model than it is measured on."""
     if isinstance(evaluation, TextEvaluation):
         model = evaluation.model
         found, of = {"fingerprint": model.fingerprint, "site": model.site, "target": model.target}, model.name
     else:
         found, of = evaluation.store.manifest.origin, str(evaluation.store.folder)
-    for name in names:
-        own = Run(name).source() if is_run(name) else {}
+    for name, run in opened.items():
+        own = run.origin
         if _differ(own, found, "fingerprint"):
             raise ValueError(f"{name} was trained on another model than {of}: their weights differ")
         for key in ("site", "target"):

@@ -18,12 +18,12 @@ from saelab.core.read import Row, read_json
 from saelab.core.run import Run
 from saelab.data.store import Store
 from saelab.metrics import TextEvaluation, measure
+from saelab.metrics.keep import keep_scores
 from saelab.models.harvest import harvest
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
-from saelab.recipes.measure import about, keep
 from saelab.recipes.python_readings import TokenizedText, choose, contexts
-from saelab.recipes.show import value_and_interval
+from saelab.recipes.score_table import value_and_interval
 from saelab.recipes.train import complete, resume
 from saelab.sae.sae import SAE, load
 
@@ -99,7 +99,7 @@ def _make(run: Run, tokens: int, measure_tokens: int) -> None:
     evaluation = TextEvaluation(SUBJECT, measure_tokens, model=model)
     measured = measure({"sae": sae}, evaluation, SHOWN)["sae"]
     write_json(run.folder / "latents.json", {"latents": _latents(sae, store, model)})
-    keep(run, measured, about(evaluation))
+    keep_scores(run, measured, evaluation.origin())
 
 
 @torch.no_grad()

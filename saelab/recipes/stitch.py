@@ -16,7 +16,7 @@ from saelab.core.files import whole_folder
 from saelab.metrics import TextEvaluation
 from saelab.metrics.base import LEAST_DOCUMENTS
 from saelab.recipes.compared import Data, keep_sae, opened, rows_of, say_doubts
-from saelab.recipes.show import few_documents
+from saelab.recipes.score_table import few_documents
 
 WORSE = 1.02
 """How much larger an error is worth a warning. TopK SAEs lose more the wider they are, and then hide what they know."""

@@ -270,25 +270,3 @@ def _short(value: Any) -> Any:
         if "class_path" in value:
             value["class_path"] = value["class_path"].rsplit(".", 1)[-1]
     return [_short(part) for part in value] if isinstance(value, list) else value
-
-
-def subject_of(run: Run) -> Subject:
-    """The model, site and text a run was trained on."""
-    if not run.source_file.exists():
-        raise ValueError(
-            f"{run.folder} does not say which model and text it was trained on: give --subject.model, --subject.site "
-            "and --subject.text"
-        )
-    origin = run.source()
-    if not (origin.get("model") and origin.get("site")):
-        what = "a synthetic world" if "world" in origin else "rows that do not say which model and site they are of"
-        raise ValueError(
-            f"{run.folder} was trained on {what}: give --store DIR with rows of that kind, or --subject.model, "
-            "--subject.site and --subject.text"
-        )
-    return Subject.of(origin)
-
-
-def is_run(folder: str) -> bool:
-    """Whether a folder is a run (and not a bare SAE)."""
-    return (Path(folder) / "config.yaml").exists()

@@ -9,7 +9,7 @@ Files are named in `saelab.core.run` only; what is read here is read when it is 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -114,16 +114,18 @@ class SavedRun:
     @property
     def subject(self) -> Subject | None:
         """Model, site and text of the rows; None where they come from no model, or nobody knows."""
-        if "model" not in self.origin:
-            return None
-        return Subject(**{key: self.origin[key] for key in asdict(Subject()) if key in self.origin})
+        return Subject.of(self.origin) if self.origin.get("model") and self.origin.get("site") else None
 
     def needed_subject(self) -> Subject:
         """`subject`; ValueError that says what to give where there is none."""
         if self.subject is None:
+            what = "does not say what it was trained on"
+            if self.origin:
+                rows = "a synthetic world" if "world" in self.origin else "rows that do not say their model and site"
+                what = f"was trained on {rows}"
             raise ValueError(
-                f"{self.folder} does not say which model and text its rows were made from: give --store or, where the "
-                "command has them, --subject.model, --subject.site and --subject.text"
+                f"{self.folder} {what}: give --store with rows of that kind or, where the command has them, "
+                "--subject.model, --subject.site and --subject.text"
             )
         return self.subject
 

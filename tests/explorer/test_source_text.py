@@ -19,9 +19,10 @@ from saelab.explorer.pages import latents, pattern, prompt
 from saelab.explorer.search import Query
 from saelab.explorer.search import latents as found_in
 from saelab.explorer.windows import windows
-from saelab.explorer.workspace import Member, Workspace
+from saelab.explorer.workspace import Workspace
 from saelab.models.harvest import harvest
 from saelab.models.subject import Subject
+from saelab.runs import open_run
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
 
@@ -56,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sae.save(run / "sae")
         (run / "config.yaml").write_text("{}\n")
         (run / "source.json").write_text(json.dumps(subject.origin(model, "all")))
-        collect(sae, Member(name, run).weights, corpus, model, run, show=False)
+        collect(sae, open_run(run).weights_file, corpus, model, run, show=False)
     return folder
 
 

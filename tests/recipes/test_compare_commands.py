@@ -217,10 +217,7 @@ def test_what_does_not_go_together_is_one_line_that_names_both(saelab, ladder, s
     assert "is not an empty folder; choose another" in saelab("meta", a, "--out", taken).complaint
     bare = tmp_path / "bare"
     load(a).save(bare)
-    assert (
-        f"{bare} is no run that says what it was trained on"
-        in saelab("stitch", bare, b, "--out", tmp_path / "x").complaint
-    )
+    assert f"{bare} does not say what it was trained on" in saelab("stitch", bare, b, "--out", tmp_path / "x").complaint
 
 
 def test_a_stitch_that_decides_little_says_how_many_rows_would():

@@ -15,8 +15,10 @@ from saelab.core.log import note_down, read_log
 from saelab.core.run import Run
 from saelab.data.store import StoreWriter
 from saelab.metrics.base import Score
+from saelab.metrics.keep import keep_scores
 from saelab.metrics.measure import Measured
-from saelab.recipes.measure import _trained_on_it, keep, with_options
+from saelab.recipes.measure import _trained_on_it, with_options
+from saelab.runs import open_run
 from saelab.sae.sae import load
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
@@ -69,14 +71,14 @@ def test_a_measurement_that_is_cut_short_mixes_no_data(run, monkeypatch, call):
     def cut(*words: object) -> None:
         raise KeyboardInterrupt
 
-    keep(Run(run), measured(1.0), {"store": "one"})
+    keep_scores(Run(run), measured(1.0), {"store": "one"})
     with monkeypatch.context() as patch:
-        patch.setattr(f"saelab.recipes.measure.{call}", cut)
+        patch.setattr(f"saelab.metrics.keep.{call}", cut)
         with pytest.raises(KeyboardInterrupt):
-            keep(Run(run), measured(2.0), {"store": "two"})
+            keep_scores(Run(run), measured(2.0), {"store": "two"})
     other = Measured()
     other.scores["b"] = Score(3.0, None, None, 1, "share")
-    keep(Run(run), other, {"store": "one"})  # what is of the other data is gone, whatever was written of it
+    keep_scores(Run(run), other, {"store": "one"})  # what is of the other data is gone, whatever was written of it
     assert scores(run).keys() == {"b"}
     assert not list((run / "tables").glob("*.parquet"))
     assert not (run / "latents.safetensors").exists()
@@ -101,10 +103,10 @@ def test_scores_are_kept_as_a_table_and_in_the_log_too(saelab, run, store):
 def test_what_was_computed_stays_when_it_cannot_be_computed_again(run):
     one = Score(1.0, None, None, 3, "tokens")
     run_ = Run.open(run)
-    keep(run_, Measured({"a": one, "b": one}, seconds={"A": 1.0}), {"text": "x"})
-    keep(run_, Measured({"c": one}, skipped={"A": "no endpoint", "b": "divides by zero"}), {"text": "x"})
+    keep_scores(run_, Measured({"a": one, "b": one}, seconds={"A": 1.0}), {"text": "x"})
+    keep_scores(run_, Measured({"c": one}, skipped={"A": "no endpoint", "b": "divides by zero"}), {"text": "x"})
     assert run_.scores().keys() == {"a", "c"}  # b has no value any more; what became of a is not known
-    keep(run_, Measured({"a": one, "b": one}, seconds={"A": 1.0}), {"text": "x"})
+    keep_scores(run_, Measured({"a": one, "b": one}, seconds={"A": 1.0}), {"text": "x"})
     assert json.loads(run_.measured_file.read_text())["skipped"] == {}
 
 
@@ -161,8 +163,8 @@ def test_a_run_is_said_to_have_seen_only_what_it_was_trained_on(tmp_path):
     made.source_file.write_text(json.dumps({"made": "here"}))
     name = str(made.folder)
     # Both stores say the same of themselves, and hold other rows.
-    assert _trained_on_it([name], {"made": "here"}, ours) == [f"note: {name} was trained on these rows"]
-    assert _trained_on_it([name], {"made": "here"}, other) == []
+    assert _trained_on_it({name: open_run(name)}, {"made": "here"}, ours) == [f"note: {name} was trained on these rows"]
+    assert _trained_on_it({name: open_run(name)}, {"made": "here"}, other) == []
     text = {"text": "stdlib", "field": "text", "split": "train", "seq_len": 64}
     made.source_file.write_text(json.dumps(text))
     for wanted, of in (
@@ -170,8 +172,8 @@ def test_a_run_is_said_to_have_seen_only_what_it_was_trained_on(tmp_path):
         (False, text | {"text": "other.txt"}), (False, {}),
     ):  # fmt: skip
         expected = [f"note: {name} was trained on these documents"] if wanted else []
-        assert _trained_on_it([name], of, None) == expected
-        assert _trained_on_it([name], of, other) == expected
+        assert _trained_on_it({name: open_run(name)}, of, None) == expected
+        assert _trained_on_it({name: open_run(name)}, of, other) == expected
 
 
 def test_few_documents_are_said_in_place_of_an_interval_and_old_scores_still_read(saelab, run, store):
@@ -216,7 +218,7 @@ def test_rows_without_columns_are_measured_as_far_as_they_can_be(saelab, bare, r
     for words in (["measure", tmp_path / "own"], ["manifolds", tmp_path / "own", "--out", tmp_path / "m"]):
         ended = saelab(*words)
         assert ended.status == 2
-        assert "was trained on rows that do not say which model and site they are of: give --store" in ended.complaint
+        assert "does not say what it was trained on: give --store" in ended.complaint
 
 
 def test_what_cannot_keep_scores_is_said_before_measuring_and_another_folder_does(
@@ -234,5 +236,6 @@ def test_what_cannot_keep_scores_is_said_before_measuring_and_another_folder_doe
     assert saelab(*words, "--out", tmp_path / "found").status == 0
     assert files(run) == before
     assert scores(tmp_path / "found" / "run").keys() == {"l0"}
+    shutil.copytree(run, tmp_path / "other" / "run")
     twice = saelab("measure", run, tmp_path / "other" / "run", "--store", store, "--out", tmp_path / "found")
     assert "two of these have folders of one name" in twice.complaint

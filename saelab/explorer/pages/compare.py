@@ -74,7 +74,7 @@ def _nearest(workspace: Workspace, a: Member, b: Member) -> list[tuple[np.ndarra
 
 def _differences(a: Member, b: Member) -> list[dict[str, Any]]:
     """Scores of both, and whether their intervals lie apart."""
-    ours, theirs = (member.run.scores() if member.is_run else {} for member in (a, b))
+    ours, theirs = (member.saved.scores for member in (a, b))
     found = []
     for metric in dict.fromkeys([*ours, *theirs]):
         one, other = ours.get(metric), theirs.get(metric)

@@ -99,7 +99,7 @@ def _run(workspace: Workspace, folder: str, n_latents: int) -> str | None:
     trained = [member for member in workspace.members.values() if folder and member.is_trained]
     there = [member.name for member in trained if member.folder.resolve() == Path(folder).resolve()]
     alike = [member for member in trained if member.folder.resolve().name == Path(folder).name]
-    sized = [one.name for one in alike if read_config(one.sae_folder).get("n_latents") == n_latents]
+    sized = [one.name for one in alike if read_config(one.saved.sae_folder).get("n_latents") == n_latents]
     return next(iter(there or (sized if len(sized) == 1 else [])), None)
 
 

@@ -22,7 +22,7 @@ def page(workspace: Workspace, name: str) -> dict[str, Any]:
     limits = {"characters": CHARACTERS, "changes": CHANGES, "strength": STRENGTH, "new_tokens": NEW_TOKENS}
     return {"page": "prompt", "title": f"Prompt, {name}", "run": name, "limits": limits, "others": [
         other for other in workspace.members if other != name
-    ], "model": member.origin.get("model")}  # fmt: skip
+    ], "model": member.saved.origin.get("model")}  # fmt: skip
 
 
 def lens_of(workspace: Workspace, member: Member) -> Lens:

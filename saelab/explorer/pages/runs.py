@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from saelab.core.log import read_training
 from saelab.core.read import expect
 from saelab.explorer.workspace import Member, Workspace
 from saelab.sae.sae import read_config
@@ -23,7 +22,7 @@ def runs(workspace: Workspace) -> dict[str, Any]:
 
 def _line(member: Member) -> dict[str, Any]:
     config = _config(member)
-    scores = member.run.scores() if member.is_run else {}
+    scores = member.saved.scores
     last = _log(member)[-1:] or [{}]
     return {
         "name": member.name,
@@ -36,8 +35,8 @@ def _line(member: Member) -> dict[str, Any]:
         "dictionary": _words(config.get("dictionary") or {}),
         "rows": last[0].get("rows"),
         "step": last[0].get("step"),
-        "site": member.origin.get("site"),
-        "model": member.origin.get("model"),
+        "site": member.saved.origin.get("site"),
+        "model": member.saved.origin.get("model"),
         "scores": scores,
     }
 
@@ -45,8 +44,8 @@ def _line(member: Member) -> dict[str, Any]:
 def _config(member: Member) -> dict[str, Any]:
     """The SAE's own settings, whether it is trained or only begun."""
     if member.is_trained:
-        return read_config(member.sae_folder)
-    found: dict[str, Any] = expect(member.run.config(), {"sae?": dict}, member.run.config_file).get("sae", {})
+        return read_config(member.saved.sae_folder)
+    found: dict[str, Any] = expect(member.saved.config, {"sae?": dict}, member.saved.files.config_file).get("sae", {})
     return found
 
 
@@ -66,7 +65,7 @@ def _short(value: Any) -> str:
 
 def _log(member: Member) -> list[dict[str, Any]]:
     """The records of training; what was measured later stands in the log too, and is left out."""
-    return read_training(member.run.log_file) if member.run.log_file.exists() else []
+    return member.saved.training_log
 
 
 def run(workspace: Workspace, name: str) -> dict[str, Any]:
@@ -76,8 +75,8 @@ def run(workspace: Workspace, name: str) -> dict[str, Any]:
         "page": "run",
         "title": name,
         "run": _line(member),
-        "config": member.run.config() if member.is_run else _config(member),
-        "origin": member.origin,
+        "config": member.saved.config if member.saved.is_run else _config(member),
+        "origin": member.saved.origin,
         "log": thinned(_log(member)),
     }
 

@@ -28,10 +28,10 @@ def scaling(workspace: Workspace) -> dict[str, Any]:
     """The runs as points, and the fit."""
     points = []
     for member in workspace.members.values():
-        if not member.is_trained or not member.is_run:
+        if not member.is_trained or not member.saved.is_run:
             continue
-        config = read_config(member.sae_folder)
-        scores, log = member.run.scores(), _log(member)
+        config = read_config(member.saved.sae_folder)
+        scores, log = member.saved.scores, _log(member)
         score = scores.get("fvu")
         l0 = scores.get("l0", {}).get("value") or (log[-1]["l0"] if log else None)
         loss = score or ({"value": log[-1]["fvu"], "low": None, "high": None} if log else None)
@@ -46,7 +46,9 @@ def scaling(workspace: Workspace) -> dict[str, Any]:
             "high": loss["high"], "measured": bool(score), "rows": log[-1]["rows"] if log else None,
         })  # fmt: skip
     names = [
-        name for name, member in workspace.members.items() if member.is_collected and member.subject and member.has_text
+        name
+        for name, member in workspace.members.items()
+        if member.is_collected and member.saved.subject and member.has_text
     ]
     found = {"page": "scaling", "title": "Scaling", "points": points, "fit": fit(points), "zf": names}
     return found | {"results": ladder(workspace)}
