@@ -4,11 +4,14 @@ import re
 import shlex
 import subprocess
 import sys
+from inspect import Parameter, signature
 from pathlib import Path
 
 import pytest
 
 from saelab.cli import main
+from saelab.metrics.n2g.explainability import N2G
+from saelab.models.harvest import LiveSource
 from saelab.models.loading import bundled_folder
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +20,16 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # The hub cannot be reached in a test: the bundled model and a local file stand in for what would come from there.
 STAND_INS = {"transformer.h.8": "model.layers.1", "hf:NeelNanda/pile-10k": "text.txt"}
+
+
+@pytest.fixture
+def less_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults that only say how much: of text before a run on the fly begins, of latents that patterns explain."""
+    for function, name, less in ((LiveSource.__init__, "window_rows", 1 << 13), (N2G.__init__, "most", 16)):
+        defaults = {key: option.default for key, option in signature(function).parameters.items()}
+        assert defaults[name] > less
+        given = (defaults | {name: less}).values()
+        monkeypatch.setattr(function, "__defaults__", tuple(value for value in given if value is not Parameter.empty))
 
 
 def blocks(language: str) -> list[str]:
@@ -31,6 +44,7 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("less_of_the_same")
 def test_readme_commands_and_python_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("It was the best of times, it was the worst of times.\n" * 300)
@@ -54,7 +68,7 @@ def test_readme_commands_and_python_run(tmp_path, monkeypatch, capsys):
 
 def test_readme_make_targets_exist():
     named = set(re.findall(r"\bmake ([a-z]+)", " ".join(blocks(""))))
-    assert named == {"quickstart", "test", "parity"}
+    assert named == {"quickstart", "test", "parity", "campaign"}
     makefile = (ROOT / "Makefile").read_text()
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
