@@ -14,7 +14,7 @@ import torch
 from saelab.metrics import TextEvaluation, measure
 from saelab.models.subject import Subject
 from saelab.recipes.tasks import tasks_for
-from saelab.recipes.train import subject_of
+from saelab.runs import open_run
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE, load
 from saelab.tasks import rows
@@ -58,9 +58,8 @@ def main() -> None:
 
 
 def subject(run: str | None) -> Subject:
-    from saelab.core.run import Run
 
-    return subject_of(Run.open(run)) if run else Subject(piece=2000)
+    return open_run(run).needed_subject() if run else Subject(piece=2000)
 
 
 def untrained(evaluation: TextEvaluation, options: argparse.Namespace) -> SAE:

@@ -322,7 +322,7 @@ def test_rows_of_another_width_are_refused(shape):
             function(x)
 
 
-@pytest.mark.parametrize("rows", ["text", [["a", "b"]], object(), None], ids=repr)
+@pytest.mark.parametrize("rows", ["text", [["a", "b"]], object(), None], ids=["text", "nested", "object", "None"])
 def test_what_is_no_array_of_numbers_is_named(rows):
     with pytest.raises(ValueError, match="expected rows as a tensor or an array of numbers, got "):
         SAE(D, L, TopK(4)).encode(rows)
