@@ -54,7 +54,7 @@ def family_trial(family: str, draw: random.Random, folder: Path) -> str | None:
     if not torch.equal(read.activations(ids), by_hand) or not torch.equal(read.run(ids)[1], by_hand):
         return f"{about}: rows differ from a hook's"
     rows = torch.randn(by_hand.shape, generator=generator) * by_hand.std()
-    if not _close(read.run_with(ids, rows), _run(model, path, side, ids, rows)[1]):
+    if not _close(read.forward_with(ids, rows), _run(model, path, side, ids, rows)[1]):
         return f"{about}: replaced rows give other logits than a hook's"
     if broken := _promoted(model, read, blocks, ids, generator):
         return f"{about}: {broken}"

@@ -232,11 +232,11 @@ NOTED = 40
 
 def notes(rng: random.Random, base: Path) -> Case:
     """Notes of the explorer: those that were acknowledged are there."""
-    command = Command(["notes"], target=note_down)
+    command = Command(["notes"], target=append_record)
     return Case("notes", command, command, _copies(base, "read"), judge=noted)
 
 
-def note_down() -> None:
+def append_record() -> None:
     """Write notes as the explorer's server does, each acknowledged in a file once it was kept."""
     from saelab.explorer.pages.latents import note
     from saelab.explorer.workspace import Workspace

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from explorer.chromium import Chromium  # type: ignore[import-not-found]
 from PIL import Image
 
-from saelab.explorer.known import bring_in
+from saelab.explorer.known import import_results
 from saelab.explorer.serve import listening, server_for
 from saelab.explorer.workspace import Workspace
 
@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     workspace = Workspace(options.folders)
-    bring_in(workspace)
+    import_results(workspace)
     place = listening("127.0.0.1", 0)
     server = server_for(workspace, "127.0.0.1")
     serving = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)

@@ -43,7 +43,7 @@ def loss_along(evaluation: TextEvaluation) -> Callable[["Pair", list[int]], dict
             for place in range(len(at)):
                 activations = text.activations.clone()
                 activations[text.keep.to(activations.device)] = x_hat[:, place].to(activations)
-                total[place] += _nll(text.model.run_with(text.tokens.ids, activations), text, predicts) - clean
+                total[place] += _nll(text.model.forward_with(text.tokens.ids, activations), text, predicts) - clean
             count += int(predicts.sum())
         return dict(zip(at, (total / max(count, 1)).tolist(), strict=True))
 

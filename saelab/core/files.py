@@ -58,7 +58,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 @contextmanager
-def going_on(how: str) -> Iterator[None]:
+def hint_on_full_disk(how: str) -> Iterator[None]:
     """A full disk inside is told with the command that goes on, such as "`saelab train --resume RUN` goes on"."""
     try:
         yield

@@ -50,7 +50,7 @@ class Log:
             self._board.close()
 
 
-def note_down(path: Path, record: Record) -> None:
+def append_record(path: Path, record: Record) -> None:
     """Add a record about a finished run to its log; it stands at the step at which training ended.
 
     It takes the place of a last one that differs in what begins with `seconds.` only, which was written by a command

@@ -28,7 +28,7 @@ import torch
 
 from saelab.explain import questions
 from saelab.explain.material import TRIED, Material, Window
-from saelab.explain.writers import RubbishError, Writer
+from saelab.explain.writers import UnusableAnswerError, Writer
 from saelab.metrics.base import Score, score_of_latents
 
 SCORERS = ("detection", "fuzzing", "intruder", "simulation")
@@ -74,7 +74,7 @@ def explain_all(
     for material in materials:
         try:
             phrases[material.latent] = questions.explain(writer, material.shown)
-        except RubbishError:
+        except UnusableAnswerError:
             continue
     able = [material for material in materials if material.latent in phrases]
     random_phrases = _random_phrases(writer, materials, seed)
@@ -104,7 +104,7 @@ def _try(one: Explained, writer: Writer, what: tuple[str, str], about: About, se
     scorer, kind = what
     try:
         value = _score(writer, scorer, kind, about, seed)
-    except RubbishError:
+    except UnusableAnswerError:
         one.unanswered += 1
         return
     if value is not None:
@@ -143,7 +143,7 @@ def _random_phrases(writer: Writer, materials: Sequence[Material], seed: int) ->
         marked = [Window(one.tokens, _one_hot(len(one.tokens), draw)) for one in some]
         try:
             found.append(questions.explain(writer, marked))
-        except RubbishError:
+        except UnusableAnswerError:
             continue
     return found
 

@@ -29,7 +29,7 @@ class NoAnswerError(OSError):
     """The endpoint cannot be reached, is too slow or refuses: asking on is of no use."""
 
 
-class RubbishError(ValueError):
+class UnusableAnswerError(ValueError):
     """An answer that is not what was asked for."""
 
 
@@ -64,7 +64,7 @@ class Endpoint:
     def text(self, prompt: str, most: int) -> str:
         said = " ".join(self._ask(prompt, most).split())
         if not said:
-            raise RubbishError(f"{self.name} gave an empty answer")
+            raise UnusableAnswerError(f"{self.name} gave an empty answer")
         return said
 
     def picks(self, prompt: str, options: Sequence[str], count: int) -> list[str]:
@@ -72,7 +72,7 @@ class Endpoint:
         words = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
         found = re.findall(rf"(?<![\w.])(?:{words})(?![\w.])", said)
         if len(found) != count:
-            raise RubbishError(f"{self.name} gave {len(found)} answers, {count} were asked for: {said[:80]!r}")
+            raise UnusableAnswerError(f"{self.name} gave {len(found)} answers, {count} were asked for: {said[:80]!r}")
         return found
 
     def _ask(self, prompt: str, most: int) -> str:
@@ -107,9 +107,9 @@ def _content(body: bytes, name: str) -> str:
         choices = parse_json(body, name, {"choices": [{"message": {"content": Any}}]}, foreign=True)["choices"]
         content = choices[0]["message"]["content"]
     except (ValueError, IndexError):
-        raise RubbishError(f"{name} gave something that is no chat completion: {body[:80]!r}") from None
+        raise UnusableAnswerError(f"{name} gave something that is no chat completion: {body[:80]!r}") from None
     if not isinstance(content, str):
-        raise RubbishError(f"{name} gave an answer without text")
+        raise UnusableAnswerError(f"{name} gave an answer without text")
     return content
 
 

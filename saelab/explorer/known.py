@@ -30,7 +30,7 @@ COLUMNS = {"loss": float, "latent": int, "task": str, "accuracy": float}
 CLASSES = ("novel", "reconstruction")
 
 
-def bring_in(workspace: Workspace) -> None:
+def import_results(workspace: Workspace) -> None:
     """Bring what was found about every SAE into its database, in place of what was brought in before.
 
     A database in a folder that may not be written to is shown as it is.

@@ -156,7 +156,7 @@ class Lens:
         put = self.model.written(activations)[None].clone().requires_grad_()
         batch = torch.tensor([list(ids)])
         with torch.enable_grad():
-            logits = self.model.run_with(batch, put, gradient=True)[0, :-1].float()
+            logits = self.model.forward_with(batch, put, gradient=True)[0, :-1].float()
             loss = F.cross_entropy(logits, batch[0, 1:].to(logits.device), reduction="sum")
         return torch.autograd.grad(loss, put)[0][0].float().cpu()
 
@@ -164,7 +164,7 @@ class Lens:
     def logits(self, ids: Sequence[int], rows: Tensor) -> Tensor:
         """Log probabilities [R, T, V] of a text with rows [R, T, D] at the site."""
         batch = torch.tensor([list(ids)]).expand(len(rows), -1)
-        return F.log_softmax(self.model.run_with(batch, rows).float(), dim=-1).cpu()
+        return F.log_softmax(self.model.forward_with(batch, rows).float(), dim=-1).cpu()
 
     @torch.no_grad()
     def ablated(
@@ -230,7 +230,7 @@ class Lens:
             if changes:
                 activations, codes = self.read(found)
                 row = self.changed(activations, codes, changes, largest)
-                logits = self.model.run_with(batch, row[None])[0, -1].float().cpu()
+                logits = self.model.forward_with(batch, row[None])[0, -1].float().cpu()
             else:
                 logits = self.model.run(batch)[0][0, -1].float().cpu()
             noise = torch.rand(logits.shape, generator=generator)

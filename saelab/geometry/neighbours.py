@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.kernels import tier
-from saelab.kernels.native.encode import suits
+from saelab.kernels.native.encode import is_worth_screening
 from saelab.kernels.select import above_threshold, topk_linear
 
 BLOCK_ENTRIES = 1 << 24
@@ -93,7 +93,7 @@ def _check(probes: Tensor, directions: Tensor) -> None:
 
 def is_screened(probes: Tensor, directions: Tensor, count: int) -> bool:
     """Whether kernels are compiled that find the `count` largest products without making all of them."""
-    return tier.is_native(probes, directions) and suits(probes, directions, count)
+    return tier.is_native(probes, directions) and is_worth_screening(probes, directions, count)
 
 
 def _by_screen(probes: Tensor, directions: Tensor, width: int, skip_self: bool) -> tuple[Tensor, Tensor]:

@@ -138,7 +138,7 @@ def _largest(
         from saelab.kernels.gpu.select import topk_linear_forward  # imports triton
 
         return topk_linear_forward(centred, weight, bias, k)
-    if not (tier.is_native(centred, weight, bias) and native_encode.suits(centred, weight[:width], k)):
+    if not (tier.is_native(centred, weight, bias) and native_encode.is_worth_screening(centred, weight[:width], k)):
         return _topk_in_blocks(centred, weight, bias, k, absolute, groups)
     parts = []
     for start in range(0, len(weight), width):
@@ -204,7 +204,7 @@ def _above(centred: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor) -> 
     if tier.is_native(centred, weight, bias) and len(centred):
         some = (F.linear(centred[:: max(1, len(centred) // PROBES)], weight, bias) > threshold).sum(1)
         width = 2 * int(some.max()) + 16
-        if native_encode.suits(centred, weight, width):
+        if native_encode.is_worth_screening(centred, weight, width):
             values, indices, left = native_encode.above(centred, weight, bias, threshold, width)
             if len(left):
                 values[left], indices[left] = 0, 0

@@ -110,9 +110,9 @@ class Setting:
 class Metric(Component, ABC):
     """One metric of one SAE. A fresh object is made for every SAE; constructor options, if any, have defaults.
 
-    In this order: `begin`; `update` for every chunk; `again`, and where it says so, `update` for every chunk once more,
-    and so on; `scores`; `latents`; `tables`. A ValueError or OSError out of any of them is the reason that is given why
-    there is no score; all other metrics go on.
+    In this order: `begin`; `update` for every chunk; `needs_another_pass`, and where it is True, `update` for every
+    chunk once more, and so on; `scores`; `latents`; `tables`. A ValueError or OSError out of any of them is the reason
+    that is given why there is no score; all other metrics go on.
     """
 
     home = "saelab.metrics"
@@ -133,7 +133,7 @@ class Metric(Component, ABC):
         """Whether it looks at the model's logits in the chunks to come; without them, `view.text` may be None."""
         return self.needs_model
 
-    def again(self) -> bool:
+    def needs_another_pass(self) -> bool:
         """After the last chunk: whether to go through all chunks once more."""
         return False
 
@@ -150,7 +150,7 @@ class Metric(Component, ABC):
         return {}
 
     @classmethod
-    def watches(cls) -> bool:
+    def needs_chunks(cls) -> bool:
         """Whether it takes in chunks."""
         return cls.update is not Metric.update
 

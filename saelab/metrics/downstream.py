@@ -98,7 +98,7 @@ class Predictions:
 
     def with_rows(self, name: str, rows: Tensor) -> dict[str, Tensor]:
         """Cross entropy and KL of each prediction [n] with rows [B, D] in place of the chunk's."""
-        logits = self.text.model.run_with(self.text.tokens.ids, replaced(self.text, rows))
+        logits = self.text.model.forward_with(self.text.tokens.ids, replaced(self.text, rows))
         changed = log_probabilities(logits, self.counts)
         kl = F.kl_div(changed, self.clean, log_target=True, reduction="none").sum(1)
         return {name: F.nll_loss(changed, self.target, reduction="none"), f"kl_{name}": kl}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from saelab.core.files import read_tensors, write_json, write_tensors
-from saelab.core.log import note_down
+from saelab.core.log import append_record
 from saelab.core.run import Run
 from saelab.metrics.measure import Measured
 from saelab.metrics.table import write_columns, write_table
@@ -31,6 +31,6 @@ def keep_scores(run: Run, measured: Measured, data: dict[str, Any]) -> bool:
     run.write_scores(scores)
     write_table(run.table_file, {run.folder.name: scores})
     seconds = {f"seconds.{key}": round(value, 3) for key, value in measured.seconds.items()}
-    note_down(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
+    append_record(run.log_file, {f"measured.{key}": score.value for key, score in measured.scores.items()} | seconds)
     write_json(run.measured_file, {"data": data, "skipped": skipped | measured.skipped})
     return bool(held and before) and not same

@@ -147,7 +147,7 @@ def _sweeps(
     saes: Mapping[str, SAE], evaluation: Evaluation, running: Running, results: Mapping[str, Measured], show: bool
 ) -> None:
     """Go through the data as often as metrics want it."""
-    watching = {name: [metric for metric in metrics if metric.watches()] for name, metrics in running.items()}
+    watching = {name: [metric for metric in metrics if metric.needs_chunks()] for name, metrics in running.items()}
     title = "measure"
     while any(True for _ in _at_work(watching, results)):
         _sweep(saes, evaluation, watching, results, (title, show))
@@ -158,7 +158,7 @@ def _sweeps(
             for metric in metrics:
                 if results[name].runs(metric):
                     with results[name].attempt(metric):
-                        more[name] += [metric] if metric.again() else []
+                        more[name] += [metric] if metric.needs_another_pass() else []
         watching = more
 
 

@@ -86,7 +86,7 @@ class Contexts:
             block, keep = picked(self.tokens, slice(start, start + self.at_once)), self.keep[start:][: self.at_once]
             clean = self.model.written(self.model.activations(block.ids)).requires_grad_()
             with torch.enable_grad(), torch.autocast(self.model.device.type, enabled=False):
-                logits = self.model.run_with(block.ids, clean, gradient=True)
+                logits = self.model.forward_with(block.ids, clean, gradient=True)
                 loss = _cross_entropy(logits, block, predictions(block, block.keep))
             found.append(torch.autograd.grad(loss, clean)[0][keep.to(clean.device)].cpu())
         return torch.cat(found)
@@ -108,7 +108,7 @@ class Contexts:
             clean = self.model.activations(block.ids)
         put = self.model.written(clean).clone()
         put[keep.to(put.device)] = rows.to(put)
-        logits = self.model.run_with(block.ids, put, gradient=True)
+        logits = self.model.forward_with(block.ids, put, gradient=True)
         counts = predictions(block, keep)
         if kind == "ce":
             return _cross_entropy(logits, block, counts)

@@ -160,7 +160,10 @@ def harvest(
     shard_rows = max(1, SHARD_BYTES // (writer.manifest.width * 4))
     pending: list[Kept] = []
     token_rows, text = 0, hashlib.sha256()
-    with _told_apart(writer), progress("harvest", tokens, "tokens", done=writer.manifest.rows, show=show) as bar:
+    with (
+        _report_rows_on_interrupt(writer),
+        progress("harvest", tokens, "tokens", done=writer.manifest.rows, show=show) as bar,
+    ):
         for block in _after(writer, subject, subject.token_rows(model, split, blocks_of(subject)), text):
             text.update(block.ids.numpy().tobytes())
             if "norm_limit" not in writer.manifest.notes:
@@ -184,7 +187,7 @@ def harvest(
 
 
 @contextmanager
-def _told_apart(writer: StoreWriter) -> Iterator[None]:
+def _report_rows_on_interrupt(writer: StoreWriter) -> Iterator[None]:
     """Ctrl-C tells what was kept."""
     try:
         yield

@@ -104,11 +104,11 @@ class LanguageModel:
 
     @property
     def written_sites(self) -> int:
-        """How many sites `run_with` replaces: the target's, or those that are read where there is no target."""
+        """How many sites `forward_with` replaces: the target's, or those that are read where there is no target."""
         return len(self._written)
 
     def written(self, activations: Tensor) -> Tensor:
-        """The part of activations [..., D] that `run_with` replaces: the target's, or all where there is no target."""
+        """The part of activations [..., D] that `forward_with` replaces: the target's, or all without a target."""
         return activations if self.d_out is None else activations[..., self.d_in :]
 
     @torch.no_grad()
@@ -149,7 +149,7 @@ class LanguageModel:
         assert len(seen) == len(self._sites), f"{len(seen)} of {len(self._sites)} sites were run"
         return logits, self._side_by_side(seen)
 
-    def run_with(self, ids: Tensor, activations: Tensor, gradient: bool = False, last: int | None = None) -> Tensor:
+    def forward_with(self, ids: Tensor, activations: Tensor, gradient: bool = False, last: int | None = None) -> Tensor:
         """Logits [R, T, V] for token ids [R, T] with other activations in place of the model's own.
 
         Blocks whose output would be thrown away are not run, see `_passed`.
@@ -175,7 +175,7 @@ class LanguageModel:
 
     @cached_property
     def _passed(self) -> Sequence[torch.nn.Module]:
-        """The blocks that `run_with` need not run: those of the stack up to the one site that is replaced.
+        """The blocks that `forward_with` need not run: those of the stack up to the one site that is replaced.
 
         Whether a model's blocks do nothing but hand a stream on is not written down anywhere: it is tried.
         """

@@ -124,14 +124,14 @@ def _bracketed(words: list[str], options: list[str]) -> list[str]:
 
 
 def explain(words: list[str]) -> None:
-    from saelab.recipes.explain import Asking, explain_run
+    from saelab.recipes.explain import ExplainerSettings, explain_run
 
     parser = parser_for("explain")
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_function_arguments(explain_run, skip={"run", "asking"})
-    parser.add_class_arguments(Asking)
+    parser.add_class_arguments(ExplainerSettings)
     options = vars(parse(parser, words))
-    asking = Asking(**{key: options.pop(key) for key in Asking.__dataclass_fields__})
+    asking = ExplainerSettings(**{key: options.pop(key) for key in ExplainerSettings.__dataclass_fields__})
     explain_run(asking=asking, **options)
 
 

@@ -23,7 +23,7 @@ FOLDER, ANSWERS, FOUND = "explain", "answers.jsonl", "explanations.json"
 
 
 @dataclass(frozen=True)
-class Asking:
+class ExplainerSettings:
     """Who is asked.
 
     Args:
@@ -53,7 +53,7 @@ class Asking:
 
 
 def explain_run(
-    run: str, asking: Asking, latents: int = 50, tokens: int = 32_768, seed: int = 0, dry_run: bool = False
+    run: str, asking: ExplainerSettings, latents: int = 50, tokens: int = 32_768, seed: int = 0, dry_run: bool = False
 ) -> None:
     """Explain latents of a run in words and try the explanations; what was answered is kept and not asked again.
 
@@ -97,7 +97,7 @@ def _materials(sae: SAE, evaluation: TextEvaluation, latents: int, seed: int) ->
     return materials, few
 
 
-def _estimate(asking: Asking, materials: list[Material], seed: int) -> list[str]:
+def _estimate(asking: ExplainerSettings, materials: list[Material], seed: int) -> list[str]:
     """What asking everything will cost at most, in words."""
     counter = Counter()
     explain_all(counter, materials, seed=seed)

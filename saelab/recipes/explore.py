@@ -14,7 +14,7 @@ from saelab.explorer.database import DamagedError
 from saelab.explorer.directions import fits
 from saelab.explorer.export import folder, neuronpedia, pages
 from saelab.explorer.gather import checksums
-from saelab.explorer.known import bring_in
+from saelab.explorer.known import import_results
 from saelab.explorer.notes import Notes, beside, set_aside
 from saelab.explorer.workspace import Member, Workspace
 from saelab.models.language_model import LanguageModel
@@ -69,7 +69,7 @@ def explore(
             collect_member(workspace, member, tokens, store)
         for complaint in Notes(beside(member.database_file)).complaints():
             _say(complaint)
-    bring_in(workspace)
+    import_results(workspace)
     if export is not None:
         WRITERS[export.form](workspace, Path(export.to), export.latents)
         print(f"wrote {export.to}")

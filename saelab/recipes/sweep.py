@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from saelab.core.components import near_miss
-from saelab.core.files import going_on, whole_folder, write_json
+from saelab.core.files import hint_on_full_disk, whole_folder, write_json
 from saelab.core.log import read_training
 from saelab.core.read import parse_yaml
 from saelab.core.run import SWEEP, Run, members_of
@@ -135,7 +135,7 @@ def _train_group(jobs: list[Job], runs: list[Run], title: str) -> None:
     for note in {note for job in jobs for note in job.notes()}:
         print(f"note: {note}")
     habits = Habits(made.log_every, made.save_every, made.tensorboard, True, jobs[0].criterion, title)
-    with going_on(f"`saelab sweep --resume {runs[0].folder.parent}` goes on"):
+    with hint_on_full_disk(f"`saelab sweep --resume {runs[0].folder.parent}` goes on"):
         Sweep([job.trainer for job in jobs]).fit(jobs[0].source, made.rows, runs, habits)
     if passes := jobs[0].passes(jobs[0].trainer.rows_seen):
         print(f"  trained on {jobs[0].trainer.rows_seen:,} rows, {passes}")

@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from saelab.core.components import Component, check_kinds
-from saelab.core.files import going_on, write_json
+from saelab.core.files import hint_on_full_disk, write_json
 from saelab.core.memory import check_fits
 from saelab.core.mesh import Mesh, device_named, world_size
 from saelab.core.read import parse_yaml
@@ -210,7 +210,7 @@ class Job:
         for note in self.notes():
             print(f"note: {note}")
         every = (made.log_every, made.save_every, made.tensorboard)
-        with going_on(f"`saelab train --resume {run.folder}` goes on"):
+        with hint_on_full_disk(f"`saelab train --resume {run.folder}` goes on"):
             self.trainer.fit(self.source, made.rows, run, *every, converge=self.criterion)
         if self.mesh.is_first:
             passes = self.passes(self.trainer.rows_seen)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from saelab.core.log import Log, note_down, read_log
+from saelab.core.log import Log, append_record, read_log
 
 
 def steps(path):
@@ -83,6 +83,6 @@ def test_a_record_that_is_noted_again_stands_once(tmp_path):
     log.write({"step": 7, "loss": 0.5})
     log.close()
     for seconds, value in ((1.0, 0.25), (2.0, 0.25), (3.0, 0.125), (4.0, 0.25)):
-        note_down(path, {"measured.fvu": value, "seconds.Reconstruction": seconds})
+        append_record(path, {"measured.fvu": value, "seconds.Reconstruction": seconds})
     found = [(record.get("measured.fvu"), record.get("seconds.Reconstruction")) for record in read_log(path)]
     assert found == [(None, None), (0.25, 2.0), (0.125, 3.0), (0.25, 4.0)]

@@ -15,7 +15,7 @@ from recipes.world import SITE
 from saelab.explain import questions, writers
 from saelab.explain.material import SHOWN, TRIED, Window, collect
 from saelab.explain.scoring import collision, explain_all, summary
-from saelab.explain.writers import Counter, Endpoint, NoAnswerError, ReplyCache, RubbishError
+from saelab.explain.writers import Counter, Endpoint, NoAnswerError, ReplyCache, UnusableAnswerError
 from saelab.metrics import TextEvaluation
 from saelab.models.subject import Subject
 from saelab.models.writer import LocalWriter
@@ -184,13 +184,13 @@ def test_an_endpoint_is_asked_as_the_kind_is(endpoint, monkeypatch):
     "reply", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}', " ", b"[1]"]
 )
 def test_rubbish_is_told(endpoint, reply):
-    with pytest.raises(RubbishError, match="small at http"):
+    with pytest.raises(UnusableAnswerError, match="small at http"):
         endpoint(in_turn(reply)).text("what?", 7)
 
 
 @pytest.mark.parametrize("said", ["", "yes", "1", "1, 0, 1, 1", "10, 01, 11"])
 def test_answers_of_another_number_are_rubbish(endpoint, said):
-    with pytest.raises(RubbishError, match="3 were asked for"):
+    with pytest.raises(UnusableAnswerError, match="3 were asked for"):
         endpoint(in_turn(said)).picks("which?", ["0", "1"], 3)
 
 

@@ -10,7 +10,7 @@ from saelab.analysis.tables import write_result, write_table
 from saelab.explorer import database
 from saelab.explorer.collect import collect
 from saelab.explorer.database import FILE, Database
-from saelab.explorer.known import bring_in
+from saelab.explorer.known import import_results
 from saelab.explorer.pages.latents import table as page_of
 from saelab.explorer.search import Query, filled, latents
 from saelab.explorer.workspace import Workspace
@@ -31,22 +31,22 @@ def table(run, **query):
 
 def test_explanations_come_in_are_found_replaced_and_taken_back(folder):
     (folder / "latents.json").write_text(json.dumps({"latents": [{"latent": 3, "label": "a reading", "f1": 0.5}]}))
-    bring_in(Workspace([folder]))
+    import_results(Workspace([folder]))
     assert (table(folder)[3]["explanation"], table(folder)[3]["score"]) == ("a reading", 0.5)
     (folder / "explain").mkdir()
     said = {"latent": 3, "phrase": "platypuses", "scores": {"fuzz": {"all": 0.9, "other": 0.1}, "detect": {"all": 0.7}}}
     (folder / "explain" / "explanations.json").write_text(json.dumps({"latents": [said]}))
-    bring_in(Workspace([folder]))
+    import_results(Workspace([folder]))
     assert table(folder)[3]["explanation"] == "platypuses"
     assert table(folder)[3]["score"] == pytest.approx(0.8)
     assert list(table(folder, q="platypus")) == [3]
     assert list(table(folder, q="reading")) == []
     before = (folder / FILE).stat().st_mtime_ns
-    bring_in(Workspace([folder]))
+    import_results(Workspace([folder]))
     assert (folder / FILE).stat().st_mtime_ns == before
     (folder / "explain" / "explanations.json").unlink()
     (folder / "latents.json").unlink()
-    bring_in(Workspace([folder]))
+    import_results(Workspace([folder]))
     assert table(folder)[3]["explanation"] is None
 
 
@@ -55,7 +55,7 @@ def test_a_latents_task_is_the_one_of_the_smallest_loss_and_goes_when_the_table_
     file = folder / "tables" / "probes.parquet"
     hits = {"task": ["a: x", "b", "c"], "latent": [20, 7, 20], "loss": [0.5, 0.3, 0.2], "accuracy": [0.9, 0.95, 0.8]}
     write_columns(file, hits)
-    bring_in(Workspace([folder]))
+    import_results(Workspace([folder]))
     found = table(folder)
     assert {j: (row["probe"], row["probe_score"]) for j, row in found.items() if row["probe"]} == {
         7: ("b", 0.95),
@@ -66,10 +66,10 @@ def test_a_latents_task_is_the_one_of_the_smallest_loss_and_goes_when_the_table_
     assert not any(row["probe"] for row in page["table"]["rows"])
     assert list(table(folder, filters=(("probe_score", 0.9, None),))) == [7]
     before = (folder / FILE).stat().st_mtime_ns
-    bring_in(Workspace([folder]))
+    import_results(Workspace([folder]))
     assert (folder / FILE).stat().st_mtime_ns == before
     file.unlink()
-    bring_in(Workspace([folder]))
+    import_results(Workspace([folder]))
     assert filled(Database(folder / FILE)) == []
     assert not any(row["probe"] for row in table(folder).values())
 
@@ -86,7 +86,7 @@ def test_classes_come_from_a_stitching_result(folder, tmp_path):
     path = {"pair": [0], "step": [0], "phase": ["insert"], "n_latents": [1], "mse": [0.1], "mse_low": [0.1]}
     write_table(out / "path.parquet", path | {"mse_high": [0.1], "fvu": [0.1], "l0": [1.0], "ce_delta": [None]})
     before = table(folder)
-    bring_in(Workspace([folder, out]))
+    import_results(Workspace([folder, out]))
     after = table(folder)
     for latent in range(L):
         wanted = kinds[latent] if latent < 2 and before[latent]["kind"] == "ordinary" else before[latent]["kind"]

@@ -23,7 +23,7 @@ def lens():
 
 
 def direct(lens: Lens, ids: list[int], rows: torch.Tensor) -> torch.Tensor:
-    return F.log_softmax(lens.model.run_with(torch.tensor([ids]), rows[None])[0].float(), dim=-1)
+    return F.log_softmax(lens.model.forward_with(torch.tensor([ids]), rows[None])[0].float(), dim=-1)
 
 
 def loss(logs: torch.Tensor, ids: list[int]) -> torch.Tensor:

@@ -86,7 +86,7 @@ def reference_cross_entropy(evaluation: TextEvaluation, sae: SAE) -> dict[str, f
         text = chunk.text
         rows = text.activations.clone()
         rows[text.keep] = sae(chunk.x)
-        said = {"clean": text.logits, "sae": text.model.run_with(text.tokens.ids, rows)}
+        said = {"clean": text.logits, "sae": text.model.forward_with(text.tokens.ids, rows)}
         for row in range(len(text.tokens)):
             for place in range(text.tokens.ids.shape[1] - 1):
                 counts = text.keep[row, place] and text.tokens.document[row, place + 1] >= 0
@@ -133,7 +133,7 @@ def patterns_by_hand(metric, text, sae):
         codes = sae.encode(chunk.x)
         firings = Firings.of(codes, chunk.text.keep, metric.slot_of)
         metric.windows.update(chunk.text.tokens, firings, chunk.text.group % 2 == 0)
-    metric.again()
+    metric.needs_another_pass()
     return metric.of
 
 

@@ -136,7 +136,7 @@ class Probe(Metric):
     def update(self, view: View) -> None:
         self.note("update")
 
-    def again(self) -> bool:
+    def needs_another_pass(self) -> bool:
         self.note("again")
         self.sweeps -= 1
         return self.sweeps > 0

@@ -22,7 +22,7 @@ from saelab.sae.sae import SAE
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
 METRICS = {name: kind for name, kind in Metric.variants().items() if kind.__module__.startswith("saelab.")}
-WITHOUT_MODEL = [name for name, kind in METRICS.items() if not kind.needs_model and kind.watches()]
+WITHOUT_MODEL = [name for name, kind in METRICS.items() if not kind.needs_model and kind.needs_chunks()]
 
 
 @pytest.fixture(scope="module")

@@ -531,11 +531,11 @@ def test_two_threads_may_use_one_model(subject, model, monkeypatch):
     blocks = [next(subject.token_rows(model, "train", rows)).ids for rows in (2, 3)]
     with ThreadPoolExecutor(2) as pool:
         read = pool.submit(model.activations, blocks[0])
-        changed = pool.submit(model.run_with, blocks[1], torch.zeros(3, 16, 16))
+        changed = pool.submit(model.forward_with, blocks[1], torch.zeros(3, 16, 16))
         found = read.result(), changed.result()
     both.abort()
     torch.testing.assert_close(found[0], model.activations(blocks[0]))
-    torch.testing.assert_close(found[1], model.run_with(blocks[1], torch.zeros(3, 16, 16)))
+    torch.testing.assert_close(found[1], model.forward_with(blocks[1], torch.zeros(3, 16, 16)))
 
 
 def test_a_live_source_refuses_nan_by_model_and_site(broken):

@@ -76,8 +76,8 @@ def test_tuple_output_and_named_input(tiny_llama):
     assert torch.equal(given.activations(IDS), norm.activations(IDS))
     for model in (out, given):
         logits, activations = model.run(IDS)
-        assert torch.equal(model.run_with(IDS, activations), logits)
-        assert not torch.allclose(model.run_with(IDS, activations * 0), logits)
+        assert torch.equal(model.forward_with(IDS, activations), logits)
+        assert not torch.allclose(model.forward_with(IDS, activations * 0), logits)
 
 
 def test_layers_above_the_site_are_skipped(tiny):
@@ -101,12 +101,12 @@ def test_blocks_whose_output_is_replaced_are_not_run(tiny, side, first):
     folder, path = tiny
     model = LanguageModel(str(folder), f"{path}.1:{side}")
     logits, activations = model.run(IDS)
-    assert torch.equal(model.run_with(IDS, activations), logits)
+    assert torch.equal(model.forward_with(IDS, activations), logits)
     run = []
     for layer in range(3):
         inside = next(model.model.get_submodule(f"{path}.{layer}").children())
         inside.register_forward_hook(lambda *_, layer=layer: run.append(layer))
-    assert torch.equal(model.run_with(IDS, activations), logits)
+    assert torch.equal(model.forward_with(IDS, activations), logits)
     assert run == list(range(first, 3))
     assert torch.equal(model.run(IDS)[0], logits), "the blocks are as they were"
 
@@ -118,7 +118,7 @@ def test_blocks_that_hand_on_more_than_the_stream_are_run(tiny_llama):
     model.model.model.layers[0].register_forward_hook(lambda _, args, out: heard.update(shift=args[0] - out))
     inner.register_forward_pre_hook(lambda _, args: (args[0] + heard["shift"], *args[1:]))
     logits, activations = model.run(IDS)
-    torch.testing.assert_close(model.run_with(IDS, activations), logits)
+    torch.testing.assert_close(model.forward_with(IDS, activations), logits)
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -127,14 +127,14 @@ def test_the_last_logits_alone(tiny, keeps):
     model = LanguageModel(str(folder), f"{path}.1")
     model._keeps_logits = keeps
     rows = torch.randn(model.activations(IDS).shape, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model.run_with(IDS, rows, last=2), model.run_with(IDS, rows)[:, 3:])
+    torch.testing.assert_close(model.forward_with(IDS, rows, last=2), model.forward_with(IDS, rows)[:, 3:])
 
 
 def test_no_hook_and_no_gradient_is_left(tiny_llama):
     model = LanguageModel(str(tiny_llama), "model.layers.0")
     rows = model.activations(IDS)
     logits, _ = model.run(IDS)
-    model.run_with(IDS, rows)
+    model.forward_with(IDS, rows)
     block = model.model.get_submodule("model.layers.0")
     assert not block._forward_hooks
     assert not block._forward_pre_hooks
@@ -150,7 +150,7 @@ def test_activations_do_not_change_when_the_model_goes_on_in_place(tiny_llama):
     model.model.get_submodule("model.layers.1").register_forward_pre_hook(lambda _, args: (args[0].mul_(2),))
     assert torch.equal(model.run(IDS)[1], expected)
     rows = expected.clone()
-    model.run_with(IDS, rows)
+    model.forward_with(IDS, rows)
     assert torch.equal(rows, expected)
 
 
@@ -162,7 +162,7 @@ def test_run_with_its_own_activations_changes_nothing(tiny, side):
     folder, path = tiny
     model = LanguageModel(str(folder), f"{path}.1:{side}")
     logits, activations = model.run(IDS)
-    assert torch.equal(model.run_with(IDS, activations), logits)
+    assert torch.equal(model.forward_with(IDS, activations), logits)
 
 
 @pytest.mark.parametrize("side", ["in", "out"])
@@ -171,7 +171,7 @@ def test_run_with_others_changes_the_logits_from_there_on(tiny, side):
     model = LanguageModel(str(folder), f"{path}.1:{side}")
     logits, activations = model.run(IDS)
     activations[0, 3] *= torch.linspace(0.5, 1.5, model.d_in)
-    changed = model.run_with(IDS, activations)
+    changed = model.forward_with(IDS, activations)
     assert torch.equal(changed[1], logits[1])
     assert torch.equal(changed[0, :3], logits[0, :3])
     assert (changed[0, 3:] != logits[0, 3:]).any(-1).all()
@@ -182,7 +182,7 @@ def test_run_with_casts_to_the_models_dtype(tiny_llama):
     model = LanguageModel(str(tiny_llama), "model.layers.1", dtype="bfloat16")
     logits, activations = model.run(IDS)
     assert logits.dtype == activations.dtype == model.activations(IDS).dtype == torch.bfloat16
-    assert torch.equal(model.run_with(IDS, activations.double()), logits)
+    assert torch.equal(model.forward_with(IDS, activations.double()), logits)
 
 
 # ---- what is known of a model ----
@@ -346,7 +346,7 @@ def test_module_that_is_run_more_than_once(tiny_llama):
 def test_bad_ids_and_activations(tiny_llama):
     model = LanguageModel(str(tiny_llama), "model.layers.1")
     long = torch.zeros(1, 17, dtype=torch.int64)
-    calls = [model.activations, model.run, lambda ids: model.run_with(ids, torch.zeros(1, 17, 16))]
+    calls = [model.activations, model.run, lambda ids: model.forward_with(ids, torch.zeros(1, 17, 16))]
     for call in calls:
         with pytest.raises(
             ValueError, match=r"rows of 17 tokens are longer than the 16 that .* takes: use a seq_len of at"
@@ -357,7 +357,7 @@ def test_bad_ids_and_activations(tiny_llama):
     with pytest.raises(ValueError, match=r"expected token ids of shape \[R, T\], got torch.float32"):
         model.activations(IDS.float())
     with pytest.raises(ValueError, match=r"expected activations of shape \[2, 5, 16\], got \[2, 5, 8\]"):
-        model.run_with(IDS, torch.zeros(2, 5, 8))
+        model.forward_with(IDS, torch.zeros(2, 5, 8))
     assert torch.equal(model.activations(IDS.int()), model.activations(IDS))
 
 

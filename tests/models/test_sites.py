@@ -95,7 +95,7 @@ def test_the_target_is_replaced_and_not_what_is_read(transcoded, reference):
     with torch.no_grad():
         expected = reference(IDS).logits
     handle.remove()
-    assert torch.equal(transcoded.run_with(IDS, rows), expected)
+    assert torch.equal(transcoded.forward_with(IDS, rows), expected)
 
 
 @pytest.mark.parametrize("names", ["model.layers.0.mlp,model.layers.2.mlp", "model.layers.2.mlp,model.layers.0.mlp"])
@@ -110,19 +110,19 @@ def test_every_site_takes_its_own_replacement(folder, reference, names):
         expected = reference(IDS).logits
     for handle in handles:
         handle.remove()
-    assert torch.equal(model.run_with(IDS, rows), expected)
+    assert torch.equal(model.forward_with(IDS, rows), expected)
 
 
 def test_its_own_activations_change_nothing(folder):
     for names in ({"site": "model.layers.0,model.layers.1"}, {"site": "model.layers.0", "target": f"{MLP},model.norm"}):
         model = LanguageModel(folder, **names)
         logits, activations = model.run(IDS)
-        assert torch.equal(model.run_with(IDS, model.written(activations)), logits)
+        assert torch.equal(model.forward_with(IDS, model.written(activations)), logits)
 
 
 def test_activations_of_another_width_are_refused(transcoded):
     with pytest.raises(ValueError, match=r"expected activations of shape \[2, 5, 16\], got \[2, 5, 32\]"):
-        transcoded.run_with(IDS, transcoded.activations(IDS))
+        transcoded.forward_with(IDS, transcoded.activations(IDS))
 
 
 @pytest.mark.parametrize("names", ["transformer.h.0", "transformer.h.0.mlp,transformer.h.2.mlp"])
@@ -130,15 +130,15 @@ def test_logits_can_be_differentiated_by_what_is_put_in_place(tiny_gpt2, names):
     """Against differences, in a model that computes in float64 throughout (a Llama's norms do not)."""
     model = LanguageModel(str(tiny_gpt2), names, dtype="float64")
     rows = model.activations(IDS).requires_grad_()
-    assert not model.run_with(IDS, rows).requires_grad
-    logits = model.run_with(IDS, rows, gradient=True)
+    assert not model.forward_with(IDS, rows).requires_grad
+    logits = model.forward_with(IDS, rows, gradient=True)
     (found,) = torch.autograd.grad(logits[1, 3, 7], rows)
     step = 1e-5
     for place in [(1, 1, 3), (1, 3, 5), (1, 3, model.d_in - 1), (1, 4, 0), (0, 2, 2)]:
         moved = [rows.detach().clone() for _ in range(2)]
         moved[0][place] += step
         moved[1][place] -= step
-        up, down = (model.run_with(IDS, one)[1, 3, 7].item() for one in moved)
+        up, down = (model.forward_with(IDS, one)[1, 3, 7].item() for one in moved)
         assert found[place].item() == pytest.approx((up - down) / (2 * step), rel=1e-6, abs=1e-8)
     assert found[1, 3].abs().min() > 0
     assert not found[0].any()
@@ -151,7 +151,7 @@ def test_a_model_that_goes_on_in_place_can_be_differentiated_too(folder):
     model.model.get_submodule("model.layers.1").register_forward_pre_hook(lambda _, args: (args[0].mul_(2),))
     rows = model.activations(IDS).requires_grad_()
     before = rows.detach().clone()
-    model.run_with(IDS, rows, gradient=True).sum().backward()
+    model.forward_with(IDS, rows, gradient=True).sum().backward()
     assert torch.equal(rows, before)
     assert torch.isfinite(rows.grad).all()
     assert rows.grad.any()

@@ -11,7 +11,7 @@ import torch
 from recipes.world import files
 
 from saelab.core.files import read_tensors
-from saelab.core.log import note_down, read_log
+from saelab.core.log import append_record, read_log
 from saelab.core.run import Run
 from saelab.data.store import StoreWriter
 from saelab.metrics.base import Score
@@ -59,7 +59,7 @@ def test_scores_on_other_data_take_the_place_of_earlier_ones(saelab, run, store)
     assert says not in saelab("measure", run, "--metrics", "L0", "--tokens", 50).out
 
 
-@pytest.mark.parametrize("call", ["write_columns", "write_table", "write_json", "note_down"])
+@pytest.mark.parametrize("call", ["write_columns", "write_table", "write_json", "append_record"])
 def test_a_measurement_that_is_cut_short_mixes_no_data(run, monkeypatch, call):
     def measured(value: float) -> Measured:
         found = Measured()
@@ -111,7 +111,7 @@ def test_what_was_computed_stays_when_it_cannot_be_computed_again(run):
 
 
 def test_a_run_without_a_log_gets_one(tmp_path):
-    note_down(tmp_path / "log.jsonl", {"measured.fvu": 0.5})
+    append_record(tmp_path / "log.jsonl", {"measured.fvu": 0.5})
     assert read_log(tmp_path / "log.jsonl") == [{"step": 0, "measured.fvu": 0.5}]
 
 

@@ -35,7 +35,7 @@ class Tally:
 tally = Tally()
 
 
-def suits(centred: Tensor, weight: Tensor, k: int) -> bool:
+def is_worth_screening(centred: Tensor, weight: Tensor, k: int) -> bool:
     """Whether the screen is worth its while for rows [B, D] and weights [L, D]."""
     n_latents, width = weight.shape
     big = len(centred) >= LEAST_ROWS and n_latents >= LEAST_LATENTS and width >= LEAST_COLUMNS

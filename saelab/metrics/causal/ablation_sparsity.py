@@ -124,7 +124,7 @@ class AblationSparsity(Metric):
             # The unchanged row stands in every pass, so that both sides of the difference are rounded alike.
             rows = clean.expand(1 + len(part), -1, -1).clone()
             rows[1:, place] -= part
-            logits = text.model.run_with(ids.expand(len(rows), -1), rows, last=self.tokens).float()
+            logits = text.model.forward_with(ids.expand(len(rows), -1), rows, last=self.tokens).float()
             effects.append(logits[1:] - logits[:1])
         return torch.cat(effects)
 

@@ -135,7 +135,7 @@ class N2G(Metric):
         assert self.bigram is not None
         codes = _codes(matches, text.keep, view.sae.n_latents)
         x_hat = view.sae.decode(codes.with_values(codes.values.to(view.x)), view.rows)
-        logits = text.model.run_with(text.tokens.ids, replaced(text, x_hat))
+        logits = text.model.forward_with(text.tokens.ids, replaced(text, x_hat))
         counts = tried[:, :-1] & (text.tokens.document[:, 1:] >= 0)
         first, target = text.tokens.ids[:, :-1][counts], text.tokens.ids[:, 1:][counts]
         clean, explained = (
@@ -145,7 +145,7 @@ class N2G(Metric):
         bigram, tokens = self.bigram.nats(first, target), torch.ones(len(target))
         self.predictions.add(text.group[:, :-1][counts], clean=clean, explained=explained, bigram=bigram, tokens=tokens)
 
-    def again(self) -> bool:
+    def needs_another_pass(self) -> bool:
         if self.patterns is not None:
             return False
         latents, examples = _examples(self.windows)
