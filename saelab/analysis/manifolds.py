@@ -74,15 +74,15 @@ TABLES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ManifoldSettings:
-    """How clusters are found and told apart.
+    """How clusters are found and classified.
 
     Args:
         threshold: cosine from which directions are neighbours, above 0 and at most 1.
-        neighbours: nearest ones of each direction that are looked at.
+        neighbours: number of nearest neighbours of each direction to consider.
         min_firings: rows that both latents of a pair must be active in for it to be decided.
-        clusters: how many, the largest, get a cloud of points and dimensions.
-        points: most points of a cloud.
-        seed: of the rows that are chosen as points.
+        clusters: number of largest clusters for which points and dimensions are computed.
+        points: maximum number of points of a cluster.
+        seed: of the random choice of points.
     """
 
     threshold: float = 0.6

@@ -61,8 +61,8 @@ class MetaSettings:
     """How a meta-SAE is trained.
 
     Args:
-        ratio: directions for each meta-latent.
-        k: meta-latents of a direction, on average.
+        ratio: number of directions per meta-latent.
+        k: mean number of active meta-latents per direction.
         steps: of training.
         batch: directions of a step; at most as many as there are.
         lr: learning rate.

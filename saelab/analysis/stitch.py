@@ -57,14 +57,14 @@ THRESHOLD_ROWS = 8192
 
 @dataclass(frozen=True)
 class StitchSettings:
-    """How SAEs are stitched.
+    """How SAEs are compared and interpolated.
 
     Args:
         threshold: cosine from which two latents count as the same, for the rule and for swaps.
-        min_firings: rows that a latent must be active in for its class to be told.
-        order: of the steps within a phase: `cosine`, `delta` (what helps most as things stand) or `random`.
-        points: of the way between two SAEs at which error and L0 are measured, at least 2.
-        ce_points: of those, at which the model's loss is measured, where there is a model; 0 for none.
+        min_firings: minimum number of rows in which a latent must be active to be classified.
+        order: of the steps within a phase: `cosine`, `delta` (the largest improvement first) or `random`.
+        points: number of points between two SAEs at which error and L0 are measured, at least 2.
+        ce_points: number of these at which the model's loss is measured, where there is a model; 0 for none.
         ce_tokens: tokens that the model's loss is measured on.
         seed: of the order `random`.
     """

@@ -40,8 +40,8 @@ class Mesh:
     """The processes that train one SAE together.
 
     Args:
-        replicas: how many groups of processes share out the rows of a batch.
-        shards: how many processes share out the latents.
+        replicas: number of groups of processes that split the rows of a batch.
+        shards: number of processes that split the latents.
 
     Raises:
         ValueError: if the world that torchrun started has another size than replicas * shards.

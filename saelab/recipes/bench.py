@@ -35,7 +35,7 @@ def bench(
     only: list[str] | None = None,
     out: str | None = None,
 ) -> None:
-    """Time a training step and encoding, ours and those of other libraries that are installed here.
+    """Time a training step and encoding, beside other SAE libraries that are installed.
 
     Args:
         d_in: width of the rows.
@@ -43,8 +43,8 @@ def bench(
         k: latents kept per row.
         batch: rows of a step.
         threads: CPU threads of each process; with one, CPU time is measured.
-        rounds: how often everyone has a turn.
-        only: names of contestants, as they stand in the table; by default all.
+        rounds: number of rounds; each contestant runs once a round.
+        only: names of contestants, as in the table; by default all.
         out: a JSON file for every figure of every round.
     """
     for name, value in {

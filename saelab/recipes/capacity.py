@@ -30,17 +30,17 @@ def allocate(
     out: str | None = None,
     figures: bool = False,
 ) -> None:
-    """Share out latents among features of power-law frequencies in the best way, and compare with theory.
+    """Allocate latents optimally among features with power-law frequencies, and compare with theory.
 
     Args:
         alpha: features fire with probability proportional to rank^-(1 + alpha).
         beta: a manifold's loss falls as n^-beta with its latents.
-        features: how many there are.
+        features: number of features.
         latents: numbers of latents N; by default powers of 10 up to a tenth of the features.
         discrete: share of features that are plain directions, served by one latent, evenly over the ranks.
         at_zero: the convention at n = 0: shift, (1 + n)^-beta, or two, L(0) = 2.
         out: a JSON file for the result.
-        figures: also draw who gets how many latents, and how the features found grow, beside it.
+        figures: also draw the allocation and the growth of features found, beside it.
     """
     _check_out(out)
     if latents == []:
@@ -121,7 +121,7 @@ def _allocation_words(result: dict[str, Any]) -> list[str]:
 def diagnose(
     runs: list[str], rows: int = 65_536, store: str | None = None, out: str | None = None, figures: bool = False
 ) -> None:
-    """Say whether an SAE spends its latents on tiling a few manifolds, and how sure that is.
+    """Diagnose whether an SAE spends its latents on tiling a few manifolds, with the probability.
 
     Args:
         runs: runs or saved SAEs of one ladder; the widest is diagnosed, the others are compared with it.

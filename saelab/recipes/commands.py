@@ -57,7 +57,7 @@ def measure(words: list[str]) -> None:
     from saelab.recipes.measure import Suite, measure_runs
 
     parser = parser_for("measure")
-    parser.add_argument("runs", nargs="+", type=str, help="folders of runs, or of saved SAEs")
+    parser.add_argument("runs", nargs="+", type=str, help="folders of runs, sweeps or saved SAEs")
     words_each = {
         "metrics": "class names of the metrics; `default` stands for those that run if none are named",
         "options": "settings of metrics, METRIC.SETTING=VALUE",
@@ -174,7 +174,7 @@ def _compare(command: str, function: Callable[..., None], settings: Any, words: 
     parser = parser_for(command)
     parser.add_argument("runs" if several else "run", nargs="+" if several else None, type=str, help=runs)
     if "against" in inspect.signature(function).parameters:
-        parser.add_argument("--against", nargs="+", type=str, help="other runs to compare meta-latents with")
+        parser.add_argument("--against", nargs="+", type=str, help="other runs to compare meta-latents with latents of")
     parser.add_function_arguments(function, skip={"run", "runs", "settings", "data", "against"})
     parser.add_class_arguments(settings)
     parser.add_class_arguments(Data)
@@ -200,7 +200,7 @@ def convert(words: list[str]) -> None:
 
     parser = parser_for("convert")
     parser.add_argument("path", type=str, help="folder or file that another library wrote, or a run of saelab")
-    parser.add_argument("out", type=str, help="folder for what it becomes; must not exist")
+    parser.add_argument("out", type=str, help="output folder; must not exist")
     parser.add_function_arguments(convert, skip={"path", "out"})
     convert(**vars(parse(parser, words)))
 
@@ -221,7 +221,7 @@ def bench(words: list[str]) -> None:
     from saelab.recipes.bench import bench
 
     parser = parser_for("bench")
-    parser.add_argument("--only", nargs="+", type=str, help="names of contestants, as they stand in the table")
+    parser.add_argument("--only", nargs="+", type=str, help="names of contestants, as in the table")
     parser.add_function_arguments(bench, skip={"only"})
     bench(**vars(parse(parser, words)))
 

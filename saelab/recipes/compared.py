@@ -26,13 +26,13 @@ It was not trained but made by `saelab {command}` of latents of other SAEs; `con
 
 @dataclass(frozen=True)
 class Data:
-    """What SAEs are compared on.
+    """The rows that SAEs are compared on.
 
     Args:
-        tokens: rows to compare on; they are held in memory.
+        tokens: number of rows; they are held in memory.
         split: which documents of the text: `held-out`, `train` or `all`.
         subject: model, site and text; by default what the first run was trained on.
-        store: this store of activations instead; what needs the model is then left out and said so.
+        store: a store of activations instead; results that need the model are then skipped, with a note.
         device: where the SAEs run; auto is the GPU if there is one.
     """
 

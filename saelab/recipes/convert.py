@@ -22,11 +22,11 @@ It was read from files of {family} by `saelab convert`; `config.yaml` says from 
 
 
 def convert(path: str, out: str, to: str | None = None, unit_norm: bool = False) -> None:
-    """Convert an SAE; which library wrote it is found out.
+    """Convert an SAE of another library into a run, or a run into another library's files; the format is detected.
 
     Args:
         path: folder or file that another library wrote, or a run or saved SAE of saelab.
-        out: folder for what it becomes; must not exist.
+        out: output folder; must not exist.
         to: write it for this library: sae_lens, dictionary_learning or sparsify; by default it becomes a run of saelab,
             to be measured, explored and compared like any other.
         unit_norm: bring directions to unit norm, codes being multiplied by the norms they had, as dictionary_learning's

@@ -1,4 +1,4 @@
-"""`saelab explain`: a language model says what latents stand for, and is tried on what it said."""
+"""`saelab explain`: explanations of latents by a language model, and their scores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,12 @@ FOLDER, ANSWERS, FOUND = "explain", "answers.jsonl", "explanations.json"
 
 @dataclass(frozen=True)
 class ExplainerSettings:
-    """Who is asked.
+    """The language model that explains and scores.
 
     Args:
         model: its name at the endpoint or, without one, a `transformers` model on this machine: a folder, a hub name or
-            the bundled `pycode-7m`, which is too small to say anything of sense.
-        endpoint: URL of an endpoint of the OpenAI kind, such as `http://localhost:8000/v1`.
+            the bundled `pycode-7m`, which is too small to give useful explanations.
+        endpoint: URL of an OpenAI-compatible endpoint, such as `http://localhost:8000/v1`.
         timeout: seconds to wait for an answer of the endpoint.
         key_variable: environment variable that holds the endpoint's key.
         price_in: price of a million tokens of questions, for the estimate.
@@ -55,15 +55,17 @@ class ExplainerSettings:
 def explain_run(
     run: str, asking: ExplainerSettings, latents: int = 50, tokens: int = 32_768, seed: int = 0, dry_run: bool = False
 ) -> None:
-    """Explain latents of a run in words and try the explanations; what was answered is kept and not asked again.
+    """Generate explanations of latents with a language model and score them (detection, fuzzing, intruder, simulation).
+
+    Answers are kept: the same command asks only what has no answer yet.
 
     Args:
         run: folder of a run.
-        asking: who is asked.
-        latents: how many latents, drawn at random.
-        tokens: held-out tokens that examples are taken from.
-        seed: of what is drawn.
-        dry_run: only say how much would be asked.
+        asking: the language model.
+        latents: number of latents to explain, drawn at random.
+        tokens: held-out tokens to take examples from.
+        seed: of the random choice of latents and examples.
+        dry_run: only estimate the number of requests and their cost.
     """
     if latents < 1 or tokens < 1:
         raise ValueError(f"latents and tokens must be at least 1, got {latents} and {tokens}")

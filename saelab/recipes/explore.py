@@ -48,14 +48,14 @@ def explore(
     browser: bool = True,
     export: Export | None = None,
 ) -> None:
-    """Look at SAEs in a browser; what is shown is collected first where it is missing, into the run's folder.
+    """Open runs in a local web application; examples are collected into the run's folder first where they are missing.
 
     Args:
         runs: folders of runs or saved SAEs, and of results of `saelab stitch`, `match`, `meta`, `manifolds` and
             `scaling`.
-        tokens: tokens to look at each SAE on.
-        store: activations to look at them on; by default what each was trained on.
-        recollect: collect again what was collected before; notes stay.
+        tokens: tokens to collect examples from.
+        store: activations to collect from; by default those that each was trained on.
+        recollect: collect again; notes are kept.
         host: address to listen on; anything but the loopback interface lets others in.
         port: to listen on; 0 takes a free one.
         browser: whether to open a browser.

@@ -9,7 +9,7 @@ from saelab.runs import SavedRun, open_runs
 
 
 def draw_runs(runs: list[str], out: str = "figures") -> None:
-    """Draw the scores and tables of runs, as HTML and SVG; the tables are written beside them as CSV.
+    """Draw the scores and tables of runs as HTML and SVG, and write the tables as CSV.
 
     Args:
         runs: folders of runs that were measured, or of sweeps of them.

@@ -8,12 +8,12 @@ from saelab.models.subject import Subject
 
 
 def harvest_to(out: str, subject: Subject, tokens: int = 1_000_000, split: str = "train", dtype: str = "bf16") -> None:
-    """Write activations of a language model into a store; run again, an interrupted harvest goes on.
+    """Write activations of a language model into a store; the same command resumes an interrupted harvest.
 
     Args:
         out: the store's folder.
         subject: the model, the sites and the text.
-        tokens: rows to keep, at least; with --average, averages.
+        tokens: minimum number of rows to write (tokens or, with --average, averages).
         split: `train`, `held-out` (about 5 % of the documents, by a hash of their content) or `all`.
         dtype: of the rows on disk: bf16, fp16 or fp32.
     """

@@ -20,15 +20,15 @@ from saelab.sae.sae import SAE
 def manifolds_of(
     run: str, out: str, settings: ManifoldSettings, data: Data, figures: bool = True, show: int = 10
 ) -> None:
-    """Find clusters of close directions, tell what they are, and write what they reconstruct as clouds of points.
+    """Find clusters of close directions, classify their pairs, and save the points that each cluster reconstructs.
 
     Args:
         run: folder of a run or a saved SAE.
-        out: folder for what is found, new or empty.
-        settings: how.
-        data: on what.
+        out: folder for the results, new or empty.
+        settings: of the clustering.
+        data: rows to evaluate on.
         figures: whether to draw manifolds.html there.
-        show: clusters to print.
+        show: number of clusters to print.
     """
     check_show(show)
     with whole_folder(out) as folder:

@@ -18,14 +18,14 @@ from saelab.sae.sae import SAE
 
 @dataclass(frozen=True)
 class MatchSettings:
-    """How SAEs are matched.
+    """How latents are matched.
 
     Args:
         by: what is compared: `directions`, or `weights` with thresholds folded in.
         threshold: cosine from which two latents count as the same.
-        across: whether the SAEs may be of different sites, such as layers.
-        swap: tokens to measure on what it costs to write A's latents along B's directions; 0 leaves it out.
-        keep_union: whether to save A together with the latents that only B has, as a run `union`.
+        across: allow SAEs of different sites, such as layers.
+        swap: tokens on which to measure the loss of replacing A's directions by B's; 0 leaves it out.
+        keep_union: save A plus the latents unique to B as a run `union`.
     """
 
     by: str = "directions"
@@ -45,8 +45,8 @@ def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -
 
     Args:
         runs: folders of runs or saved SAEs, two or more; the first is matched with each of the others.
-        out: folder for what is found, new or empty; with several others, a folder in it for each.
-        settings: how.
+        out: folder for the results, new or empty; with several others, one folder in it for each.
+        settings: of the matching.
         data: rows that thresholds are set on and swaps measured on, where those are asked for; with --store also to say
             how well the SAEs reconstruct.
     """

@@ -21,7 +21,7 @@ from saelab.runs import SavedRun, open_runs
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured.
+    """The metrics to compute.
 
     Args:
         metrics: class names of the metrics; `default` stands for those that run if none are named.

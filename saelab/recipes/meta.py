@@ -23,16 +23,16 @@ def meta_of(
     controls: bool = True,
     show: int = 8,
 ) -> None:
-    """Train a meta-SAE on the directions of an SAE and say what they are made of.
+    """Train a meta-SAE on an SAE's decoder directions and print their decompositions.
 
     Args:
         run: folder of a run or a saved SAE.
-        out: folder for what is found, new or empty.
-        settings: how.
-        data: text or store whose tokens latents are named by; --tokens 0 leaves that out.
-        against: other runs, such as those with about as many latents, whose latents meta-latents are compared with.
-        controls: whether to train and fit the controls too.
-        show: decompositions to print.
+        out: folder for the results, new or empty.
+        settings: of the meta-SAE and its training.
+        data: text or store for the tokens that latents are labelled with; --tokens 0 leaves labels out.
+        against: other runs whose latents are compared with meta-latents, such as SAEs of about as many latents.
+        controls: whether to train the controls (random and shuffled directions, PCA, k-means) too.
+        show: number of decompositions to print.
     """
     check_show(show)
     with whole_folder(out) as folder:

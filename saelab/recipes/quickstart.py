@@ -45,9 +45,9 @@ def quickstart(
     measure_tokens: int = 16_384,
     seed: int = 0,
 ) -> None:
-    """Train a sparse autoencoder on the bundled model, measure it and show what its latents stand for.
+    """Train a sparse autoencoder on the bundled model, measure it and show what some latents respond to.
 
-    An interrupted quickstart goes on where it stopped when it is run again; a finished one is shown again.
+    The same command resumes an interrupted quickstart, and prints the results of a finished one.
 
     Args:
         out: the run's folder.

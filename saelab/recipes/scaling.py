@@ -48,13 +48,13 @@ def fit_laws(
     converged_only: bool = False,
     figures: bool = False,
 ) -> None:
-    """Fit every law that a ladder allows, and write them into a folder that `saelab scaling plan` reads.
+    """Fit scaling laws to a ladder of SAEs and write them into a folder for `saelab scaling plan`.
 
     Args:
         runs: folders of sweeps or runs, or a cells.parquet.
-        out: folder for the laws and the cells.
-        laws: which: joint, width, compute, tokens, rate, subject; by default all that the cells are enough for.
-        rates: sweeps or runs that differ in learning rate, for the law of the best one; need not have converged.
+        out: folder for the laws and the table of cells.
+        laws: which laws: joint, width, compute, tokens, rate, subject; by default all that the cells are enough for.
+        rates: sweeps or runs that differ in learning rate, for the law of the best rate; they need not have converged.
         hold_out: how many of the largest widths to predict by a fit that has not seen them; 0 for none.
         tolerance: fall of the FVU over a doubling of rows below which a cell has converged; by default its own.
         converged_only: leave out cells that have not converged, instead of refusing to fit.
@@ -208,14 +208,14 @@ def plan(
     k: list[float] | None = None,
     device: str | None = None,
 ) -> None:
-    """Say which SAE to train with a budget, or for a target, from fitted laws and measured speed.
+    """Plan which SAE to train for a budget or a target FVU, from fitted laws and measured speed.
 
     Args:
         folder: of `saelab scaling fit`.
-        tokens: tokens (rows) there are.
-        hours: time there is.
-        memory: such as 16GB.
-        disk: such as 100GB.
+        tokens: tokens (rows) available.
+        hours: training time available.
+        memory: memory available, such as 16GB.
+        disk: disk space available, such as 100GB.
         target_fvu: the FVU to reach.
         k: active latents to plan for; by default those of the ladder.
         device: measure the speed here (cpu, cuda) by a few steps; by default the ladder's own speed is taken.

@@ -23,13 +23,13 @@ WORSE = 1.02
 
 
 def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data, figures: bool = True) -> None:
-    """Stitch SAEs of one site, from small to large, each with the next.
+    """Test which latents of each SAE are novel to the next smaller one, and interpolate between them.
 
     Args:
         runs: folders of runs or saved SAEs, two or more.
-        out: folder for what is found, new or empty.
-        settings: how.
-        data: on what.
+        out: folder for the results, new or empty.
+        settings: of the test and the interpolation.
+        data: rows to evaluate on.
         figures: whether to draw path.html and scatter.html there.
     """
     if len(runs) < 2:

@@ -8,13 +8,13 @@ from saelab.tasks.python_tasks import EXAMPLES, FILES, python_lines
 
 
 def make_tasks(out: str, text: str = "stdlib", files: int = FILES, examples: int = EXAMPLES) -> None:
-    """Write labelled tasks about Python code; `saelab measure --tasks OUT` measures on them.
+    """Write labelled probing tasks about Python code into a file for `saelab measure --tasks`.
 
     Args:
-        out: the file, ending in .jsonl.gz.
+        out: output file, ending in .jsonl.gz.
         text: `stdlib` (the Python standard library of this machine), or a folder or glob of Python files.
-        files: how many files to read.
-        examples: of a task, at most.
+        files: number of files to read.
+        examples: maximum number of examples of a task.
     """
     if not out.endswith(".jsonl.gz"):
         raise ValueError(f"--out is written as .jsonl.gz; '{out}' ends otherwise")
