@@ -6,7 +6,6 @@ one, byte for byte but for the times in logs. Architectures, optimizers, moments
 found, so that a new one is tried without being named here.
 """
 
-import importlib
 import random
 import shutil
 import signal
@@ -21,25 +20,21 @@ from pathlib import Path
 import torch
 
 from campaigns.killing import Command, Ended, difference, drawn, run
+from campaigns.small_world import asked, warm, write_laws
 from campaigns.trials import run_campaign
 from saelab.core.components import Component
 from saelab.data.store import StoreWriter
 from saelab.explorer.database import Database
+from saelab.explorer.notes import Notes, beside
+from saelab.explorer.workspace import Workspace
 from saelab.models import harvest as harvesting
 from saelab.recipes import train
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.train.algorithm import Algorithm
 from saelab.train.optimizer import Optimizer
 
-WARM = [
-    "pyarrow.parquet", "plotly.graph_objects", "torch._dynamo", "transformers.models.auto.modeling_auto",
-    *(f"saelab.recipes.{name}" for name in (
-        "convert", "explain", "explore", "figures", "harvest", "manifolds", "match", "measure", "meta", "quickstart",
-        "scaling", "stitch", "sweep", "tasks",
-    )),
-]  # fmt: skip
-"""What forks would each import for themselves."""
 MOST_KILLS = 4
+LIBRARIES = ("sae_lens", "dictionary_learning", "sparsify")
 SHAPE = ["--trainer.batch", "64", "--log_every", "2", "--save_every", "3", "--trainer.lr", "0.003", "--rows", "900"]
 WORLD = ["--world", "SparseWorld", "--world.d_in", "16", "--world.n_features", "24", "--world.l0", "3"]
 SHORT = {"every": 200, "dead_after": 100, "rows": 128}
@@ -174,6 +169,7 @@ def _other(rng: random.Random, base: Path) -> Case:
     text = ["--text", str(base / "text.jsonl"), "--seq_len", "32", "--site", "model.layers.0"]
     export = ["--tokens", "512", "--export.to", "copy", "--export.latents", "[1, 2, 3]", "--export.form"]
     asked = ["--latents", "1", "--tokens", "512"]
+    drawn_, diagnosed = ["--figures", rng.choice(["true", "false"])], ["--out", "diagnosis.json"]
     little = ["--tokens", "6000", "--rows", "6000", "--n_latents", "64", "--k", "4", "--measure_tokens", "512"]
     cases = [
         same("harvest", ["harvest", *made, "--tokens", "900", *text]),
@@ -182,12 +178,13 @@ def _other(rng: random.Random, base: Path) -> Case:
         whole("match", ["match", run_, rival, *made, "--keep_union", "true", *on]),
         whole("stitch", ["stitch", run_, rival, *made, *on, "--figures", rng.choice(["true", "false"])]),
         whole("manifolds", ["manifolds", run_, *made, "--threshold", "0.3", *on, "--figures", "true"]),
-        same(
-            "convert to", ["convert", run_, "out", "--to", rng.choice(["sae_lens", "dictionary_learning", "sparsify"])]
-        ),
-        whole("convert from", ["convert", str(base / "foreign"), "out"]),
+        same("convert to", ["convert", run_, "out", "--to", rng.choice(LIBRARIES)]),
+        whole("convert from", ["convert", str(base / f"foreign-{rng.choice(LIBRARIES)}"), "out"]),
         same("figures", ["figures", str(base / "measured"), *made]),
         same("scaling fit", ["scaling", "fit", str(base / "ladder"), *made, "--laws", "[width]", "--hold_out", "0"]),
+        same("scaling plan", ["scaling", "plan", "laws", "--tokens", "1e8"], _copies(base, "laws")),
+        same("scaling allocate", ["scaling", "allocate", "--features", "10000", "--out", "allocation.json", *drawn_]),
+        same("scaling diagnose", ["scaling", "diagnose", run_, rival, *on[:2], "--rows", "1000", *diagnosed, *drawn_]),
         same("measure", ["measure", "run", *on, "--metrics", "Reconstruction", "L0", "Density"], _copies(base, "run")),
         same("explore", ["explore", "run", *export, "neuronpedia"], _copies(base, "run")),
         same("explain", ["explain", "read", "--model", "pycode-7m", *asked], _copies(base, "read")),
@@ -214,7 +211,8 @@ def prepared(base: Path) -> None:
     ladder = ["--converge", "0.9", "--vary", "sae.n_latents=16,24,32,48,64", "--out", "ladder"]
     for words in (
         [*train_, "run", "--sae.n_latents", "32"], [*train_, "rival", "--sae.n_latents", "48"],
-        [*train_, "measured", "--sae.n_latents", "32"], ["convert", "run", "foreign", "--to", "sae_lens"],
+        [*train_, "measured", "--sae.n_latents", "32"],
+        *(["convert", "run", f"foreign-{library}", "--to", library] for library in LIBRARIES),
         ["measure", "measured", "--store", str(base / "store"), "--metrics", "Reconstruction", "L0", "Density"],
         ["train", *live_text(base), *SHAPE, "--sae.n_latents", "32", "--sae.activation.k", "4", "--out", "read"],
         ["explore", "read", "--tokens", "512", "--export.to", "gone", "--export.form", "neuronpedia"],
@@ -223,6 +221,7 @@ def prepared(base: Path) -> None:
         ended = run(Command(words, patch=small_pieces), base)
         if ended.status:
             raise RuntimeError(f"{' '.join(words)}: {ended.said}")
+    write_laws(base / "laws")
 
 
 # ---- notes ----
@@ -231,40 +230,42 @@ NOTED = 40
 
 
 def notes(rng: random.Random, base: Path) -> Case:
-    """Notes of the explorer: those that were acknowledged are there."""
-    command = Command(["notes"], target=append_record)
+    """Notes that are sent to the explorer: those that were acknowledged are there."""
+    command = Command(["notes"], target=send_notes)
     return Case("notes", command, command, _copies(base, "read"), judge=noted)
 
 
-def append_record() -> None:
-    """Write notes as the explorer's server does, each acknowledged in a file once it was kept."""
-    from saelab.explorer.pages.latents import note
-    from saelab.explorer.workspace import Workspace
-
-    folder, workspace = Path.cwd(), Workspace(["read"])
-    with open(folder / "acknowledged", "a", encoding="ascii") as said:
-        first = sum(1 for _ in open(folder / "acknowledged", encoding="ascii"))  # noqa: SIM115
-        for number in range(first, NOTED):
+def send_notes() -> None:
+    """Send notes to the explorer's application; each that it answers with 200 goes into a file of acknowledgements."""
+    workspace = Workspace(["read"])
+    with open("acknowledged", "a+", encoding="ascii") as said:
+        said.seek(0)
+        for number in range(sum(1 for _ in said), NOTED):
             body = {"note": f"note {number} " + "x" * 3000, "tags": ["seen"]}
-            note(workspace, "read", number % 32, body, float(number))
+            status, answer = asked(workspace, f"/run/read/latent/{number % 32}/note.json", body)
+            if status != 200:
+                raise RuntimeError(f"note {number} is answered with {status}: {answer.decode()}")
             said.write(f"{number}\n")
             said.flush()
 
 
 def noted(folder: Path, whole: Path) -> str | None:
-    """Which of the acknowledged notes is not there."""
-    found = Database(folder / "read" / "explorer.sqlite")
-    for number in range(NOTED - 32, NOTED):
-        text = (found.note(number % 32) or {}).get("note", "nothing")
-        if not text.startswith(f"note {number} "):
-            return f"latent {number % 32} has {text[:20]!r}, acknowledged was note {number}"
+    """Which acknowledged note is not there: in the file of notes or, being its latent's last one, as it is shown."""
+    file = folder / "read" / "explorer.sqlite"
+    kept, shown = {note.note.split()[1] for note in Notes(beside(file)).since()[0]}, Database(file)
+    for number in range(NOTED):
+        if str(number) not in kept:
+            return f"note {number} was acknowledged and is not in the file of notes"
+        text = shown.note(number % 32)["note"]
+        if number >= NOTED - 32 and not text.startswith(f"note {number} "):
+            return f"latent {number % 32} shows {text[:20]!r}, acknowledged was note {number}"
     return None
 
 
 # ---- a trial ----
 
 CASES: list[tuple[int, Callable[[random.Random, Path], Case]]] = [
-    (45, trained), (4, live), (14, swept), (32, _other), (5, notes),
+    (32, trained), (8, live), (12, swept), (40, _other), (8, notes),
 ]  # fmt: skip
 
 
@@ -323,8 +324,7 @@ def main() -> int:
     """Run the campaign."""
     with tempfile.TemporaryDirectory() as place:
         kills, start = Kills(Path(place) / "base"), time.monotonic()
-        for name in WARM:
-            importlib.import_module(name)
+        warm()
         prepared(kills.base)
         print(f"prepared in {time.monotonic() - start:.0f} s", flush=True)
         status = run_campaign("kills", "A command killed at any moment goes on and ends the same.", kills.trial, 400)

@@ -5,7 +5,7 @@ other libraries' files), damages one file at random and runs a command on it in 
 time are bounded. It fails on a traceback, on more than one line of complaint, on a process that hangs or dies of a
 signal, and on a command that succeeds although the tensors of a file that it reads are no longer those written.
 
-Left out: what needs a language model, because that is what commands read besides files.
+Left out: damaged files of language models, which transformers reads.
 """
 
 import json
@@ -14,44 +14,26 @@ import random
 import resource
 import shutil
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from campaigns.damage import damage
+from campaigns.small_world import asked, warm, write_laws
 from campaigns.trials import run_campaign
 from saelab.cli import main as saelab
 
 MEMORY, SECONDS = 3 << 30, 60
 """Bytes of address space that a command may take besides what is there already, and how long it may take."""
 SMALL = ["--sae.activation.k", "4", "--trainer.batch", "128", "--log_every", "1", "--save_every", "4"]
-ODD: list[Any] = [
-    None,
-    True,
-    0,
-    -1,
-    3,
-    1.5,
-    1e308,
-    10**30,
-    "",
-    "x",
-    "\ud800",
-    [],
-    {},
-    [[]],
-    {"a": 1},
-    [None],
-    "NaN",
-    float("nan"),
-]
 
 
 @cache
@@ -82,13 +64,106 @@ def world() -> Path:
     saelab(["explore", runs[1], "stitched", "matched", *data, "--export.to", "page"])
     lines = [{"text": f"a b c {n}", "label": n % 2, "document": str(n)} for n in range(80)]
     Path("tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    saelab(["train", "--out", "half", "--store", "acts", "--rows", "1024", "--sae.n_latents", "64", *SMALL])
+    shutil.copytree("half", "whole")
+    shutil.rmtree("half/sae")
+    max(Path("half/checkpoints").iterdir()).unlink()
+    saelab(["meta", runs[1], "--out", "metas", "--steps", "20", "--ratio", "4", "--controls", "false", *data])
+    Path("laws").mkdir()
+    write_laws(Path("laws/made"))
+    saelab(["scaling", "plan", "laws/made", "--tokens", "1e8"])
+    saelab(["scaling", "allocate", "--features", "1000", "--out", "laws/allocation.json"])
+    saelab(["scaling", "diagnose", "whole", "--store", "acts", "--rows", "1000", "--out", "laws/diagnosis.json"])
+    _with_text()
     os.chdir(here)
     return root
+
+
+SITE = ["--seq_len", "32", "--site", "model.layers.0"]
+
+
+def _with_text() -> None:
+    """What is made of text by the bundled model, in the folder that is the current one."""
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    from saelab.models import harvest as harvesting
+
+    harvesting.TOKENS_AT_ONCE, harvesting.SHARD_BYTES = 128, 200 * 256 * 4
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices("def return the quick brown fox self for in".split(), k=60)) for _ in range(200)]  # noqa: SIM905
+    Path("texts").mkdir()
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    Path("texts/a.jsonl").write_text(lines)
+    Path("texts/b.txt").write_text("\n".join(texts))
+    Path("texts/c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    pyarrow.parquet.write_table(pa.table({"text": texts}), "texts/d.parquet")
+    Path("code").mkdir()
+    for number in range(6):
+        body = f'    """Some words."""\n    return [x + {number} for x in y if x]\n'
+        Path(f"code/{number}.py").write_text("import os\n\n\n" + f"def f{number}(x, y):\n{body}\n\n" * 9)
+    saelab(["harvest", "--out", "harvested", "--tokens", "300", "--text", "texts/a.jsonl", *SITE])
+    live = ["--live.text", "texts/a.jsonl", "--live.seq_len", "32", "--live.site", "model.layers.0"]
+    saelab(["train", "--out", "read", *live, "--rows", "1024", "--sae.n_latents", "24", *SMALL])
+    saelab(["explain", "read", "--model", "pycode-7m", "--latents", "2", "--tokens", "512"])
+    saelab(["explore", "read", "--tokens", "512", "--export.to", "gone", "--export.form", "neuronpedia"])
+
+
+PAGES = (
+    "/", "/run/{}", "/run/{}/log", "/run/{}/latents", "/run/{}/latents?sort=density&desc=1&filter=density:0..1",
+    "/run/{}/latents?q=def&kind=ordinary", "/run/{}/latent/{n}", "/run/{}/latent/{n}/examples",
+    "/run/{}/latent/{n}/context?row={row}", "/run/{}/latent/{n}/counterparts", "/run/{}/latent/{n}/meta",
+    "/run/{}/latent/{n}/pattern", "/run/{}/latent/{n}/effects?row={row}", "/run/{}/map", "/run/{}/map?map=pca",
+    "/run/{}/norms", "/run/{}/around?latent={n}", "/run/{}/cloud?latents=1,2,3", "/run/{}/manifolds", "/run/{}/meta",
+    "/run/{}/meta/1", "/run/{}/prompt", "/compare", "/compare?a=n_latents24&b=n_latents48", "/scaling",
+)  # fmt: skip
+"""Addresses; of those of a run each is asked of two."""
+
+
+def ask_pages(command: list[str]) -> int:
+    """Show runs and results, and ask for every page and some latents; the status, as of a command.
+
+    RuntimeError for an answer that is none, or one that does not name the damaged file.
+
+    Args:
+        command: what is shown, and the file.
+    """
+    from saelab.explorer.workspace import Workspace
+
+    *shown, damaged = command
+    try:
+        workspace = Workspace(shown)
+    except ValueError as error:
+        print(f"saelab: {error}", file=sys.stderr)
+        return 2
+    for name, page, number in product(("n_latents48", "read"), PAGES, range(0, 24, 7)):
+        if not number or "{n}" in page:
+            path, _, query = page.format(name, n=number, row=40 * number).partition("?")
+            status, answer = asked(workspace, f"{path if path != '/' else '/index'}.json?{query}")
+            if status != 200 and (status >= 500 or not told(json.loads(answer)["error"], damaged)):
+                raise RuntimeError(f"{path}?{query} is answered with {status}: {answer.decode()}")
+    for path in ("/", "/run/read", "/run/read/latents", "/run/read/latent/3"):
+        if (status := asked(workspace, path)[0]) >= 500:
+            raise RuntimeError(f"{path} is answered with {status}")
+    return 0
+
+
+FINE = ("was collected on rows that stand for no text", "does not say which model")
+"""What pages answer although nothing is damaged."""
+
+
+def told(said: str, damaged: str) -> bool:
+    """Whether a complaint is one line that names the damaged file, or is none about damage."""
+    return "\n" not in said and (damaged in said or any(words in said for words in FINE))
 
 
 Case = tuple[tuple[str, ...], Callable[[Path], list[Any]]]
 """Patterns of the files that are damaged, and the command that reads them."""
 RUNS = ("sweep/n_latents24", "sweep/n_latents48")
+PAGES_OF = "pages of"
+"""Stands for a command that asks for the explorer's pages."""
 DATA = ["--store", "acts", "--tokens", "600"]
 CASES: dict[str, Case] = {
     "show": ((f"{RUNS[0]}/config.yaml", f"{RUNS[0]}/scores.json"), lambda _: ["show", RUNS[0]]),
@@ -112,6 +187,31 @@ CASES: dict[str, Case] = {
     "figures": ((f"{RUNS[0]}/tables/*", f"{RUNS[0]}/scores.json", f"{RUNS[0]}/latents.safetensors"),
                 lambda _: ["figures", *RUNS, "--out", "new"]),
     "tasks": (("tasks.jsonl",), lambda _: ["measure", RUNS[0], *DATA, "--tasks", "tasks.jsonl"]),
+    "all rows": (("acts/*",), lambda _: ["measure", RUNS[0], "--store", "acts", "--tokens", "1280"]),
+    "go on": (
+        ("half/checkpoints/*", "half/*.*", "acts/*"), lambda _: ["train", "--resume", "half"],
+    ),
+    "text": (("texts/*",), lambda file: ["harvest", "--out", "new", "--tokens", "200", "--text", str(file), *SITE]),
+    "harvest": (
+        ("harvested/*", "texts/a.jsonl"),
+        lambda _: ["harvest", "--out", "harvested", "--tokens", "600", "--text", "texts/a.jsonl", *SITE],
+    ),
+    "code": (("code/*",), lambda _: ["tasks", "--out", "new.jsonl.gz", "--text", "code", "--examples", "20"]),
+    "explain": (
+        ("read/explain/*", "read/source.json", "read/sae/*", "read/config.yaml", "texts/a.jsonl"),
+        lambda _: ["explain", "read", "--model", "pycode-7m", "--latents", "2", "--tokens", "512"],
+    ),
+    "plan": (("laws/made/*",), lambda _: ["scaling", "plan", "laws/made", "--tokens", "1e8"]),
+    "pages": (
+        (
+            f"{RUNS[1]}/explorer.sqlite", f"{RUNS[1]}/explorer.sqlite", "read/explorer.sqlite", "read/explorer.sqlite",
+            "stitched/*.json", "stitched/*/*.parquet", "matched/*", "metas/*.*", "clusters/*.*", "laws/*",
+            "laws/made/*", f"{RUNS[1]}/*.json*", f"{RUNS[1]}/config.yaml", "read/source.json",
+        ),
+        lambda file: [
+            PAGES_OF, *RUNS, "read", "stitched", "matched", "metas", "clusters", "laws", "laws/made", str(file),
+        ],
+    ),
     "convert": (("theirs-*/*",), lambda file: ["convert", file.parts[0], "new"]),
     "explore": (
         (f"{RUNS[1]}/explorer.sqlite", "stitched/*.json", "stitched/*/*.parquet", "matched/*", f"{RUNS[1]}/sae/*"),
@@ -122,11 +222,11 @@ CASES: dict[str, Case] = {
 
 def trial(draw: random.Random, folder: Path) -> str | None:
     """One damaged file, one command."""
-    name = draw.choice(sorted(CASES))
+    name = draw.choice([*sorted(CASES), *["pages"] * 3])
     patterns, words = CASES[name]
     shutil.copytree(world(), folder / "world")
     place = folder / "world"
-    files = sorted({path for pattern in patterns for path in place.glob(pattern) if path.is_file()})
+    files = sorted([path for pattern in patterns for path in place.glob(pattern) if path.is_file()])
     file = draw.choice(files)
     before = file.read_bytes()
     how = damage(draw, file)
@@ -135,16 +235,27 @@ def trial(draw: random.Random, folder: Path) -> str | None:
     command = [str(word) for word in words(file.relative_to(place))]
     status, broken = ended(command, place, folder / "stderr")
     tensors = file.suffix == ".safetensors" and name != "convert"  # others' files have no checksum
-    if status == 0 and tensors and read_by(file, name) and changed(file, before, folder):
+    if status == 0 and name == "go on" and tensors and not same_end(place):
+        broken = "the run went on from a damaged file to other weights"
+    elif status == 0 and tensors and read_by(file, name) and changed(file, before, folder):
         broken = "the tensors of a damaged file were read in silence"
     return f"{' '.join(command)}, {file.relative_to(place)} {how}: {broken}" if broken else None
 
 
 def read_by(file: Path, name: str) -> bool:
     """Whether a command certainly reads the tensors of a file: of checkpoints it is the newest, of shards the first."""
+    if name in ("go on", "harvest", "pages"):  # go on is judged by its end; the others need not read what was written
+        return False
     if "checkpoints" in file.parts:
         return file == max(file.parent.glob("step-*"))
-    return not file.name.startswith("shard-00001") and not (name == "resume" and "acts" in file.parts)
+    first = name == "all rows" or not file.name.startswith("shard-00001")
+    return first and not (name == "resume" and "acts" in file.parts)
+
+
+def same_end(place: Path) -> bool:
+    """Whether a run that went on has the weights of the one that was left alone."""
+    left_alone, own = place / "whole" / "sae", place / "half" / "sae"
+    return all((own / file.name).read_bytes() == file.read_bytes() for file in left_alone.iterdir())
 
 
 def changed(file: Path, before: bytes, folder: Path) -> bool:
@@ -193,6 +304,8 @@ def _run(command: list[str]) -> int:
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     try:
+        if command[0] == PAGES_OF:
+            return ask_pages(command[1:])
         saelab(command)
     except SystemExit as end:
         return int(end.code or 0)
@@ -204,115 +317,12 @@ def _run(command: list[str]) -> int:
     return 0
 
 
-# ---- damage ----
-
-
-def damage(draw: random.Random, file: Path) -> str:
-    """Damage a file in a way that fits it, or as bytes; returns how."""
-    kinds: list[Callable[[random.Random, Path], str]] = [_bytes]
-    if file.suffix in (".json", ".jsonl"):
-        kinds = [_structure, _structure, _structure, _bytes, _text]
-    if file.suffix == ".yaml":
-        kinds = [_settings, _settings, _bytes, _text]
-    if file.suffix == ".safetensors":
-        kinds = [_bytes, _header]
-    if file.suffix == ".sqlite":
-        kinds = [_bytes, _table, _table]
-    return draw.choice(kinds)(draw, file)
-
-
-def _bytes(draw: random.Random, file: Path) -> str:
-    data, at = bytearray(file.read_bytes()), draw.randrange(max(1, file.stat().st_size))
-    how = draw.choice(("bit", "cut", "zeros", "junk", "empty", "twice"))
-    if how == "bit" and data:
-        data[at] ^= 1 << draw.randrange(8)
-    elif how == "cut":
-        del data[at:]
-    elif how == "zeros":
-        data[at : at + 64] = bytes(min(64, len(data) - at))
-    elif how == "junk":
-        data[at : at + 8] = draw.randbytes(8)
-    elif how == "empty":
-        data.clear()
-    else:
-        data += data[:at]
-    file.write_bytes(data)
-    return f"{how} at {at}"
-
-
-def _text(draw: random.Random, file: Path) -> str:
-    bad = draw.choice((b"[" * 10_000, b"\xff\xfe", b"\x00", b"\xef\xbb\xbf", b"&a [*a]\n", b"9" * 5000, b"{}\n", b"\n"))
-    data = file.read_bytes()
-    at = draw.choice((0, len(data), draw.randrange(len(data))))
-    file.write_bytes(data[:at] + bad + data[at:])
-    return f"{bad[:8]!r} put in at {at}"
-
-
-def _structure(draw: random.Random, file: Path) -> str:
-    lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
-    number = draw.randrange(len(lines))
-    value, how = _other(draw, json.loads(lines[number]))
-    lines[number] = json.dumps(value)
-    file.write_text("\n".join(lines) + "\n")
-    return how
-
-
-def _settings(draw: random.Random, file: Path) -> str:
-    import yaml
-
-    value, how = _other(draw, yaml.safe_load(file.read_text()))
-    file.write_text(yaml.safe_dump(value))
-    return how
-
-
-def _other(draw: random.Random, value: Any) -> tuple[Any, str]:
-    """A value with one part replaced, removed or added."""
-    places: list[tuple[Any, Any]] = []
-
-    def walk(part: Any) -> None:
-        for key in part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ():
-            places.append((part, key))
-            walk(part[key])
-
-    walk(value)
-    if not places or draw.random() < 0.05:
-        odd = draw.choice(ODD)
-        return odd, f"made {odd!r}"
-    part, key = draw.choice(places)
-    odd = draw.choice(ODD)
-    if draw.random() < 0.3:
-        del part[key]
-        return value, f"without {key}"
-    part[key] = odd
-    return value, f"with {key} = {odd!r}"
-
-
-def _header(draw: random.Random, file: Path) -> str:
-    data = file.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header, how = _other(draw, json.loads(data[8 : 8 + size]))
-    text = json.dumps(header).encode()
-    length = draw.choice((len(text), len(text), len(text) + draw.randrange(9), 1 << draw.randrange(64)))
-    file.write_bytes(length.to_bytes(8, "little") + text + data[8 + size :])
-    return f"header {how}, its length {length}"
-
-
-def _table(draw: random.Random, file: Path) -> str:
-    with sqlite3.connect(file) as connection:
-        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        name = draw.choice([name for name in names if not name.startswith(("sqlite", "words_", "said_"))])
-        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({name})")]
-        column = draw.choice(columns)
-        odd = draw.choice((None, b"\x01\x02\x03", "x", -1, 1 << 40, "", b"", "[]", "{"))
-        change = draw.choice((f"DROP TABLE {name}", f"DELETE FROM {name}", f"UPDATE {name} SET {column} = ?"))
-        try:
-            connection.execute(change, (odd,) if "?" in change else ())
-        except sqlite3.Error:
-            connection.execute(f"DELETE FROM {name}")
-    return f"{change} {odd!r}"
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warm()
     promise = "damaged files give one line, never a traceback, a hang or wrong rows."
-    sys.exit(run_campaign("mutations", promise, trial, 1000))
+    try:
+        status = run_campaign("mutations", promise, trial, 1000)
+    finally:
+        shutil.rmtree(world())
+    sys.exit(status)
