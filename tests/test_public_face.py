@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mypy import api
 
+import saelab
 from saelab.core.components import Component
 from saelab.interchange.family import Family
 from saelab.sae.base import Activation, Dictionary, Loss
@@ -32,6 +33,16 @@ def test_a_package_names_every_variant_that_discovery_finds_in_it(kind: type[Com
     assert set(package.__all__) == own
     assert own <= set(dir(package))
     assert all(vars(package)[name] is variant for name, variant in kind.variants().items() if name in own)
+
+
+def test_every_public_name_is_there_and_where_it_says():
+    assert set(saelab._HOMES) == set(saelab.__all__) <= set(dir(saelab))
+    for name, home in saelab._HOMES.items():
+        assert getattr(saelab, name) is getattr(importlib.import_module(f"saelab.{home}"), name)
+    assert saelab.interchange.read
+    for name in ("SAEE", "_nothing"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(saelab, name)
 
 
 def type_checked(*files: Path) -> str:
