@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.models.subject import Subject
-from saelab.sae.sae import SAE, load
+from saelab.sae.files import load_sae
+from saelab.sae.sae import SAE
 
 TOKENS, CONTEXT, EACH = 16, 64, 6
 COLUMNS = ("over V T", "at the token", "mean of tokens", "share at token", "norm taken", "norm of effect")
@@ -30,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    subject, sae = Subject(piece=2000), load(options.run)
+    subject, sae = Subject(piece=2000), load_sae(options.run)
     model, found = subject.language_model(), defaultdict(list)
     layer = model.model.get_submodule(model.site)
     for block in itertools.islice(subject.token_rows(model, "held-out", 1), options.positions):

@@ -18,7 +18,8 @@ import torch
 
 from saelab.cli import main
 from saelab.data.store import StoreSource
-from saelab.sae.sae import SAE, load
+from saelab.sae.files import load_sae
+from saelab.sae.sae import SAE
 
 SHOWN = {
     "fvu": "FVU", "ce_recovered": "CE recovered", "probe_loss": "probe loss", "probe_loss_null": "permuted labels",
@@ -68,7 +69,7 @@ def train(options: argparse.Namespace) -> None:
 def controls(options: argparse.Namespace, store: Path) -> None:
     """An SAE with the middle k, untrained and with random directions."""
     middle = options.out / f"n{options.control}" / f"k{options.ks[len(options.ks) // 2]}"
-    trained = load(middle)
+    trained = load_sae(middle)
     untrained = SAE.from_config(trained.config())
     untrained.initialise(StoreSource(store).sample(32_768).float())
     generator = torch.Generator().manual_seed(0)

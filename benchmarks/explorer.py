@@ -30,7 +30,8 @@ from saelab.explorer.serve import listening, server_for
 from saelab.explorer.workspace import Workspace
 from saelab.models.language_model import LanguageModel
 from saelab.sae.activations.topk import TopK
-from saelab.sae.sae import SAE, load
+from saelab.sae.files import load_sae
+from saelab.sae.sae import SAE
 
 WIDTH, ACTIVE = 32, 32
 
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def time_collect(run: Path, folder: Path, rows: int) -> None:
-    sae, store = load(run), Store(folder)
+    sae, store = load_sae(run), Store(folder)
     with tempfile.TemporaryDirectory() as place:
         tiled = tile(store, Path(place) / "store", rows)
         origin = store.manifest.origin

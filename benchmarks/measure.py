@@ -16,7 +16,8 @@ from saelab.models.subject import Subject
 from saelab.recipes.tasks import tasks_for
 from saelab.runs import open_run
 from saelab.sae.activations.topk import TopK
-from saelab.sae.sae import SAE, load
+from saelab.sae.files import load_sae
+from saelab.sae.sae import SAE
 from saelab.tasks import rows
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     seconds: dict[str, float] = {}
     start = now = time.perf_counter()
     evaluation = TextEvaluation(subject(options.run), options.tokens)
-    sae = load(options.run) if options.run else untrained(evaluation, options)
+    sae = load_sae(options.run) if options.run else untrained(evaluation, options)
     seconds["(load)"], now = time.perf_counter() - now, time.perf_counter()
     tasks, _ = tasks_for(None, evaluation)
     seconds["(tasks)"] = time.perf_counter() - now

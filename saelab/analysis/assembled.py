@@ -27,13 +27,14 @@ from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
+from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.reading import reread, threshold_for
 from saelab.sae.sae import SAE
 
 
 @torch.no_grad()
-def independent(sae: SAE, rows: Tensor | None = None, name: str = "the SAE") -> SAE:
+def independent(sae: Autoencoder, rows: Tensor | None = None, name: str = "the SAE") -> SAE:
     """A copy of an SAE as independent latents with thresholds, in the data's units and with unit directions.
 
     Exact for ReLU, JumpReLU and trained BatchTopK; of TopK it is the reading by threshold (`threshold_for`).
@@ -124,6 +125,6 @@ def _shifted(sae: SAE, latents: Tensor, bias: Tensor) -> Tensor:
     return (own.double() + sae.dictionary.encoder[latents].double() @ moved).to(own)
 
 
-def encoded(sae: SAE, rows: Tensor) -> Codes:
+def encoded(sae: Autoencoder, rows: Tensor) -> Codes:
     """Codes of rows [n, D] that are on any device, as few entries a row as are needed."""
     return sae.encode(rows.to(sae.scale.mean)).compact()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from saelab.analysis.rows import Rows
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 FURTHEST_SCALE, FURTHEST_MEAN = 1.5, 0.5
 """By which factor scales may differ, and by how much of a scale the entries of means (root mean square)."""
@@ -33,7 +33,7 @@ SAME = {
 
 
 def check_comparable(
-    saes: Mapping[str, SAE], origins: Mapping[str, Mapping[str, Any]] | None = None, across: bool = False
+    saes: Mapping[str, Autoencoder], origins: Mapping[str, Mapping[str, Any]] | None = None, across: bool = False
 ) -> None:
     """Check SAEs before they are compared, each with the first.
 
@@ -66,7 +66,7 @@ def check_origins(first: str, name: str, origins: Mapping[str, Mapping[str, Any]
             raise ValueError(f"{first} and {name} are of different {what}{said}")
 
 
-def _check_scales(first: str, one: SAE, name: str, other: SAE) -> None:
+def _check_scales(first: str, one: Autoencoder, name: str, other: Autoencoder) -> None:
     if one.scale.sites != other.scale.sites:
         raise ValueError(f"{first} has {one.scale.sites} scales of its rows, {name} has {other.scale.sites}")
     if is_identity(one) or is_identity(other):
@@ -80,19 +80,19 @@ def _check_scales(first: str, one: SAE, name: str, other: SAE) -> None:
         )
 
 
-def is_identity(sae: SAE) -> bool:
+def is_identity(sae: Autoencoder) -> bool:
     """Whether an SAE reads rows as they are."""
     return not sae.scale.mean.any() and bool((sae.scale.scale == 1).all())
 
 
-def check_width(name: str, sae: SAE, rows: Rows) -> None:
+def check_width(name: str, sae: Autoencoder, rows: Rows) -> None:
     """ValueError if rows are not as wide as those that an SAE reads."""
     if rows.x.shape[1] != sae.d_in:
         raise ValueError(f"{name} reads rows {sae.d_in} wide, the data's are {rows.x.shape[1]}")
 
 
 @torch.no_grad()
-def error_and_l0(sae: SAE, rows: Rows) -> tuple[float, float]:
+def error_and_l0(sae: Autoencoder, rows: Rows) -> tuple[float, float]:
     """Mean over rows and entries of the squared error of an SAE on rows in the data's units, and its mean L0."""
     error, l0 = 0.0, 0
     for x, _ in rows.blocks(BLOCK_ROWS):

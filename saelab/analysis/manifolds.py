@@ -40,7 +40,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.analysis.assembled import encoded
-from saelab.analysis.match import data_directions, living_latents
 from saelab.analysis.rows import Rows
 from saelab.analysis.tables import Columns, read_result, read_table, write_result, write_table
 from saelab.analysis.top_tokens import context
@@ -48,7 +47,7 @@ from saelab.core.codes import Codes
 from saelab.data.source import generator_for
 from saelab.geometry import Coactivation, components, members, neighbour_graph, participation_ratio, two_nearest
 from saelab.models.token_text import TokenText
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 PAIRS = ("duplicate", "overlapping", "disjoint", "between", "undecided")
 KINDS = ("duplicates", "tiling", "absorption", "mixed", "undecided")
@@ -222,7 +221,7 @@ class Manifolds:
 
 
 @torch.no_grad()
-def manifolds(sae: SAE, rows: Rows, settings: ManifoldSettings | None = None) -> Manifolds:
+def manifolds(sae: Autoencoder, rows: Rows, settings: ManifoldSettings | None = None) -> Manifolds:
     """Find clusters of directions and tell what they are.
 
     Args:
@@ -231,8 +230,8 @@ def manifolds(sae: SAE, rows: Rows, settings: ManifoldSettings | None = None) ->
         settings: see `ManifoldSettings`.
     """
     settings = settings or ManifoldSettings()
-    living = living_latents(sae).cpu()
-    directions = data_directions(sae)
+    living = sae.alive().nonzero().squeeze(1).cpu()
+    directions = sae.data_directions(normalised=True).detach()
     i, j, cosine = (part.cpu() for part in neighbour_graph(directions[living], settings.threshold, settings.neighbours))
     left, right = living[i], living[j]
     clusters = [living[part] for part in members(components(len(living), i, j))]
@@ -289,9 +288,9 @@ def _of_cluster(codes: Codes, latents: Tensor) -> tuple[Tensor, Tensor]:
     return some, own[:, :-1]
 
 
-def _cloud(sae: SAE, latents: Tensor, parts: list[tuple[Tensor, Tensor]], settings: ManifoldSettings) -> Cloud:
+def _cloud(sae: Autoencoder, latents: Tensor, parts: list[tuple[Tensor, Tensor]], settings: ManifoldSettings) -> Cloud:
     """A cluster's own part of the reconstruction in the data's units, from what `_of_cluster` gave block by block."""
-    long = (sae.dictionary.directions().detach() * sae.target_scale.size).cpu()[latents]
+    long = sae.data_directions().detach().cpu()[latents]
     number, value = (torch.cat(part) for part in zip(*parts, strict=True))
     chosen = torch.randperm(len(number), generator=generator_for(settings.seed, 11))[: settings.points].sort().values
     points = (value[chosen] @ long).double()

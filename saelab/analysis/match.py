@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.analysis.assembled import independent
@@ -46,7 +45,7 @@ from saelab.core.components import near_miss
 from saelab.data.source import generator_for
 from saelab.geometry import components, nearest, pairs_above
 from saelab.sae.activations.jump_relu import JumpReLU
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 WAYS = ("directions", "weights")
 KINDS = ("shared", "split", "merged", "tangled", "unique", "dead")
@@ -58,8 +57,6 @@ RESULT = {
 SIDE: dict[str, Any] = dict.fromkeys(("latent", "partner", "nearest", "group"), int) | {"kind": str}
 SIDE |= dict.fromkeys(("cosine", "nearest_cosine"), float)
 """What the files of a result hold."""
-DEAD_AFTER = 10_000_000
-"""Rows of training without firing after which a latent is dead, or a quarter of its run if that is less."""
 CURVE = [round(0.01 * step, 2) for step in range(101)]
 RANDOM_PROBES = 1024
 
@@ -164,8 +161,8 @@ def check_way(by: str, threshold: float) -> None:
 
 @torch.no_grad()
 def match(
-    a: SAE,
-    b: SAE,
+    a: Autoencoder,
+    b: Autoencoder,
     names: tuple[str, str] = ("A", "B"),
     by: str = "directions",
     threshold: float = 0.7,
@@ -187,13 +184,13 @@ def match(
         ValueError: for SAEs of different widths, settings out of their range, or fewer than one living latent each.
     """
     check_way(by, threshold)
-    directions = [data_directions(sae) for sae in (a, b)]
+    directions = [sae.data_directions(normalised=True).detach() for sae in (a, b)]
     if directions[0].shape[1] != directions[1].shape[1]:
         raise ValueError(
             f"{names[0]} has directions {directions[0].shape[1]} wide, {names[1]} {directions[1].shape[1]}: they "
             "cannot be matched"
         )
-    living = [living_latents(sae) for sae in (a, b)]
+    living = [sae.alive().nonzero().squeeze(1) for sae in (a, b)]
     for name, kept in zip(names, living, strict=True):
         if not len(kept):
             raise ValueError(f"{name} has no living latent to match")
@@ -210,19 +207,7 @@ def match(
     return Match(names, one, other, by, threshold, found.bound, _chance(ours, theirs))
 
 
-def data_directions(sae: SAE) -> Tensor:
-    """Directions in the units of the data, of unit norm; [L, D]. Where sites have scales of their own these weigh."""
-    return F.normalize(sae.dictionary.directions().detach() * sae.target_scale.size, dim=1)
-
-
-def living_latents(sae: SAE) -> Tensor:
-    """Numbers of the latents that fired within what training counts as long enough, or all where it did not count."""
-    horizon = min(DEAD_AFTER, int(sae.firing.rows) // 4)
-    dead = sae.firing.dead(horizon) if horizon else torch.zeros(sae.n_latents, dtype=torch.bool)
-    return (~dead).nonzero().squeeze(1).to(sae.scale.mean.device)
-
-
-def folded(sae: SAE, rows: Tensor | None = None, name: str = "the SAE") -> Tensor:
+def folded(sae: Autoencoder, rows: Tensor | None = None, name: str = "the SAE") -> Tensor:
     """Encoder rows, biases and directions with the thresholds folded in, as one vector a latent; [L, 2 D + 1].
 
     Raises:

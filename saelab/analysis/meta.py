@@ -33,13 +33,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.analysis.controls import bits, explained, pca, random_directions, residual_kmeans, shuffled
-from saelab.analysis.match import CURVE, data_directions, living_latents, stability
+from saelab.analysis.match import CURVE, stability
 from saelab.analysis.tables import read_result, read_table, write_result, write_table
 from saelab.core.codes import Codes
 from saelab.data.array import ArraySource
 from saelab.data.source import generator_for
 from saelab.geometry import nearest
 from saelab.sae.activations.batch_topk import BatchTopK
+from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.losses.auxk import AuxK
 from saelab.sae.sae import SAE
 from saelab.train.trainer import Trainer
@@ -176,7 +177,7 @@ class Meta:
         write_result(folder, "meta", self.summary(name, n_latents))
 
 
-def train_meta(sae: SAE, settings: MetaSettings | None = None, show: bool = True) -> Meta:
+def train_meta(sae: Autoencoder, settings: MetaSettings | None = None, show: bool = True) -> Meta:
     """Train a meta-SAE on the directions of an SAE's living latents.
 
     Args:
@@ -187,8 +188,10 @@ def train_meta(sae: SAE, settings: MetaSettings | None = None, show: bool = True
     Raises:
         ValueError: for fewer than LEAST_DIRECTIONS living latents, or settings that do not fit them.
     """
-    latents = living_latents(sae)
-    return decompose(data_directions(sae)[latents], latents.cpu(), settings or MetaSettings(), show)
+    latents = sae.alive().nonzero().squeeze(1)
+    return decompose(
+        sae.data_directions(normalised=True).detach()[latents], latents.cpu(), settings or MetaSettings(), show
+    )
 
 
 def decompose(directions: Tensor, latents: Tensor, settings: MetaSettings, show: bool = True) -> Meta:
@@ -252,7 +255,7 @@ def add_controls(meta: Meta, show: bool = True) -> None:
     meta.controls |= _quick_controls(meta)
 
 
-def similar_to(meta: Meta, others: Mapping[str, SAE]) -> list[dict[str, Any]]:
+def similar_to(meta: Meta, others: Mapping[str, Autoencoder]) -> list[dict[str, Any]]:
     """How much meta-latents resemble latents of other SAEs, such as those of about as many latents.
 
     For each: mean over living meta-latents of the largest cosine with its directions, the same of as many random
@@ -262,7 +265,7 @@ def similar_to(meta: Meta, others: Mapping[str, SAE]) -> list[dict[str, Any]]:
     own = meta.sae.dictionary.directions().detach()[used].cpu().float()
     found = []
     for name, sae in others.items():
-        directions = data_directions(sae)[living_latents(sae)].cpu().float()
+        directions = sae.data_directions(normalised=True).detach()[sae.alive()].cpu().float()
         if directions.shape[1] != own.shape[1]:
             raise ValueError(
                 f"{name} has directions {directions.shape[1]} wide, the meta-latents {own.shape[1]}: not of one site"

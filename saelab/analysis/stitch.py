@@ -40,6 +40,7 @@ from saelab.core.progress import progress
 from saelab.geometry import nearest
 from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.topk import TopK
+from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.sae import SAE
 
 RESULT = {
@@ -198,7 +199,7 @@ class Stitched:
 
 @torch.no_grad()
 def stitch(
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, Autoencoder],
     rows: Rows,
     settings: StitchSettings | None = None,
     loss: Callable[[Pair, list[int]], dict[int, float]] | None = None,

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from saelab.analysis.assembled import encoded
 from saelab.analysis.rows import Rows
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 BLOCK_ROWS = 4096
 
 
 @torch.no_grad()
-def top_tokens(sae: SAE, rows: Rows, count: int = 5) -> tuple[Tensor, Tensor]:
+def top_tokens(sae: Autoencoder, rows: Rows, count: int = 5) -> tuple[Tensor, Tensor]:
     """The tokens each latent is strongest on, strongest first.
 
     Args:
@@ -39,7 +39,7 @@ def _vocabulary(rows: Rows) -> int:
     return int(rows.columns["token"].max()) + 2  # averages of rows have the token -1
 
 
-def _strengths(sae: SAE, rows: Rows) -> tuple[Tensor, Tensor]:
+def _strengths(sae: Autoencoder, rows: Rows) -> tuple[Tensor, Tensor]:
     """Keys latent * V + token, ascending, and the total of the latent's codes on the token; [E] each."""
     width = _vocabulary(rows)
     keys, values = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)

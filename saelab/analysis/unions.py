@@ -19,11 +19,12 @@ from torch import Tensor
 from saelab.analysis.assembled import assembled, independent
 from saelab.analysis.match import Match
 from saelab.sae.activations.jump_relu import JumpReLU
+from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.sae import SAE
 
 
-def union(a: SAE, b: SAE, found: Match, rows: Tensor | None = None) -> SAE:
+def union(a: Autoencoder, b: Autoencoder, found: Match, rows: Tensor | None = None) -> SAE:
     """A's living latents and B's unique ones.
 
     Args:
@@ -40,13 +41,13 @@ def union(a: SAE, b: SAE, found: Match, rows: Tensor | None = None) -> SAE:
     return assembled([(ours, living), (theirs, found.b.of_kind("unique"))])
 
 
-def difference(a: SAE, found: Match, rows: Tensor | None = None) -> SAE:
+def difference(a: Autoencoder, found: Match, rows: Tensor | None = None) -> SAE:
     """A's unique latents; ValueError if there are none. Arguments as of `union`."""
     return assembled([(independent(a, rows, found.names[0]), found.a.of_kind("unique"))])
 
 
 @torch.no_grad()
-def averaged(a: SAE, b: SAE, found: Match, rows: Tensor | None = None) -> SAE:
+def averaged(a: Autoencoder, b: Autoencoder, found: Match, rows: Tensor | None = None) -> SAE:
     """The shared latents as means of the two; ValueError if none is shared. Arguments as of `union`."""
     ours, theirs = (independent(sae, rows, name) for sae, name in zip((a, b), found.names, strict=True))
     left = found.a.of_kind("shared")
@@ -68,7 +69,7 @@ def averaged(a: SAE, b: SAE, found: Match, rows: Tensor | None = None) -> SAE:
 
 
 @torch.no_grad()
-def swapped(a: SAE, b: SAE, found: Match, least: float = 0.0, rows: Tensor | None = None) -> SAE:
+def swapped(a: Autoencoder, b: Autoencoder, found: Match, least: float = 0.0, rows: Tensor | None = None) -> SAE:
     """A with its latents' directions exchanged for those of their one-to-one partners.
 
     Args:
@@ -80,7 +81,7 @@ def swapped(a: SAE, b: SAE, found: Match, least: float = 0.0, rows: Tensor | Non
     """
     one = independent(a, rows, found.names[0])
     left = (found.a.cosine >= least).nonzero().squeeze(1)
-    other = F.normalize(b.dictionary.directions() * b.target_scale.size, dim=1)
+    other = b.data_directions(normalised=True)
     directions = one.dictionary.directions().detach().clone()
     directions[left] = other[found.a.partner[left]].to(directions)
     one.dictionary.set_directions(directions)

@@ -47,7 +47,7 @@ from torch import Tensor
 from saelab.capacity.hidden import ENOUGH, LIFT, DiagnosisView, Sight, Weighed, weigh, would_show
 from saelab.geometry import Coactivation, components, members, nearest, pairs_above, participation_ratio
 from saelab.geometry.dimension import two_nearest
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 CLOSE, DUPLICATE = 0.5, 0.9
 """Cosine from which two latents may be neighbouring tiles; Jaccard index from which they are duplicates."""
@@ -81,7 +81,7 @@ class Seen:
 
 @torch.no_grad()
 def diagnose(
-    sae: SAE, rows: Iterable[Tensor], narrower: Mapping[str, SAE] | None = None, seed: int = 0
+    sae: Autoencoder, rows: Iterable[Tensor], narrower: Mapping[str, Autoencoder] | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Diagnose an SAE from its weights and its codes of some rows.
 
@@ -126,7 +126,7 @@ def diagnose(
     return result | verdict(result)
 
 
-def _look(sae: SAE, rows: Iterable[Tensor]) -> Seen:
+def _look(sae: Autoencoder, rows: Iterable[Tensor]) -> Seen:
     together, kept = Coactivation(sae.n_latents), list[Tensor]()
     for block in rows:
         for x in block.split(CHUNK):
@@ -166,7 +166,7 @@ def frequency_exponent(density: np.ndarray, rows: int) -> dict[str, Any]:
     return {"alpha": alpha, "draws": alphas, "shown": spectrum}
 
 
-def _neighbours(directions: Tensor, narrower: Mapping[str, SAE], seed: int) -> dict[str, Any]:
+def _neighbours(directions: Tensor, narrower: Mapping[str, Autoencoder], seed: int) -> dict[str, Any]:
     random = torch.randn(directions.shape, generator=torch.Generator().manual_seed(seed))
     chance = nearest(random, random, skip_self=True)[0][:, 0]
     crowded = chance.quantile(0.99).item() if len(chance) < 1 << 24 else chance.max().item()
@@ -196,7 +196,7 @@ def _clusters(directions: Tensor, seen: Seen, alive: Tensor, close: float) -> tu
     return [alive[part] for part in members(labels, LEAST_SIZE)], int((jaccard >= DUPLICATE).sum())
 
 
-def _cloud(sae: SAE, directions: Tensor, sample: Tensor, cluster: Tensor) -> dict[str, Any] | None:
+def _cloud(sae: Autoencoder, directions: Tensor, sample: Tensor, cluster: Tensor) -> dict[str, Any] | None:
     """Shape of what a cluster reconstructs; None where it fires too rarely in the sample."""
     inside, parts = torch.zeros(sae.n_latents, dtype=torch.bool), []
     inside[cluster] = True

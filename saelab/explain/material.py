@@ -16,7 +16,7 @@ from saelab.data.source import generator_for
 from saelab.metrics.evaluation import TextEvaluation
 from saelab.metrics.n2g.windows import NONE, Firings, Windows
 from saelab.models.token_text import TokenText, marked, strongest
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 SIDE = 12
 """Tokens of a window before and after its place."""
@@ -88,7 +88,9 @@ class Random:
 
 
 @torch.no_grad()
-def collect(sae: SAE, evaluation: TextEvaluation, latents: Tensor, seed: int = 0) -> tuple[list[Material], list[int]]:
+def collect(
+    sae: Autoencoder, evaluation: TextEvaluation, latents: Tensor, seed: int = 0
+) -> tuple[list[Material], list[int]]:
     """Material of latents [S], and those of them that fire at too few places to be explained."""
     slot_of = torch.full((sae.n_latents,), NONE)
     slot_of[latents] = torch.arange(len(latents))

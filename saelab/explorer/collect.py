@@ -28,10 +28,12 @@ from saelab.explorer.record import DictionaryNumbers, look, write
 from saelab.explorer.text import text_of, write_text
 from saelab.explorer.triples import Array, Triples
 from saelab.models.language_model import LanguageModel
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
-def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None, out: Path, show: bool = True) -> Path:
+def collect(
+    sae: Autoencoder, weights: Path, corpus: Corpus, model: LanguageModel | None, out: Path, show: bool = True
+) -> Path:
     """Look at an SAE on a corpus and write its database.
 
     Args:
@@ -53,7 +55,7 @@ def collect(sae: SAE, weights: Path, corpus: Corpus, model: LanguageModel | None
 
 
 def _collect(
-    sae: SAE, identity: dict[str, Any], corpus: Corpus, model: LanguageModel | None, out: Path, show: bool
+    sae: Autoencoder, identity: dict[str, Any], corpus: Corpus, model: LanguageModel | None, out: Path, show: bool
 ) -> Path:
     triples = Triples(out / PARTS, sae.n_latents, identity)
     gather(sae, corpus, triples, show)
@@ -86,7 +88,7 @@ def _collect(
 
 
 def _dictionary(
-    sae: SAE, triples: Triples, model: LanguageModel | None
+    sae: Autoencoder, triples: Triples, model: LanguageModel | None
 ) -> tuple[DictionaryNumbers, dict[str, Array], str | None]:
     """The second: maps and the like; the third: why there are no logits, None where there are."""
     directions = directions_of(sae)

@@ -12,23 +12,21 @@ site and the last norm are left out.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.geometry import nearest
 from saelab.models.head import Head
 from saelab.models.language_model import LanguageModel
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 BLOCK_ENTRIES = 1 << 24
 LOGIT_BINS = 40
 
 
 @torch.no_grad()
-def directions_of(sae: SAE) -> Tensor:
+def directions_of(sae: Autoencoder) -> Tensor:
     """Unit directions in the data's own units; [L, D] float32 on the CPU."""
-    directions = sae.dictionary.directions().detach().float().cpu()
-    return F.normalize(directions * sae.target_scale.size.detach().float().cpu(), dim=1)
+    return sae.data_directions(normalised=True).detach().float().cpu()
 
 
 def head_of(model: LanguageModel | None, width: int) -> tuple[Head | None, str | None]:
@@ -85,7 +83,7 @@ def neighbours_of(directions: Tensor, count: int = 12) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fits(sae: SAE, cosines: Tensor, neighbours: Tensor, count: int = 256, atol: float = 1e-3) -> bool:
+def fits(sae: Autoencoder, cosines: Tensor, neighbours: Tensor, count: int = 256, atol: float = 1e-3) -> bool:
     """Whether an SAE's directions have these cosines [L, C] with these neighbours [L, C]; some of them are tried."""
     directions = directions_of(sae)
     if len(cosines) != len(directions) or (neighbours >= len(directions)).any():

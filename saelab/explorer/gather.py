@@ -25,7 +25,7 @@ from saelab.core.progress import progress
 from saelab.core.read import Row, parse_json
 from saelab.explorer.corpus import Corpus, Piece
 from saelab.explorer.triples import Array, Triples
-from saelab.sae.sae import CONFIG, SAE
+from saelab.sae.autoencoder import CONFIG, Autoencoder
 
 FORMAT = 2
 CHUNK_ROWS = 4096
@@ -62,7 +62,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @torch.no_grad()
-def gather(sae: SAE, corpus: Corpus, triples: Triples, show: bool = True) -> None:
+def gather(sae: Autoencoder, corpus: Corpus, triples: Triples, show: bool = True) -> None:
     """Keep the codes of all rows; goes on after the last complete part.
 
     Raises:
@@ -103,7 +103,7 @@ class _Kept:
         return latent, row, value
 
 
-def _append(sae: SAE, piece: Piece, triples: Triples, number: int, start: int, every: int) -> None:
+def _append(sae: Autoencoder, piece: Piece, triples: Triples, number: int, start: int, every: int) -> None:
     kept, sample, device = _Kept(), _Kept(), sae.scale.mean.device
     near = Near(sae.n_latents)
     rows = torch.arange(start, start + len(piece.rows))
@@ -138,7 +138,7 @@ class Near:
         self.row = torch.full((n_latents, NEAR), -1, dtype=torch.int32)
         self.value = torch.full((n_latents, NEAR), -torch.inf)
 
-    def look(self, sae: SAE, x: Tensor, codes: Codes, rows: Tensor) -> None:
+    def look(self, sae: Autoencoder, x: Tensor, codes: Codes, rows: Tensor) -> None:
         """Take in a stretch of rows."""
         if not hasattr(sae.dictionary, "pre"):
             return

@@ -29,7 +29,7 @@ from torch import Tensor
 from saelab.core.codes import Codes
 from saelab.explorer.directions import head_of
 from saelab.models.language_model import LanguageModel
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 MODES = ("add", "scale")
 
@@ -55,13 +55,13 @@ class Lens:
         model: the model it was trained on.
     """
 
-    def __init__(self, sae: SAE, model: LanguageModel):
+    def __init__(self, sae: Autoencoder, model: LanguageModel):
         self.sae, self.model = sae, model
 
     @cached_property
     def written(self) -> Tensor:
         """What a code of 1 adds, in the data's units; [L, D]."""
-        return self.sae.dictionary.directions().detach() * self.sae.target_scale.size
+        return self.sae.data_directions().detach()
 
     @cached_property
     def first_token(self) -> int | None:

@@ -13,7 +13,7 @@ from saelab.core.read import read_json
 from saelab.explorer.database import FILE, Database
 from saelab.models.language_model import LanguageModel
 from saelab.runs import SavedRun, kind_of, open_run
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 RESULTS = ("stitch", "match", "meta", "manifolds")
 SCALING = ("law", "plan", "allocation", "diagnosis")
@@ -52,7 +52,7 @@ class Member:
         return Database(self.database_file)
 
     @cached_property
-    def sae(self) -> SAE:
+    def sae(self) -> Autoencoder:
         """The SAE, on the CPU."""
         with self._lock:
             return self.saved.load().eval()

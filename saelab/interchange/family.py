@@ -13,7 +13,9 @@ from saelab.core.components import Component, near_miss
 from saelab.core.files import whole_folder
 from saelab.interchange.files import Files
 from saelab.interchange.plain import Plain, apart, built, check_computes
-from saelab.sae.sae import SAE, is_saved
+from saelab.sae.autoencoder import Autoencoder
+from saelab.sae.files import is_saved
+from saelab.sae.sae import SAE
 
 
 @dataclass
@@ -98,7 +100,7 @@ def read(path: str | Path) -> tuple[SAE, Description]:
     raise ValueError(f"{path} is of no family that saelab reads ({', '.join(families())}): {files.seen()}")
 
 
-def write(sae: SAE, folder: str | Path, family: str, source: dict[str, Any] | None = None) -> list[str]:
+def write(sae: Autoencoder, folder: str | Path, family: str, source: dict[str, Any] | None = None) -> list[str]:
     """Write an SAE for another library into a new folder.
 
     Args:

@@ -25,6 +25,7 @@ from saelab.sae.activations.gated import Gated
 from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
+from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.base import Activation
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.dictionaries.expander import Expander
@@ -130,7 +131,7 @@ def built(plain: Plain, path: Path) -> SAE:
 
 
 @torch.no_grad()
-def check_computes(sae: SAE, path: Path) -> None:
+def check_computes(sae: Autoencoder, path: Path) -> None:
     """ValueError that names the file if a weight, or what becomes of a row, is not finite."""
     for name, part in sae.state_dict().items():
         # A threshold of 0 is kept as its logarithm.
@@ -160,7 +161,7 @@ def _activation(plain: Plain) -> tuple[Activation, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def apart(sae: SAE) -> Plain:
+def apart(sae: Autoencoder) -> Plain:
     """An SAE of ours as plain tensors, its scaling folded into them; ValueError for one that has other parts."""
     if not isinstance(sae, SAE) or type(sae.dictionary) not in (Dense, Expander):
         found = type(sae.dictionary).__name__ if isinstance(sae, SAE) else type(sae).__name__

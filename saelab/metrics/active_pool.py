@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, View
 from saelab.metrics.chunks import GROUPS
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
 class SparseSemanticDimension(Metric):
@@ -40,7 +40,7 @@ class SparseSemanticDimension(Metric):
         self.active[view.group[row.cpu()], codes.indices[row, slot].cpu()] = True
         self.rows += torch.bincount(view.group, minlength=GROUPS)
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         assert self.active is not None
         active = self.active[self.rows > 0]
         n, count = int(self.rows.sum()), active.sum(0)

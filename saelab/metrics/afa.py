@@ -26,7 +26,7 @@ from saelab.geometry.cosines import Cosines, cosines_of
 from saelab.metrics.base import RESAMPLES, Metric, Score, Setting, Table, View
 from saelab.metrics.sample import Sample
 from saelab.models.language_model import LanguageModel
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 TAIL = 24
 """Tokens of a row's text that are kept."""
@@ -56,7 +56,7 @@ class AFA(Metric):
     def update(self, view: View) -> None:
         x, codes, sae = view.x.double(), view.codes, view.sae
         if not len(self.norms):
-            self.norms = (sae.dictionary.directions() * sae.target_scale.size).norm(dim=1).detach()
+            self.norms = sae.data_directions().norm(dim=1).detach()
             self.bias = sae.target_scale.undo(sae.dictionary.bias()).detach()
         # Full codes name every latent; the norms then stand in their order.
         norms = self.norms if codes.is_full else self.norms[codes.indices]
@@ -75,7 +75,7 @@ class AFA(Metric):
             columns["tail"] = _tails(view.places.tokens.ids, view.places.keep)
         self.sample.update(**columns)
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         column, latents = self.sample.column, sae.n_latents
         if not len(self.sample):
             raise ValueError("there are no rows")

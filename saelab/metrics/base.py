@@ -19,7 +19,7 @@ from saelab.core.codes import Codes
 from saelab.core.components import Component
 from saelab.metrics.chunks import GROUPS, Places, TextChunk
 from saelab.metrics.evaluation import Evaluation
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 from saelab.tasks.task import Task
 
 RESAMPLES = 1000
@@ -64,7 +64,7 @@ class Score:
 class View:
     """What a metric sees of one chunk."""
 
-    sae: SAE
+    sae: Autoencoder
     x: Tensor
     """Rows that are to be reconstructed [B, D], float32, in the data's own units: those that were read or, of a
     transcoder, their targets."""
@@ -92,7 +92,7 @@ class Setting:
 
     name: str
     """The SAE's."""
-    saes: Mapping[str, SAE]
+    saes: Mapping[str, Autoencoder]
     """All that are measured on the same data, by name."""
     evaluation: Evaluation
     tasks: Sequence[Task] = ()
@@ -103,7 +103,7 @@ class Setting:
     """Whether to show progress."""
 
     @property
-    def sae(self) -> SAE:
+    def sae(self) -> Autoencoder:
         return self.saes[self.name]
 
 
@@ -138,7 +138,7 @@ class Metric(Component, ABC):
         return False
 
     @abstractmethod
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         """The scores, once every chunk was seen; a value that is not finite is left out and said."""
 
     def latents(self) -> dict[str, Tensor]:

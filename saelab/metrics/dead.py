@@ -6,17 +6,13 @@ trains, because a latent that is silent on a small evaluation set may just be ra
 """
 
 from saelab.metrics.base import Metric, Score, score_of_latents
-from saelab.sae.sae import SAE
-
-HORIZON = 10_000_000
+from saelab.sae.autoencoder import Autoencoder
 
 
 class DeadLatents(Metric):
     """Share of latents that stopped firing in training."""
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
-        horizon = min(HORIZON, int(sae.firing.rows) // 4)
-        if not horizon:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
+        if not sae.firing.horizon:
             raise ValueError("the SAE has no history of training; `silent` says how many are silent on these rows")
-        dead = sae.firing.dead(horizon).float().cpu()
-        return {"dead": score_of_latents(dead, "share of latents")}
+        return {"dead": score_of_latents((~sae.alive()).float().cpu(), "share of latents")}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Setting, Table, View, score_of_latents
 from saelab.metrics.density import Density
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 BLOCK_ENTRIES = 1 << 24
 OTHERS = 256
@@ -44,7 +44,7 @@ class DenseLatents(Metric):
     def update(self, view: View) -> None:
         self.density.update(view)
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         density = self.density.latents()["density"]
         dense = density > self.cut
         found = {"dense": score_of_latents(dense.double(), "share of latents")}
@@ -69,12 +69,12 @@ class DenseLatents(Metric):
         return {"dense": self.found} if self.found else {}
 
 
-def read_and_written(sae: SAE) -> tuple[Tensor, Tensor]:
+def read_and_written(sae: Autoencoder) -> tuple[Tensor, Tensor]:
     """What latents read along and write along, [L, n] and [L, D]."""
     directions = sae.dictionary.directions().detach().float()
     try:
         return sae.dictionary.encoder.detach().float(), directions
-    except (ValueError, AttributeError):  # an encoder that is not one weight, or an ensemble's
+    except ValueError:  # an encoder that is not one weight, or an ensemble's
         return directions, directions
 
 

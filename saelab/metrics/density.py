@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, View, score_of_latents
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
 class Density(Metric):
@@ -30,7 +30,7 @@ class Density(Metric):
         assert self.counts is not None
         return {"density": (self.counts.double() / self.rows).float()}
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         density = self.latents()["density"]
         fired = density[density > 0]
         scores = {

@@ -24,7 +24,7 @@ from torch import Tensor
 from saelab.metrics.base import Metric, Score, Totals, View
 from saelab.metrics.chunks import TextChunk
 from saelab.metrics.compute import Compute
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
 class Downstream(Metric):
@@ -50,7 +50,7 @@ class Downstream(Metric):
         values = predictions.values | predictions.with_rows("sae", view.x_hat)
         self.totals.add(text.group[:, :-1][predictions.counts], **values)
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         score = self.totals.score
         nats = "nats per token"
         return {

@@ -25,7 +25,7 @@ from torch import Tensor
 from saelab.core.codes import Codes
 from saelab.metrics.base import Metric, Score, Totals, View, score_of_latents
 from saelab.metrics.chunks import TextChunk
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 WINDOW, SHORT = 16, 16
 CHUNKS = 32
@@ -63,7 +63,7 @@ class InformationScope(Metric):
         for row, one, other in zip(whole.tolist(), far, near, strict=True):
             self._window(view.sae, one, other, int(text.group[row, -1]))
 
-    def _window(self, sae: SAE, far: Tensor, near: Tensor, group: int) -> None:
+    def _window(self, sae: Autoencoder, far: Tensor, near: Tensor, group: int) -> None:
         assert self.weighted is not None
         assert self.weight is not None
         device = sae.scale.mean.device
@@ -84,7 +84,7 @@ class InformationScope(Metric):
             return {}
         return {"information_scope": (self.weighted / self.weight.clamp_min(1e-30)).float()}
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         if not self.windows or self.weight is None:
             needed, last = 2 * WINDOW + SHORT, WINDOW + SHORT
             raise ValueError(

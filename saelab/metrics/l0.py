@@ -3,7 +3,7 @@
 import torch
 
 from saelab.metrics.base import Metric, Score, Totals, View
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
 class L0(Metric):
@@ -16,5 +16,5 @@ class L0(Metric):
         active = view.codes.l0()
         self.totals.add(view.group, active=active, rows=torch.ones_like(active))
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         return {"l0": self.totals.score(lambda active, rows: active / rows, "latents")}

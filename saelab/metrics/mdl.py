@@ -23,7 +23,7 @@ from torch import Tensor
 from saelab.core.codes import Codes
 from saelab.metrics.base import Metric, Score, Setting, Totals, View
 from saelab.metrics.sample import Sample, codes_of
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 FINE = 64
 CHOICES = (4, 8, 16, 32)
@@ -55,7 +55,7 @@ class MDL(Metric):
         self.totals.add(view.group, active=active, rows=torch.ones_like(active))
         self.sample.update(x=view.x, read=view.rows, group=view.group)
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         if not self.values.total:
             raise ValueError("no latent fires in these rows")
         bins, kept = self._bins(sae)
@@ -71,15 +71,15 @@ class MDL(Metric):
             "mdl_error_kept": Score(float(kept), None, None, len(self.sample), "1 for yes"),
         }
 
-    def fixed(self, sae: SAE) -> Score:
+    def fixed(self, sae: Autoencoder) -> Score:
         """The fixed form."""
         width = self.bits + math.log2(sae.n_latents)
         return self.totals.score(lambda active, rows: active / rows * width, "bits per token")
 
-    def _codes(self, sae: SAE) -> Codes:
+    def _codes(self, sae: Autoencoder) -> Codes:
         return codes_of(sae, self.sample.column("read"))
 
-    def _bins(self, sae: SAE) -> tuple[int, bool]:
+    def _bins(self, sae: Autoencoder) -> tuple[int, bool]:
         """The fewest bins that keep the error, and whether they do."""
         x, read = (self.sample.column(name).to(sae.scale.mean.device) for name in ("x", "read"))
         codes = self._codes(sae)
@@ -93,7 +93,7 @@ class MDL(Metric):
                 return bins, True
         return CHOICES[-1], False
 
-    def _spread(self, sae: SAE, bins: int, value: float) -> tuple[float | None, float | None, int | None]:
+    def _spread(self, sae: Autoencoder, bins: int, value: float) -> tuple[float | None, float | None, int | None]:
         """The interval of rows' code lengths, moved to the value, and how many documents it is over."""
         frequency = (self.values.counts().double() / self.totals.n).clamp(1e-12, 1 - 1e-12)
         silent = -(1 - frequency).log2()

@@ -15,7 +15,7 @@ from saelab.metrics.base import Metric, Score, Setting, Table, View
 from saelab.metrics.chunks import Chunk
 from saelab.metrics.evaluation import Evaluation
 from saelab.metrics.sample import codes_of
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 from saelab.tasks.task import Task
 
 DEFAULT = "default"
@@ -74,7 +74,7 @@ Running = Mapping[str, Sequence[Metric]]
 
 @torch.no_grad()
 def measure(
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, Autoencoder],
     evaluation: Evaluation,
     metrics: Sequence[str | Mapping[str, Any]] | None = None,
     show: bool = True,
@@ -144,7 +144,11 @@ def _at_work(running: Running, results: Mapping[str, Measured]) -> Iterator[tupl
 
 
 def _sweeps(
-    saes: Mapping[str, SAE], evaluation: Evaluation, running: Running, results: Mapping[str, Measured], show: bool
+    saes: Mapping[str, Autoencoder],
+    evaluation: Evaluation,
+    running: Running,
+    results: Mapping[str, Measured],
+    show: bool,
 ) -> None:
     """Go through the data as often as metrics want it."""
     watching = {name: [metric for metric in metrics if metric.needs_chunks()] for name, metrics in running.items()}
@@ -163,7 +167,7 @@ def _sweeps(
 
 
 def _sweep(
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, Autoencoder],
     evaluation: Evaluation,
     watching: Running,
     results: Mapping[str, Measured],
@@ -184,7 +188,7 @@ def _sweep(
             start = time.perf_counter()
 
 
-def _watch(name: str, sae: SAE, chunk: Chunk, metrics: Sequence[Metric], found: Measured) -> None:
+def _watch(name: str, sae: Autoencoder, chunk: Chunk, metrics: Sequence[Metric], found: Measured) -> None:
     """Show a chunk to the metrics of an SAE."""
     if not metrics:
         return
@@ -207,7 +211,7 @@ def _take(found: Measured, scores: Mapping[str, Score], latents: Mapping[str, Te
     found.latents |= latents
 
 
-def _check_widths(name: str, sae: SAE, evaluation: Evaluation) -> None:
+def _check_widths(name: str, sae: Autoencoder, evaluation: Evaluation) -> None:
     if sae.d_in != evaluation.d_in:
         raise ValueError(f"{name} reads rows {sae.d_in} wide, the data's are {evaluation.d_in}")
     if sae.d_out != evaluation.d_out:
@@ -216,7 +220,7 @@ def _check_widths(name: str, sae: SAE, evaluation: Evaluation) -> None:
         raise ValueError(f"{name} reconstructs {wanted}, the data has {found}; measure it on data of its own site")
 
 
-def _view(sae: SAE, chunk: Chunk) -> View:
+def _view(sae: Autoencoder, chunk: Chunk) -> View:
     device = sae.scale.mean.device
     x = chunk.x.to(device)
     codes = sae.encode(x) if len(x) * sae.n_latents <= ENTRIES else codes_of(sae, x)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Totals, View
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
 class Reconstruction(Metric):
@@ -49,7 +49,7 @@ class Reconstruction(Metric):
         if len(x) > 1:
             self.chunks.append((error.sum() / (x - x.mean(0)).square().sum()).item())
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         totals, width = self.totals, sae.d_out or sae.d_in
         mean = totals.total("centred") / totals.n
         rows = totals.by_group("rows")

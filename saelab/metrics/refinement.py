@@ -14,8 +14,8 @@ import torch
 
 from saelab.metrics.base import Metric, Score, Setting, Table, Totals, View
 from saelab.metrics.sample import Sample, codes_of
+from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.refine import refine
-from saelab.sae.sae import SAE
 
 QUANTILES = 20
 
@@ -38,7 +38,7 @@ class Refinement(Metric):
     def update(self, view: View) -> None:
         self.sample.update(x=view.x, read=view.rows, group=view.group)
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         if not len(self.sample):
             raise ValueError("there are no rows")
         x, read = (self.sample.column(name).to(sae.scale.mean) for name in ("x", "read"))

@@ -17,6 +17,7 @@ from saelab.metrics.base import Metric, Score, Setting, Table, Totals, View
 from saelab.metrics.sample import BLOCK_ENTRIES, Sample
 from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.topk import TopK
+from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.reading import reread, threshold_for
 from saelab.sae.sae import SAE
 
@@ -45,11 +46,12 @@ class TestTime(Metric):
             raise ValueError(f"TestTime: factors must be above 0, got {self.factors}")
         if not isinstance(setting.sae, SAE):
             raise ValueError("an ensemble has no activation that could be exchanged")
+        self.sae = setting.sae
 
     def update(self, view: View) -> None:
         self.sample.update(x=view.x, read=view.rows, group=view.group)
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         own = fvu_on(sae, self.sample)
         self._note("own", 1.0, None, own)
         if own[1].value == 0:
@@ -61,10 +63,10 @@ class TestTime(Metric):
                 continue
             for reading in ("topk", "threshold"):
                 try:
-                    activation = TopK(k) if reading == "topk" else JumpReLU(threshold=threshold_for(sae, read, k))
+                    activation = TopK(k) if reading == "topk" else JumpReLU(threshold=threshold_for(self.sae, read, k))
                 except ValueError:  # fewer pre-activations than that are positive
                     continue
-                point = fvu_on(reread(sae, activation), self.sample)
+                point = fvu_on(reread(self.sae, activation), self.sample)
                 self._note(reading, factor, k, point)
                 if factor in NAMES:
                     found[f"fvu_read_{reading}_{NAMES[factor]}"] = point[0]
@@ -81,7 +83,7 @@ class TestTime(Metric):
 
 
 @torch.no_grad()
-def fvu_on(sae: SAE, sample: Sample) -> tuple[Score, Score]:
+def fvu_on(sae: Autoencoder, sample: Sample) -> tuple[Score, Score]:
     """FVU and mean L0 of an SAE on a sample of rows with the columns x, read and group."""
     x, group, totals = sample.column("x").double(), sample.column("group"), Totals()
     if not len(x):

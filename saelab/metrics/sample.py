@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saelab.core.codes import Codes
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 BLOCK_ENTRIES = 1 << 24
 MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -60,7 +60,7 @@ class Sample:
 
 
 @torch.no_grad()
-def codes_of(sae: SAE, rows: Tensor) -> Codes:
+def codes_of(sae: Autoencoder, rows: Tensor) -> Codes:
     """Compact codes of rows [M, D], read some at a time: full ones of all rows would not fit for many latents."""
     device, size = sae.scale.mean.device, max(1, BLOCK_ENTRIES // sae.n_latents)
     parts = [sae.encode(part.to(device)).compact() for part in rows.split(size)]

@@ -16,9 +16,9 @@ them all at once); the others go in blocks.
 import torch
 from torch import Tensor
 
+from saelab.geometry import nearest
 from saelab.metrics.base import Metric, Score, Setting, score_of_latents
-from saelab.metrics.nearest_cosine import nearest_cosines
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 MATCHED = 1 << 24
 
@@ -36,18 +36,18 @@ class Stability(Metric):
         if not self.others:
             raise ValueError("needs another SAE of as many latents, measured together with this one")
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         own = sae.dictionary.directions().float().cpu()
         best, matched = [], []
         for other in self.others:
             directions = other.dictionary.directions().float().cpu()
             if len(directions[0]) != len(own[0]):
                 raise ValueError("needs SAEs that reconstruct rows of one width")
-            best.append(nearest_cosines(own, directions))
+            best.append(nearest(own, directions)[0].squeeze(1))
             if len(own) ** 2 <= MATCHED:
                 matched.append(matched_cosines(own, directions))
         random = torch.randn(own.shape, generator=torch.Generator().manual_seed(0))
-        chance = nearest_cosines(own[:1024], random)
+        chance = nearest(own[:1024], random)[0].squeeze(1)
         unit = f"cosine, mean over {len(self.others)} others"
         found = {"stability": score_of_latents(torch.stack(matched).mean(0), unit)} if matched else {}
         return found | {

@@ -17,7 +17,7 @@ from saelab.data.store import StoreSource
 from saelab.data.synthetic.world import World
 from saelab.metrics.evaluation import TextEvaluation
 from saelab.runs import SavedRun, open_runs
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
 def allocate(
@@ -164,12 +164,12 @@ def _check_out(out: str | None) -> None:
         raise ValueError(f"out must be a JSON file, {out} is a folder")
 
 
-def _narrower(saes: dict[str, SAE]) -> dict[str, SAE]:
+def _narrower(saes: dict[str, Autoencoder]) -> dict[str, Autoencoder]:
     """One SAE of each width, for comparison."""
     return {f"n={sae.n_latents}": sae for _, sae in sorted(saes.items(), key=lambda item: item[1].n_latents)}
 
 
-def _rows_for(run: SavedRun, sae: SAE, rows: int, store: str | None) -> Iterator[Tensor]:
+def _rows_for(run: SavedRun, sae: Autoencoder, rows: int, store: str | None) -> Iterator[Tensor]:
     """Chunks of rows of a store, of the run's world, or of the held-out part of its text."""
     if store:
         source = StoreSource(store)

@@ -15,6 +15,8 @@ from saelab.metrics import StoreEvaluation, TextEvaluation
 from saelab.models.subject import Subject
 from saelab.models.token_text import TokenText
 from saelab.runs import open_run
+from saelab.sae.autoencoder import Autoencoder
+from saelab.sae.base import Dictionary
 from saelab.sae.sae import SAE
 
 README = """# An SAE that was put together
@@ -58,14 +60,15 @@ class Data:
         return TextEvaluation(subject, tokens or self.tokens, self.split)
 
 
-def opened(names: list[str], device: str, across: bool = False) -> dict[str, SAE]:
+def opened(names: list[str], device: str, across: bool = False) -> dict[str, Autoencoder]:
     """SAEs by the names of their folders; ValueError if they cannot be compared or hold NaN."""
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name} is given twice")
     saes = {name: open_run(name).load().to(device_named(device)) for name in names}
     for name, sae in saes.items():
-        if not all(torch.isfinite(part).all() for part in sae.dictionary.parameters()):
+        weights = [part for module in sae.modules() if isinstance(module, Dictionary) for part in module.parameters()]
+        if not all(torch.isfinite(part).all() for part in weights):
             raise ValueError(f"{name} is broken: its weights hold NaN or infinity")
     check_comparable(saes, {name: origin(name) for name in names}, across)
     return saes
@@ -115,7 +118,7 @@ def sample_of(rows: Rows) -> torch.Tensor:
     return rows.x[:8192]
 
 
-def say_fits(saes: Mapping[str, SAE], rows: Rows) -> dict[str, dict[str, float]]:
+def say_fits(saes: Mapping[str, Autoencoder], rows: Rows) -> dict[str, dict[str, float]]:
     """Print how well each SAE reconstructs a sample of the rows, and what is to be doubted; the same for a file."""
     sample, found = Rows.independent(sample_of(rows)), {}
     for name, sae in saes.items():

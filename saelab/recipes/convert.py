@@ -10,7 +10,9 @@ from saelab.runs import open_run
 from saelab.sae.activations.gated import Gated
 from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.relu import ReLU
-from saelab.sae.sae import SAE, is_saved
+from saelab.sae.autoencoder import Autoencoder
+from saelab.sae.files import is_saved
+from saelab.sae.sae import SAE
 
 ROUNDING = 1e-3
 """How far norms may be from 1."""
@@ -54,7 +56,7 @@ def convert(path: str, out: str, to: str | None = None, unit_norm: bool = False)
         print(_next(out, found))
 
 
-def _norms(sae: SAE) -> list[str]:
+def _norms(sae: Autoencoder) -> list[str]:
     """What dictionary_learning's loader does to directions that are not of unit norm: to those of its AutoEncoder."""
     if not isinstance(sae, SAE) or type(sae.activation) is not ReLU:
         return []
@@ -66,7 +68,7 @@ def _norms(sae: SAE) -> list[str]:
     return [f"{kept}; {theirs} these norms: --unit_norm true does the same here"]
 
 
-def _bring_to_unit_norm(sae: SAE, path: str) -> None:
+def _bring_to_unit_norm(sae: Autoencoder, path: str) -> None:
     """ValueError where latents are chosen by size among others, and would be others; or have no direction."""
     if not isinstance(sae, SAE) or type(sae.activation) not in (ReLU, JumpReLU, Gated):
         name = type(getattr(sae, "activation", sae)).__name__
@@ -76,7 +78,7 @@ def _bring_to_unit_norm(sae: SAE, path: str) -> None:
     sae.unit_directions()
 
 
-def _own(path: str) -> tuple[SAE, Description]:
+def _own(path: str) -> tuple[Autoencoder, Description]:
     """An SAE of ours, and what its folder says of it."""
     run = open_run(path)
     sae, origin = run.load(), run.origin
@@ -85,7 +87,7 @@ def _own(path: str) -> tuple[SAE, Description]:
     return sae, Description("saelab", name, source if origin.get("model") else {})
 
 
-def _write_run(folder: Path, sae: SAE, found: Description, path: str, name: str) -> None:
+def _write_run(folder: Path, sae: Autoencoder, found: Description, path: str, name: str) -> None:
     about = {"from": path, "family": found.family, "architecture": found.architecture, "said": found.said}
     beside = {"source.json": found.source} if found.source else {}
     readme = README.replace("{family}", found.family).replace("{name}", name)
@@ -93,7 +95,7 @@ def _write_run(folder: Path, sae: SAE, found: Description, path: str, name: str)
     sae.save(folder / "sae")
 
 
-def _sentence(sae: SAE, found: Description) -> str:
+def _sentence(sae: Autoencoder, found: Description) -> str:
     widths = f"{sae.d_in:,} -> {sae.n_latents:,} latents -> {sae.d_out or sae.d_in:,}"
     return f"{found.family} {found.architecture}, {widths}, read as {type(sae.activation).__name__}"
 

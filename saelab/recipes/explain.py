@@ -16,7 +16,7 @@ from saelab.metrics import TextEvaluation
 from saelab.models.writer import LocalWriter
 from saelab.recipes.score_table import print_scores
 from saelab.runs import open_run
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 FORMAT = 1
 FOLDER, ANSWERS, FOUND = "explain", "answers.jsonl", "explanations.json"
@@ -91,7 +91,9 @@ def explain_run(
     print(f"{folder / FOUND} has every phrase with its scores")
 
 
-def _materials(sae: SAE, evaluation: TextEvaluation, latents: int, seed: int) -> tuple[list[Material], list[int]]:
+def _materials(
+    sae: Autoencoder, evaluation: TextEvaluation, latents: int, seed: int
+) -> tuple[list[Material], list[int]]:
     chosen = torch.randperm(sae.n_latents, generator=generator_for(seed, 19))[:latents].sort().values
     materials, few = collect(sae, evaluation, chosen, seed)
     if not materials:

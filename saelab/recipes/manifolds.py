@@ -10,11 +10,10 @@ from rich.text import Text
 
 from saelab.analysis.comparable import check_reads, check_width, error_and_l0
 from saelab.analysis.manifolds import KINDS, PAIRS, Manifolds, ManifoldSettings, manifolds, read_manifolds
-from saelab.analysis.match import data_directions, living_latents
 from saelab.core.files import whole_folder
 from saelab.geometry import nearest
 from saelab.recipes.compared import Data, check_show, opened, rows_of, say_doubts, token_text_of
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
 def manifolds_of(
@@ -61,7 +60,7 @@ def _draw(written: dict[str, Any], folder: Path, name: str) -> None:
     write_page(drawn, folder / "manifolds.html", f"Manifolds of {name}")
 
 
-def _print(found: Manifolds, written: dict[str, Any], sae: SAE, show: int) -> None:
+def _print(found: Manifolds, written: dict[str, Any], sae: Autoencoder, show: int) -> None:
     pairs, sizes = written["pairs"]["kind"], dict.fromkeys(KINDS, 0)
     for line in written["clusters"]:
         sizes[line["kind"]] += 1
@@ -94,11 +93,11 @@ def _print(found: Manifolds, written: dict[str, Any], sae: SAE, show: int) -> No
         print(f"and {len(written['clusters']) - show:,} smaller ones")
 
 
-def _say_how_close(sae: SAE) -> None:
+def _say_how_close(sae: Autoencoder) -> None:
     """What threshold would find something."""
-    living = living_latents(sae)
+    living = sae.data_directions(normalised=True).detach()[sae.alive()]
     if len(living) > 1:
-        cosine = nearest(data_directions(sae)[living], data_directions(sae)[living], skip_self=True)[0]
+        cosine = nearest(living, living, skip_self=True)[0]
         middle, high = cosine.quantile(0.5).item(), cosine.max().item()
         print(f"nearest directions have a cosine of {middle:.3f} (median), {high:.3f} at most: try a lower --threshold")
 

@@ -13,7 +13,7 @@ from saelab.analysis.unions import swapped, union
 from saelab.core.files import whole_folder
 from saelab.metrics import measure
 from saelab.recipes.compared import Data, keep_sae, opened, origin, rows_of, sample_of, say_fits
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _same_site(first: str, name: str) -> bool:
 
 
 def _swap(
-    a: SAE, b: SAE, found: Match, settings: MatchSettings, data: Data, rows: torch.Tensor | None
+    a: Autoencoder, b: Autoencoder, found: Match, settings: MatchSettings, data: Data, rows: torch.Tensor | None
 ) -> dict[str, Any]:
     """Error and loss of A, and of A whose latents write along their partners' directions."""
     evaluation = data.evaluation(found.names[0], settings.swap)

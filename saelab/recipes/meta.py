@@ -11,7 +11,7 @@ from saelab.analysis.top_tokens import meta_tokens, top_tokens
 from saelab.core.files import whole_folder
 from saelab.models.token_text import TokenText
 from saelab.recipes.compared import Data, check_show, opened, rows_of, say_fits, token_text_of
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 
 def meta_of(
@@ -53,7 +53,9 @@ def meta_of(
     print(f"{out}: meta.json, codes.parquet, latents.parquet, metas.parquet, sae/")
 
 
-def _write_tokens(folder: Path, sae: SAE, meta: Meta, rows: Rows, text: TokenText | None) -> dict[str, list[list[str]]]:
+def _write_tokens(
+    folder: Path, sae: Autoencoder, meta: Meta, rows: Rows, text: TokenText | None
+) -> dict[str, list[list[str]]]:
     """Write `latent_tokens.parquet` and `meta_tokens.parquet` (number, rank, token, text); gives the texts."""
     if "token" not in rows.columns or text is None:
         print("skipped top tokens: these rows do not say which tokens they belong to")
@@ -72,7 +74,7 @@ def _write_tokens(folder: Path, sae: SAE, meta: Meta, rows: Rows, text: TokenTex
     return found
 
 
-def _print(meta: Meta, run: str, sae: SAE, names: dict[str, list[list[str]]], show: int) -> None:
+def _print(meta: Meta, run: str, sae: Autoencoder, names: dict[str, list[list[str]]], show: int) -> None:
     about = meta.summary(run, sae.n_latents)
     held, trained = about["explained"]["held_out"], about["explained"]["trained"]
     print(

@@ -25,7 +25,8 @@ from saelab.models.subject import Subject
 from saelab.recipes.python_readings import TokenizedText, choose, contexts
 from saelab.recipes.score_table import value_and_interval
 from saelab.recipes.train import complete, resume
-from saelab.sae.sae import SAE, load
+from saelab.sae.files import load_sae
+from saelab.sae.sae import SAE
 
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
 SHOWN = ("Density", "DeadLatents", "Downstream", "L0", "NearestCosine", "Reconstruction")
@@ -95,7 +96,7 @@ def _make(run: Run, tokens: int, measure_tokens: int) -> None:
     store = harvest(SUBJECT, run.folder / "acts", tokens, model=model)
     write_json(run.source_file, store.manifest.origin)
     resume(run)
-    sae = load(run.folder)
+    sae = load_sae(run.folder)
     evaluation = TextEvaluation(SUBJECT, measure_tokens, model=model)
     measured = measure({"sae": sae}, evaluation, SHOWN)["sae"]
     write_json(run.folder / "latents.json", {"latents": _latents(sae, store, model)})
@@ -167,6 +168,6 @@ def _show(run: Run, console: Console) -> None:
             line = Text("    ") + Text(before) + Text(f"«{token}»", style="bold") + Text(after)
             console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)
     console.print(
-        f'\nSaved in {run.folder}. Next: `saelab show {run.folder}`, or in Python `saelab.load("{run.folder}")`.',
+        f'\nSaved in {run.folder}. Next: `saelab show {run.folder}`, or in Python `saelab.load_sae("{run.folder}")`.',
         highlight=False,
     )

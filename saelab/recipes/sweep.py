@@ -18,7 +18,7 @@ from saelab.core.log import read_training
 from saelab.core.read import parse_yaml
 from saelab.core.run import SWEEP, Run, members_of
 from saelab.recipes.train import Job, add_options, check_origin, dumped, parsed, saved
-from saelab.sae.sae import CONFIG
+from saelab.sae.autoencoder import CONFIG
 from saelab.train.convergence import Convergence, at_full_rate
 from saelab.train.loop import Habits
 from saelab.train.sweep import Sweep

@@ -21,7 +21,9 @@ from saelab.core.log import read_log, read_training
 from saelab.core.read import read_json
 from saelab.core.run import SWEEP, Run, members_of
 from saelab.models.subject import Subject
-from saelab.sae.sae import CONFIG, ENSEMBLE, SAE, WEIGHTS, load, read_config
+from saelab.sae.autoencoder import CONFIG, ENSEMBLE, WEIGHTS, Autoencoder
+from saelab.sae.files import load, needed_sae, read_config
+from saelab.sae.sae import SAE
 
 Kind = Literal["run", "sweep", "sae", "ensemble"]
 MAKERS = ("convert", "stitch", "match", "meta", "quickstart")
@@ -89,8 +91,12 @@ class SavedRun:
         """What the SAE was built from, without loading it; ValueError before it is trained."""
         return read_config(self._trained().sae_folder)
 
-    def load(self) -> SAE:
-        """The SAE, on the CPU; ValueError where there is none yet, or several."""
+    def load_sae(self) -> SAE:
+        """The SAE for those who need its weights; ValueError as of `load`, and for an ensemble."""
+        return needed_sae(self.load(), str(self.folder))
+
+    def load(self) -> Autoencoder:
+        """The SAE or ensemble, on the CPU; ValueError where there is none yet, or several."""
         if self.kind == "sweep":
             names = ", ".join(one.name for one in self.members[:3])
             raise ValueError(f"{self.folder} is a sweep of {len(self.members)} SAEs: name one of them, such as {names}")

@@ -11,7 +11,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,8 @@ from saelab.core.codes import Codes, Entries
 from saelab.core.components import Component
 from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.gradient import LatentGradients, Term
+from saelab.sae.autoencoder import Autoencoder, Decoder
 from saelab.sae.scale import Scale
-
-if TYPE_CHECKING:
-    from saelab.sae.sae import SAE
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class PreActivations(ABC):
         return pre.gather(1, indices), Entries(indices, self.n_latents)
 
 
-class Dictionary(Component, nn.Module, ABC):
+class Dictionary(Component, Decoder, nn.Module, ABC):
     """The two linear maps. Nothing outside a dictionary touches its weights."""
 
     home = "saelab.sae.dictionaries"
@@ -145,9 +143,6 @@ class Dictionary(Component, nn.Module, ABC):
 
     sizes: Sizes
     """What `setup` was given."""
-
-    sites: int = 1
-    """Places in a model that the columns of a row come from, in equal parts; each has a scale of its own."""
 
     gradients: LatentGradients | None = None
     """Where gradients of `latent_rows` are collected in a training step; the optimizer's, which sets it."""
@@ -164,38 +159,9 @@ class Dictionary(Component, nn.Module, ABC):
     def pre(self, x: Tensor) -> PreActivations:
         """Pre-activations of scaled rows [B, D]."""
 
-    @abstractmethod
-    def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
-        """Reconstruction [B, D] from codes; `frozen` passes a gradient to the codes only, none to the weights."""
-
     def decode_among(self, codes: Codes, latents: Tensor) -> Tensor:
         """`decode` of codes whose entries count among some latents [n] alone; it need look at no others."""
         return self.decode(Codes(codes.values, latents[codes.indices], self.sizes.own_latents))
-
-    def skip(self, x: Tensor) -> Tensor | None:
-        """What goes from scaled rows [B, D] straight into the reconstruction, past the latents; None for nothing."""
-        return None
-
-    @abstractmethod
-    def bias(self) -> Tensor:
-        """What is decoded when no latent is active; [D]."""
-
-    @abstractmethod
-    def directions(self) -> Tensor:
-        """Each latent's decoder direction; [L, D]."""
-
-    def norms(self) -> Tensor:
-        """How much a code of 1 counts in a sparsity penalty: the norm of the latent's direction; [L]."""
-        return self.directions().norm(dim=1)
-
-    @property
-    def encoder(self) -> Tensor:
-        """The parameter that pre-activations are linear in, a latent a row; [L, n].
-
-        Raises:
-            ValueError: where there is no such parameter, as in the methods below.
-        """
-        raise self._lacks("one encoder weight that could be read from outside")
 
     def latent_rows(self) -> dict[Tensor, bool]:
         """Parameters [L, n] that an optimizer may update one latent at a time, and whether their rows have unit norm.
@@ -206,7 +172,7 @@ class Dictionary(Component, nn.Module, ABC):
         return {}
 
     def latent_bias(self) -> Tensor:
-        """The parameter that is added to pre-activations; [L]."""
+        """The parameter that is added to pre-activations; [L]. ValueError where there is none, as in what follows."""
         raise self._lacks("a trained latent bias")
 
     def reset_latents(self, latents: Tensor, read: Tensor, written: Tensor, size: float) -> None:
@@ -227,9 +193,6 @@ class Dictionary(Component, nn.Module, ABC):
     def terms_for(self, weight: Tensor) -> list[Term] | None:
         """Where a weight's gradient is collected, if it is."""
         return self.gradients.of(weight) if self.gradients else None
-
-    def _lacks(self, what: str) -> ValueError:
-        return ValueError(f"the dictionary {type(self).__name__}, as it is set, does not have {what}")
 
     @abstractmethod
     def fold(self, read: Scale, written: Scale) -> Tensor:
@@ -306,11 +269,32 @@ class Activation(Component, nn.Module, ABC):
         """Adapt thresholds and the like to pre-activations that became `factor` [L] times larger."""
 
 
+class Composed(Autoencoder):
+    """An autoencoder made of components, as they see it in training; `SAE` is the one there is.
+
+    Attributes:
+        activation: turns pre-activations into codes.
+        losses: further terms of the objective.
+        seed: of the starting weights.
+        variance: mean squared deviation of a scaled entry from its mean, the loss's unit; [].
+    """
+
+    dictionary: Dictionary
+    activation: Activation
+    losses: nn.ModuleList
+    seed: int
+    variance: Tensor
+
+    @abstractmethod
+    def unit_directions(self) -> None:
+        """Bring directions to unit norm where they are not; reconstructions stay the same."""
+
+
 @dataclass(frozen=True)
 class Forward:
     """One training batch on its way through an SAE, as losses see it. All rows are scaled."""
 
-    sae: "SAE"
+    sae: Composed
     x: Tensor
     """Input rows [B, D]."""
     target: Tensor

@@ -13,7 +13,7 @@ members. Transcoders are left out.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,37 +24,30 @@ from saelab.core.files import write_json
 from saelab.core.mesh import ALONE, Mesh
 from saelab.core.rows import Rows, flat_rows
 from saelab.kernels.decode import decode
+from saelab.sae.autoencoder import CONFIG, ENSEMBLE, FORMAT, Autoencoder, Decoder
 from saelab.sae.firing import Firing
-from saelab.sae.sae import ENSEMBLE, SAE, load, read_config
+from saelab.sae.sae import SAE
 from saelab.sae.scale import Scale
 
-FORMAT = 1
-CONFIG = "config.json"
 HOW = ("bagging", "boosting")
 
 
-class SideBySide:
+class SideBySide(Decoder):
     """The dictionary of an ensemble, as others see it: the members' directions one after another, in the data's units.
 
     Nothing is kept here: what is asked for is worked out from the members' weights as they are then.
     """
 
-    sites = 1
-
-    def __init__(self, ensemble: "Ensemble"):
-        self._saes, self._weight = ensemble.saes, ensemble.weight
+    def __init__(self, saes: Sequence[SAE], weight: float):
+        self._saes, self._weight = saes, weight
 
     def sizes(self, number: int) -> Tensor:
         """How much one unit of member `number`'s codes counts in the data's units: its latents' factors [L_s]."""
-        return self._long(number).norm(dim=1)
-
-    def _long(self, number: int) -> Tensor:
-        sae = self._saes[number]
-        return sae.dictionary.directions() * sae.scale.size
+        return self._saes[number].data_directions().norm(dim=1)
 
     def directions(self) -> Tensor:
         """Directions [L, D] of unit length."""
-        long = [self._long(number) for number in range(len(self._saes))]
+        long = [sae.data_directions() for sae in self._saes]
         return torch.cat([part / _divisor(part.norm(dim=1))[:, None] for part in long])
 
     def norms(self) -> Tensor:
@@ -70,15 +63,12 @@ class SideBySide:
         directions, bias = self.directions(), self.bias()
         return decode(codes, directions.detach() if frozen else directions) + (bias.detach() if frozen else bias)
 
-    def skip(self, x: Tensor) -> None:
-        """Nothing goes past the latents."""
-
 
 def _divisor(norms: Tensor) -> Tensor:
     return norms.where(norms > 0, 1)
 
 
-class Ensemble(nn.Module):
+class Ensemble(Autoencoder):
     """Several SAEs of the same rows as one; latents are numbered through the members in their order.
 
     Args:
@@ -90,7 +80,9 @@ class Ensemble(nn.Module):
         ValueError: for no members, members of different widths, transcoders, or members dealt to several processes.
     """
 
-    d_out = None
+    d_out: None = None
+    mesh: Mesh = ALONE
+    dictionary: SideBySide
 
     def __init__(self, saes: Sequence[SAE], how: str = "bagging"):
         super().__init__()
@@ -101,6 +93,8 @@ class Ensemble(nn.Module):
         self.n_latents = sum(sae.n_latents for sae in saes)
         self.members = nn.ModuleList(saes)
         self.scale = Scale(self.d_in).to(saes[0].scale.mean)
+        self.dictionary = SideBySide(saes, self.weight)
+        self.firing = _counted(saes)
 
     @property
     def saes(self) -> list[SAE]:
@@ -111,29 +105,6 @@ class Ensemble(nn.Module):
     def weight(self) -> float:
         """What a member's reconstruction counts."""
         return 1 / len(self.members) if self.how == "bagging" else 1.0
-
-    @property
-    def mesh(self) -> Mesh:
-        """One process."""
-        return ALONE
-
-    @property
-    def target_scale(self) -> Scale:
-        """As it reconstructs what it reads, `scale`."""
-        return self.scale
-
-    @property
-    def dictionary(self) -> SideBySide:
-        """What knows the directions."""
-        return SideBySide(self)
-
-    @property
-    def firing(self) -> Firing:
-        """The members' counters one after another; `rows` is what the member that saw the fewest has seen."""
-        firing = Firing(self.n_latents).to(self.scale.mean.device)
-        firing.since.copy_(torch.cat([sae.firing.since for sae in self.saes]))
-        firing.rows.copy_(torch.stack([sae.firing.rows for sae in self.saes]).min())
-        return firing
 
     def encode(self, x: Rows) -> Codes:
         """Codes over all members' latents of rows x [..., D], in the units of the data."""
@@ -152,16 +123,16 @@ class Ensemble(nn.Module):
         """Reconstructed rows [..., D], in the units of the data; x is not needed."""
         return self.dictionary.decode(codes.flat()).view(*codes.values.shape[:-1], self.d_in)
 
-    def forward(self, x: Rows) -> Tensor:
-        """Reconstruction [..., D] of rows x [..., D]."""
-        return self.decode(self.encode(x))
+    def config(self) -> dict[str, Any]:
+        """What an ensemble is, without its members."""
+        return {"format": FORMAT, "kind": ENSEMBLE, "how": self.how, "members": len(self.members)}
 
     def save(self, folder: str | Path) -> None:
         """Write each member into a folder of its own, and then `config.json` beside them."""
         folder = Path(folder)
         for number, sae in enumerate(self.saes):
-            sae.save(folder / _member(number))
-        write_json(folder / CONFIG, {"format": FORMAT, "kind": ENSEMBLE, "how": self.how, "members": len(self.members)})
+            sae.save(member_folder(folder, number))
+        write_json(folder / CONFIG, self.config())
 
     def __repr__(self) -> str:
         return f"Ensemble({self.how} of {self.saes})"
@@ -181,6 +152,14 @@ def _check(saes: Sequence[SAE]) -> None:
             raise ValueError(f"an ensemble lives on one process; member {number} is dealt to {sae.mesh.shards} shards")
 
 
+def _counted(saes: Sequence[SAE]) -> Firing:
+    """The members' counters one after another; `rows` is what the member that saw the fewest has seen."""
+    firing = Firing(sum(sae.n_latents for sae in saes)).to(saes[0].scale.mean.device)
+    firing.since.copy_(torch.cat([sae.firing.since for sae in saes]))
+    firing.rows.copy_(torch.stack([sae.firing.rows for sae in saes]).min())
+    return firing
+
+
 def _beside(parts: list[Codes]) -> Codes:
     """Codes of the same rows over the latents of one member after another."""
     values = torch.cat([part.values for part in parts], 1)
@@ -191,25 +170,6 @@ def _beside(parts: list[Codes]) -> Codes:
     return Codes(values, torch.cat(indices, 1), before)
 
 
-def _member(number: int) -> str:
-    return f"member-{number}"
-
-
-def load_ensemble(folder: str | Path) -> Ensemble:
-    """The ensemble saved in a folder.
-
-    Raises:
-        ValueError: naming the file and what is wrong with it, of the ensemble or of a member.
-    """
-    folder = Path(folder)
-    path, config = folder / CONFIG, read_config(folder)
-    if config.get("kind") != ENSEMBLE:
-        raise ValueError(f"{path} is not that of an ensemble; saelab.load opens an SAE")
-    members = config["members"]
-    if members < 1:
-        raise ValueError(f"{path}: members must be a number of at least 1, got {members!r}")
-    saes = [load(folder / _member(number)) for number in range(members)]
-    try:
-        return Ensemble(saes, str(config.get("how")))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+def member_folder(folder: Path, number: int) -> Path:
+    """Where a member is saved in its ensemble's folder."""
+    return folder / f"member-{number}"

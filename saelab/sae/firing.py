@@ -9,6 +9,8 @@ from saelab.core.mesh import ALONE, Mesh
 LONGEST, SHARE = 10_000_000, 8
 """Rows without firing after which a latent counts as dead where nothing else is said: those of Gao et al. 2024, or an
 eighth of the run, which one shorter than 80 M rows would otherwise hardly reach."""
+MEASURED_SHARE = 4
+"""Of all rows seen in training, the share 1 / 4 bounds the horizon by which a finished SAE's dead latents are told."""
 
 
 class Firing(nn.Module):
@@ -48,3 +50,11 @@ class Firing(nn.Module):
     def window(self) -> int:
         """An eighth of the run's rows, at most 10 M and at least 1; 10 M where its length is not known."""
         return LONGEST if self.planned is None else max(1, min(LONGEST, self.planned // SHARE))
+
+    @property
+    def horizon(self) -> int:
+        """Rows without firing after which a latent of a trained SAE is dead: 10 M or a quarter of those seen.
+
+        0 where there is no history of training.
+        """
+        return min(LONGEST, int(self.rows) // MEASURED_SHARE)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saelab.core.codes import Codes
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 BLOCK_ENTRIES = 1 << 22
 """Entries of the directions and products [B, K, D + 3 K] that are held at once, 8 bytes each."""
@@ -28,7 +28,7 @@ SLOPE = 1e-4
 
 
 @torch.no_grad()
-def refine(sae: SAE, x: Tensor, codes: Codes, rounds: int = 100, target: Tensor | None = None) -> Codes:
+def refine(sae: Autoencoder, x: Tensor, codes: Codes, rounds: int = 100, target: Tensor | None = None) -> Codes:
     """The codes with the values that reconstruct best, each of its old sign or zero.
 
     No row's error becomes larger. The error is that of scaled rows, which is the one in the data's units where there
@@ -61,7 +61,7 @@ def refine(sae: SAE, x: Tensor, codes: Codes, rounds: int = 100, target: Tensor 
     return codes.with_values(torch.cat(found))
 
 
-def _without_latents(sae: SAE, x: Tensor, codes: Codes, target: Tensor | None) -> Tensor:
+def _without_latents(sae: Autoencoder, x: Tensor, codes: Codes, target: Tensor | None) -> Tensor:
     """What is left for the latents to reconstruct, in scaled units; [B, D]."""
     if x.ndim != 2 or x.shape[1] != sae.d_in or len(x) != len(codes):
         raise ValueError(f"expected the codes' {len(codes)} rows [B, {sae.d_in}], got {list(x.shape)}")

@@ -1,4 +1,4 @@
-"""The sparse autoencoder: a dictionary, an activation and losses, and the file it is saved to.
+"""The sparse autoencoder: a dictionary, an activation and losses, and the files it is saved to.
 
     codes = activation(dictionary.pre(scale(x)))          x_hat = unscale(dictionary.decode(codes))
 
@@ -16,26 +16,18 @@ from torch import Tensor, nn
 
 from saelab.core.codes import Codes
 from saelab.core.components import Component, check_kinds, near_miss
-from saelab.core.files import fit, read_tensors, write_json, write_tensors
+from saelab.core.files import write_json, write_tensors
 from saelab.core.mesh import ALONE, Mesh
-from saelab.core.read import check_format, expect, read_json
 from saelab.core.rows import Rows, flat_rows
-from saelab.sae.base import Activation, Dictionary, Forward, Loss, Sizes
+from saelab.sae.autoencoder import CONFIG, FORMAT, WEIGHTS
+from saelab.sae.base import Activation, Composed, Dictionary, Forward, Loss, Sizes
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.firing import Firing
 from saelab.sae.quantile import BLOCK_ENTRIES
 from saelab.sae.scale import Scale
 
-FORMAT = 1
-CONFIG, WEIGHTS = "config.json", "weights.safetensors"
-ENSEMBLE = "ensemble"
-TOGETHER = {"how": str, "members": int}
-PART = {"name": str}
-DESCRIBED = {"d_in": int, "n_latents": int, "activation": PART, "losses?": [PART], "dictionary?": PART, "seed?": int}
-"""What the config of an SAE holds; of an ensemble, the one above."""
 
-
-class SAE(nn.Module):
+class SAE(Composed):
     """A sparse autoencoder.
 
     Args:
@@ -54,8 +46,6 @@ class SAE(nn.Module):
 
     A component belongs to one SAE: one that another SAE has already is copied, settings only.
     """
-
-    variance: Tensor
 
     def __init__(
         self,
@@ -138,10 +128,6 @@ class SAE(nn.Module):
         if scaled is None and self.dictionary.skip(x_hat.new_zeros(1, self.d_in)) is not None:
             raise ValueError("this transcoder has a skip connection: decode(codes, x) needs the rows x too")
         return x_hat if skipped is None else x_hat + skipped
-
-    def forward(self, x: Rows) -> Tensor:
-        """Reconstruction [..., D] of rows x [..., D]."""
-        return self.decode(self.encode(x), x)
 
     def _rows(self, x: Tensor, width: int | None = None) -> Tensor:
         width = width or self.d_in
@@ -345,56 +331,3 @@ class SAE(nn.Module):
             parts.append(self.dictionary)
         words = ", ".join(part.sentence() for part in parts)
         return f"SAE(d_in={self.d_in}, n_latents={self.n_latents}, {words})"
-
-
-def load(folder: str | Path) -> SAE:
-    """The SAE saved in a folder; an `Ensemble`, which reads and is measured like one, where it holds an ensemble.
-
-    Raises:
-        ValueError: naming the file and what is wrong with it: missing, damaged, a newer format, or weights that do
-            not fit the config.
-    """
-    folder = Path(folder)
-    if not (folder / CONFIG).exists() and (folder / "sae" / CONFIG).exists():
-        folder /= "sae"  # a run folder
-    elif (folder / "config.yaml").exists():
-        raise ValueError(f"the run {folder} is not finished; `saelab train --resume {folder}` goes on with it")
-    if not is_saved(folder) and (folder.is_file() or _holds_weights(folder)):
-        raise ValueError(f"{folder} was not written by saelab; `saelab convert {folder} NEW` makes a run of it")
-    config = read_config(folder)
-    if config.get("kind") == ENSEMBLE:
-        from saelab.sae.ensemble import load_ensemble  # here, because it is made of SAEs
-
-        return load_ensemble(folder)  # type: ignore[return-value]
-    try:
-        sae = SAE.from_config(config)
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
-    tensors, _ = read_tensors(folder / WEIGHTS)
-    sae.to(tensors.get("scale.mean", torch.empty(0)).dtype)  # the precision it was saved in
-    fit(sae, tensors, folder / WEIGHTS)
-    return sae
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What describes the SAE or ensemble saved in a folder; ValueError that names the file if it is damaged or newer.
-
-    Of an ensemble `kind` is "ensemble", and there is nothing else but `how` and the number of `members`.
-    """
-    path = folder / CONFIG
-    config: dict[str, Any] = read_json(path)
-    check_format(path, config.get("format"), FORMAT)
-    expect(config, TOGETHER if config.get("kind") == ENSEMBLE else DESCRIBED, path)
-    return config
-
-
-def is_saved(folder: str | Path) -> bool:
-    """Whether a folder is one that saelab saved an SAE into, or a run that has one."""
-    folder = Path(folder)
-    folder = folder if (folder / CONFIG).is_file() else folder / "sae"
-    return (folder / CONFIG).is_file() and "format" in read_json(folder / CONFIG)
-
-
-def _holds_weights(folder: Path) -> bool:
-    suffixes = {path.suffix for path in folder.iterdir()} if folder.is_dir() else set()
-    return not (folder / WEIGHTS).exists() and bool(suffixes & {".safetensors", ".pt", ".pth", ".npz"})

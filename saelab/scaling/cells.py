@@ -30,8 +30,8 @@ from saelab.core.files import TensorFile
 from saelab.core.read import expect
 from saelab.data.parquet import read_parquet, write_parquet
 from saelab.runs import SavedRun, open_run
+from saelab.sae.autoencoder import ENSEMBLE
 from saelab.sae.base import Activation
-from saelab.sae.sae import ENSEMBLE
 from saelab.scaling.compute import flops_a_row
 from saelab.scaling.fit import Points
 from saelab.scaling.law import Law

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saelab.core.components import near_miss
 from saelab.data.source import Batch, Source
-from saelab.metrics.nearest_cosine import nearest_cosines
+from saelab.geometry import nearest
 from saelab.sae.ensemble import HOW, Ensemble
 from saelab.sae.sae import SAE
 from saelab.train.trainer import Trainer
@@ -122,9 +122,9 @@ def diversity(saes: Sequence[SAE]) -> Tensor:
     """
     if len(saes) < 2:
         raise ValueError(f"diversity is between SAEs: it needs at least 2, got {len(saes)}")
-    directions = [sae.dictionary.directions() * sae.scale.size for sae in saes]
+    directions = [sae.data_directions() for sae in saes]
     found = []
     for number, own in enumerate(directions):
         others = torch.cat(directions[:number] + directions[number + 1 :])
-        found.append(1 - nearest_cosines(own, others))
+        found.append(1 - nearest(own, others)[0].squeeze(1).cpu())
     return torch.cat(found)

@@ -11,7 +11,7 @@ from saelab.analysis.match import KINDS, match
 from saelab.core.run import Run
 from saelab.explorer.pages.compare import compare
 from saelab.explorer.workspace import Workspace
-from saelab.sae.sae import load
+from saelab.sae.files import load
 
 
 @pytest.fixture(scope="module")

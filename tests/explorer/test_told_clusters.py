@@ -8,7 +8,7 @@ from saelab.analysis.manifolds import manifolds as found_in
 from saelab.analysis.rows import Rows
 from saelab.explorer.pages.manifolds import manifolds
 from saelab.explorer.workspace import Workspace
-from saelab.sae.sae import load
+from saelab.sae.files import load
 
 
 def result(run, folder, name=None):

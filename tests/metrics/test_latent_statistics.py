@@ -6,11 +6,11 @@ import torch
 from sweeps import fed_codes, random_sae, sae_of_width, values
 
 from saelab.core.codes import Codes
-from saelab.metrics import nearest_cosine as module
+from saelab.geometry import nearest
 from saelab.metrics.dead import DeadLatents
 from saelab.metrics.density import Density
 from saelab.metrics.l0 import L0
-from saelab.metrics.nearest_cosine import NearestCosine, nearest_cosines
+from saelab.metrics.nearest_cosine import NearestCosine
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
 
@@ -105,28 +105,10 @@ def brute_force(directions: torch.Tensor) -> np.ndarray:
     return np.array([max(unit[i] @ unit[j] for j in range(len(unit)) if j != i) for i in range(len(unit))])
 
 
-@pytest.mark.parametrize("block", [1, 29, 29 * 4, 1 << 24])
-def test_nearest_cosines_equal_brute_force_in_blocks_of_any_size(monkeypatch, block):
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", block)
-    directions = torch.randn(29, 5, generator=torch.Generator().manual_seed(0)) * torch.rand(29, 1)
-    found = nearest_cosines(directions, directions, skip_self=True)
-    assert found.numpy() == pytest.approx(brute_force(directions), abs=1e-6)
-
-
-@pytest.mark.parametrize("block", [29 * 3, 1 << 24])
-def test_nearest_cosines_of_other_probes(monkeypatch, block):
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", block)
-    draw = torch.Generator().manual_seed(0)
-    probes, directions = torch.randn(11, 5, generator=draw), torch.randn(29, 5, generator=draw)
-    expected = torch.nn.functional.cosine_similarity(probes[:, None], directions[None], dim=2).amax(1)
-    torch.testing.assert_close(nearest_cosines(probes, directions), expected)
-    torch.testing.assert_close(nearest_cosines(directions, directions), torch.ones(29))
-
-
 def test_a_random_dictionary_has_the_published_nearest_cosines():
     """methods.md G, A4: mean, 99th percentile and largest of 2304 random directions in 768 dimensions."""
     directions = torch.randn(2304, 768, generator=torch.Generator().manual_seed(0))
-    found = nearest_cosines(directions, directions, skip_self=True)
+    found = nearest(directions, directions, skip_self=True)[0].squeeze(1)
     assert found.mean().item() == pytest.approx(0.1253, abs=0.0004)
     assert found.quantile(0.99).item() == pytest.approx(0.161, abs=0.003)
     assert found.max().item() == pytest.approx(0.174, abs=0.015)

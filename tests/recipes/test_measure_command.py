@@ -19,7 +19,7 @@ from saelab.metrics.keep import keep_scores
 from saelab.metrics.measure import Measured
 from saelab.recipes.measure import _trained_on_it, with_options
 from saelab.runs import open_run
-from saelab.sae.sae import load
+from saelab.sae.files import load
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 

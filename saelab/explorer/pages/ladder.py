@@ -21,7 +21,7 @@ import numpy as np
 from saelab.core.read import read_json
 from saelab.explorer.workspace import Workspace, scaling_files
 from saelab.figures.scaling import BEYOND, MIDDLES
-from saelab.sae.sae import read_config
+from saelab.sae.files import read_config
 from saelab.scaling.files import read_fit
 from saelab.scaling.fit import Fit
 

@@ -13,7 +13,7 @@ import torch
 from saelab.analysis.meta import read_meta
 from saelab.explorer.directions import directions_of, head_of
 from saelab.explorer.workspace import Member, Workspace
-from saelab.sae.sae import load
+from saelab.sae.files import load
 
 BOOSTED, BASE, LIST_BASE, BINS = 10, 24, 4, 24
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from saelab.core.read import expect
 from saelab.explorer.workspace import Member, Workspace
-from saelab.sae.sae import read_config
+from saelab.sae.files import read_config
 
 POINTS = 600
 """Records of a log that are drawn; of a longer one, evenly spaced ones."""

@@ -19,7 +19,7 @@ from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.pages.runs import _log
 from saelab.explorer.windows import label_of
 from saelab.explorer.workspace import Workspace
-from saelab.sae.sae import read_config
+from saelab.sae.files import read_config
 
 PASSAGES, PASSAGE = 12, 96
 

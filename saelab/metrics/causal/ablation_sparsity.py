@@ -25,7 +25,7 @@ from torch import Tensor
 from saelab.data.source import generator_for
 from saelab.metrics.base import Metric, Score, Setting, Table, Totals, View
 from saelab.metrics.chunks import TextChunk
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 LOGITS_BYTES = 24 << 20
 """Size of the logits of one pass."""
@@ -78,7 +78,7 @@ class AblationSparsity(Metric):
             self.done += 1
             drawn = active[self._draw(len(active), self.at_each).to(active.device)]
             latents, values = view.codes.indices[number, drawn], view.codes.values[number, drawn]
-            written = view.sae.dictionary.directions()[latents] * view.sae.target_scale.size
+            written = view.sae.data_directions()[latents]
             self._take("latent", (text, row, place), latents, values, values[:, None] * written)
             x = text.activations[row, place]
             channels = x.nonzero().flatten()
@@ -128,7 +128,7 @@ class AblationSparsity(Metric):
             effects.append(logits[1:] - logits[:1])
         return torch.cat(effects)
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         if not self.totals["latent"].n:
             if self.done:
                 raise ValueError("no latent that was ablated changed a logit")

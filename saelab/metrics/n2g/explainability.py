@@ -39,7 +39,7 @@ from saelab.metrics.n2g.n2g import Asked, Example, Pattern, find_patterns
 from saelab.metrics.n2g.patterns import Matches, Patterns
 from saelab.metrics.n2g.windows import NONE, Firings, Windows, before
 from saelab.models.tokens import TokenRows
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 BIGRAM_TOKENS = 1_000_000
 SHOWN = 8
@@ -178,7 +178,7 @@ class N2G(Metric):
         assert isinstance(self.setting.evaluation, TextEvaluation)
         return self.setting.evaluation.subject.token_rows(self.model, "train", 64)
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         fired, predicted, both = self.counts.double()
         have = torch.tensor([bool(patterns) for patterns in self.of])
         unit = "share of tokens"

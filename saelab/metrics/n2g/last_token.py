@@ -10,7 +10,7 @@ from torch import Tensor
 from saelab.metrics.sample import codes_of
 from saelab.models.language_model import LanguageModel
 from saelab.models.tokens import special_tokens
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 TOKENS_AT_ONCE = 4096
 ENTRIES = 1 << 26
@@ -27,7 +27,7 @@ class LastToken:
         sae: the SAE.
     """
 
-    def __init__(self, model: LanguageModel, sae: SAE):
+    def __init__(self, model: LanguageModel, sae: Autoencoder):
         self.model, self.sae = model, sae
         self.begin = special_tokens(model.tokenizer)[0]
         self.tokens_read = 0

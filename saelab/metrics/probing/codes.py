@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saelab.metrics.base import Setting
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 from saelab.tasks.rows import Examples, TaskRows, collect
 
 ROWS_AT_ONCE, BLOCK_ENTRIES = 2048, 1 << 24
@@ -59,7 +59,7 @@ class TaskCodes:
     """
 
     @torch.no_grad()
-    def __init__(self, sae: SAE, rows: TaskRows):
+    def __init__(self, sae: Autoencoder, rows: TaskRows):
         self.n_latents = sae.n_latents
         device, values, latents, counts = sae.scale.mean.device, [], [], []
         for x in rows.x.split(max(1, min(ROWS_AT_ONCE, BLOCK_ENTRIES // sae.n_latents))):
@@ -127,7 +127,7 @@ def mean_rows(rows: TaskRows, examples: Examples) -> Tensor:
     return total / examples.count[:, None]
 
 
-def written_directions(sae: SAE) -> Tensor:
+def written_directions(sae: Autoencoder) -> Tensor:
     """What a code of 1 adds to a reconstruction, in the units of the data; [L, D], on the CPU.
 
     Raises:
@@ -136,4 +136,4 @@ def written_directions(sae: SAE) -> Tensor:
     if sae.d_out is not None:
         raise ValueError("needs an SAE that reconstructs what it reads, and this is a transcoder")
     with torch.no_grad():
-        return (sae.dictionary.directions().float() * sae.target_scale.size).cpu()
+        return sae.data_directions().float().cpu()

@@ -34,6 +34,7 @@ from saelab.metrics.base import Metric, Score, Setting, Table
 from saelab.metrics.probing.codes import rows_of, spread
 from saelab.metrics.probing.logistic import RIDGE, least_loss, one_each
 from saelab.metrics.probing.score import mean_over_tasks
+from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.sae import SAE
 from saelab.tasks.rows import Examples
 
@@ -83,16 +84,17 @@ class ProbeLoss(Metric):
             raise ValueError(f"ridge must be at least 0, got {self.ridge}")
         if not isinstance(setting.sae, SAE):
             raise ValueError("an ensemble has no pre-activations of its own: measure its members")
+        self.sae = setting.sae
         self.rows, self.show = rows_of(setting), setting.show
         self.examples = [one for one in self.rows.examples if one.task.for_probes]
         if not self.examples:
             raise ValueError("has no task of its own: all are pairs for SCR")
         self.shared = setting.shared
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         own = [one.task.label for one in self.examples]
         permuted = [permuted_labels(one, number) for number, one in enumerate(self.examples)]
-        self.best, null = self._search(partial(pre_activations, sae), sae.n_latents, [own, permuted])
+        self.best, null = self._search(partial(pre_activations, self.sae), sae.n_latents, [own, permuted])
         key = (ProbeLoss, self.pool, self.ridge)
         if key not in self.shared:
             (self.shared[key],) = self._search(_channels, self.rows.x.shape[1], [own])

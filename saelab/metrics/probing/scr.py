@@ -30,7 +30,7 @@ from saelab.metrics.chunks import GROUPS
 from saelab.metrics.probing.codes import TaskCodes, codes_of, mean_rows, rows_of, written_directions
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.removal import REMOVED, SCORED, along, ranks, right_without
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 from saelab.tasks.rows import Examples
 from saelab.tasks.task import ENOUGH
 
@@ -75,7 +75,7 @@ class SCR(Metric):
         if not self.pairs:
             raise ValueError("needs two tasks of a family called 'bias ...' on the same places, with all four labels")
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         codes = codes_of(self.setting)
         mended = [min((self._mend(codes, pair, way) for way in (0, 1)), key=_biased) for pair in self.pairs]
         self.all = {removed: _score(mended, removed) for removed in REMOVED}

@@ -22,7 +22,7 @@ from saelab.metrics.base import Metric, Score, Setting
 from saelab.metrics.probing.codes import codes_of, mean_rows, rows_of
 from saelab.metrics.probing.logistic import Together, together
 from saelab.metrics.probing.score import mean_over_tasks
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 from saelab.tasks.rows import Examples
 
 CHOSEN = (1, 2, 5)
@@ -39,7 +39,7 @@ class SparseProbing(Metric):
         if not self.examples:
             raise ValueError("has no task of its own: all are pairs for SCR")
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         codes, shared = codes_of(self.setting), self.setting.shared
         right: dict[str, list[Tensor]] = {}
         for one in self.examples:

@@ -33,7 +33,7 @@ from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.score import mean_of_means
 from saelab.metrics.probing.sparse_probing import f1, found_by, full_probe
 from saelab.metrics.truth.absorption import ABSORBING_COSINE, absorbed
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 from saelab.tasks.rows import Examples
 
 GOOD_PROBE, JUMP, MOST_MAIN = 0.6, 0.03, 10
@@ -61,7 +61,7 @@ class TaskAbsorption(Metric):
         if not self.examples:
             raise ValueError(f"needs tasks of the family '{self.family}' about places in texts")
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         codes = codes_of(self.setting)
         with torch.no_grad():
             base = sae.target_scale.undo(sae.dictionary.bias().float()).cpu()

@@ -24,7 +24,7 @@ from saelab.metrics.probing.codes import codes_of, mean_rows, rows_of, written_d
 from saelab.metrics.probing.removal import REMOVED, SCORED, along, ranks, right_without
 from saelab.metrics.probing.score import mean_of_means
 from saelab.metrics.probing.sparse_probing import full_probe
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 from saelab.tasks.rows import Examples
 
 FAMILY_TASKS, GOOD_PROBE = 6, 0.7
@@ -53,7 +53,7 @@ class TPP(Metric):
             found += [one] if accuracy.mean() >= GOOD_PROBE and len(found) < FAMILY_TASKS else []
         return found
 
-    def scores(self, sae: SAE) -> dict[str, Score]:
+    def scores(self, sae: Autoencoder) -> dict[str, Score]:
         groups: list[Tensor] = []
         losses: dict[int, list[Tensor]] = {removed: [] for removed in REMOVED}
         for family in self.families:

@@ -40,7 +40,7 @@ from saelab.metrics.truth.hedging import static_hedging
 from saelab.metrics.truth.manifolds import DISCOVERED, Coverage, latents_per_feature, single_coverage
 from saelab.metrics.truth.matching import RECOVERED, cosines, match
 from saelab.metrics.truth.shrinkage import Shrinkage, pair_cosines
-from saelab.sae.sae import SAE
+from saelab.sae.autoencoder import Autoencoder
 
 ROWS = 65_536
 CHUNK_ROWS = 2048
@@ -76,7 +76,7 @@ class GroundTruth:
 
 
 @torch.no_grad()
-def compare(sae: SAE, world: World, rows: int = ROWS, first_window: int | None = None) -> GroundTruth:
+def compare(sae: Autoencoder, world: World, rows: int = ROWS, first_window: int | None = None) -> GroundTruth:
     """Compare an SAE's latents with the features of a world.
 
     Args:
@@ -123,9 +123,9 @@ class TruthTotals:
         signed: whether its codes may be negative.
     """
 
-    def __init__(self, sae: SAE, world: World, signed: bool):
+    def __init__(self, sae: Autoencoder, world: World, signed: bool):
         self.sae, self.world, self.signed = sae, world, signed
-        self.directions = sae.dictionary.directions().float() * sae.scale.size  # in the data's units
+        self.directions = sae.data_directions().float()
         self.device, self.norms = self.directions.device, self.directions.norm(dim=1)
         self.matching = match(self.directions, world, signed)
         n_features, n_latents = world.n_features, len(self.directions)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saelab.sae.base import Forward
+from saelab.sae.base import Composed, Forward
 from saelab.sae.sae import SAE
 from saelab.train.algorithm import Algorithm
 
@@ -82,7 +82,7 @@ class BiasAdaptation(Algorithm):
         targets = torch.logspace(math.log10(self.highest), math.log10(self.lowest), self.groups, dtype=torch.float64)
         self.targets = targets.to(bias.device)[self.group_of]
 
-    def _check(self, sae: SAE) -> None:
+    def _check(self, sae: Composed) -> None:
         self.check_every()
         if not 1 <= self.groups <= sae.n_latents:
             allowed = f"from 1 to the number of latents, {sae.n_latents}"
@@ -129,7 +129,7 @@ class BiasAdaptation(Algorithm):
         for buffer in self.buffers():
             buffer.zero_()
 
-    def _group_means(self, sae: SAE) -> Tensor:
+    def _group_means(self, sae: Composed) -> Tensor:
         """The mean over each latent's group, over all shards, of the largest pre-activations; [L]."""
         member = torch.nn.functional.one_hot(self.group_of, self.groups).to(self.largest.dtype)
         sums, sizes = sae.mesh.total(self.largest @ member), sae.mesh.total(member.sum(0))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saelab.sae.base import Forward
+from saelab.sae.base import Composed, Forward
 from saelab.sae.sae import SAE
 from saelab.train.algorithm import Algorithm, all_rows
 
@@ -78,7 +78,7 @@ class ClosedFormDecoder(Algorithm):
         if self.nu:
             self.register_buffer("start_bias", dictionary.latent_bias().detach().clone())
 
-    def _check(self, sae: SAE) -> None:
+    def _check(self, sae: Composed) -> None:
         self.check_every()
         if self.rows < 1:
             raise ValueError(f"ClosedFormDecoder: rows must be at least 1, got {self.rows}")
@@ -126,7 +126,7 @@ class ClosedFormDecoder(Algorithm):
         self.kept[places], self.kept_targets[places] = x.to(self.kept), target.to(self.kept)
         self.seen += len(x)
 
-    def _mark(self, sae: SAE) -> None:
+    def _mark(self, sae: Composed) -> None:
         """Remember the encoder as it is now."""
         if self.mu:
             self.start_weight.copy_(sae.dictionary.encoder)
@@ -135,7 +135,7 @@ class ClosedFormDecoder(Algorithm):
 
 
 @torch.no_grad()
-def refit(sae: SAE, x: Tensor, target: Tensor, ridge: float) -> None:
+def refit(sae: Composed, x: Tensor, target: Tensor, ridge: float) -> None:
     """Replace directions by those that decode scaled rows [N, D] best, at unit norm with pre-activations rescaled."""
     dictionary = sae.dictionary
     products = x.new_zeros(sae.n_latents, sae.n_latents, dtype=torch.float64)
