@@ -288,7 +288,7 @@ def test_their_jumprelu_penalty_sees_half_the_kernel(dtype: torch.dtype) -> None
     made.sparsity_coefficient = 30.0
     penalty = made.loss(x, step=STEP) - squares
     same(terms["sparsity"], penalty, "penalty")
-    pre, threshold = step.pre.dense().detach(), sae.activation.thresholds.detach()
+    pre, threshold = step.pre.dense().detach(), sae.activation.theta.detach()
     assert (threshold > BANDWIDTH / 2).all()  # below it zero codes would be within reach, every one of them
     near, above = (pre - threshold).abs() < BANDWIDTH / 2, pre > threshold
     l0 = above.sum(1).double().mean().to(dtype)

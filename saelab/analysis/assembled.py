@@ -23,13 +23,11 @@ import torch
 from torch import Tensor
 
 from saelab.core.codes import Codes
-from saelab.sae.activations.batch_topk import BatchTopK
-from saelab.sae.activations.jump_relu import JumpReLU
-from saelab.sae.activations.relu import ReLU
-from saelab.sae.activations.topk import TopK
 from saelab.sae.autoencoder import Autoencoder
+from saelab.sae.combine import joined
 from saelab.sae.dictionaries.dense import Dense
-from saelab.sae.reading import reread, threshold_for
+from saelab.sae.files import needed_sae
+from saelab.sae.reading import threshold_for, thresholded
 from saelab.sae.sae import SAE
 
 
@@ -47,39 +45,34 @@ def independent(sae: Autoencoder, rows: Tensor | None = None, name: str = "the S
     Raises:
         ValueError: for an SAE that cannot be read so, or TopK without rows.
     """
-    if not isinstance(sae, SAE) or type(sae.dictionary) is not Dense:
-        kind = type(getattr(sae, "dictionary", sae)).__name__
+    sae = needed_sae(sae, name)
+    if type(sae.dictionary) is not Dense:
+        kind = type(sae.dictionary).__name__
         raise ValueError(f"only latents of Dense dictionaries can be put together; {name} has {kind}")
     if sae.d_out or sae.mesh.shards > 1:
         what = "a transcoder" if sae.d_out else "dealt to several shards"
         raise ValueError(f"only latents of whole SAEs can be put together; {name} is {what}")
-    log_threshold = _log_thresholds(sae, rows, name)
-    one = reread(copy.deepcopy(sae), JumpReLU(threshold=0.0))
-    assert isinstance(one.activation, JumpReLU)
-    one.activation.log_threshold.copy_(log_threshold)
+    one = thresholded(copy.deepcopy(sae), _thresholds(sae, rows, name))
     one.fold()
     one.unit_directions()
+    assert isinstance(one.dictionary, Dense)
+    one.dictionary = one.dictionary.untied()
     return one.eval()
 
 
-def _log_thresholds(sae: SAE, rows: Tensor | None, name: str) -> Tensor:
+def _thresholds(sae: SAE, rows: Tensor | None, name: str) -> Tensor:
     """In the units of the SAE's own pre-activations, [L]."""
-    activation, like = sae.activation, sae.scale.mean
-    if isinstance(activation, JumpReLU):
-        return activation.log_threshold.detach()
-    if isinstance(activation, ReLU):
-        return like.new_full((sae.n_latents,), -torch.inf)
-    if isinstance(activation, BatchTopK) and activation.updates:
-        return activation.threshold.log()
-    if not isinstance(activation, TopK | BatchTopK):
-        raise ValueError(
-            f"latents of {type(activation).__name__} cannot be taken apart: {name} must have ReLU, JumpReLU, TopK or "
-            "BatchTopK"
-        )
+    try:
+        own = sae.thresholds()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if own is not None:
+        return own
     if rows is None:
         raise ValueError(f"{name} keeps the k largest latents of a row: its threshold has to be set on rows")
+    like = sae.scale.mean
     l0 = sum(sae.encode(block).l0().sum().item() for block in rows.to(like).split(4096)) / len(rows)
-    return like.new_full((sae.n_latents,), threshold_for(sae, rows, l0)).log()
+    return like.new_full((sae.n_latents,), threshold_for(sae, rows, l0))
 
 
 @torch.no_grad()
@@ -94,35 +87,16 @@ def assembled(parts: Sequence[tuple[SAE, Tensor]], bias: Tensor | None = None) -
         ValueError: if no latent is chosen.
     """
     first = parts[0][0]
-    chosen = [(sae, latents.to(sae.scale.mean.device)) for sae, latents in parts if len(latents)]
+    chosen = [(sae, latents) for sae, latents in parts if len(latents)]
     if not chosen:
         raise ValueError("an SAE needs at least one latent; none was chosen")
     bias = first.dictionary.bias().detach() if bias is None else bias.to(first.scale.mean)
-    made = SAE(first.d_in, sum(len(latents) for _, latents in chosen), JumpReLU(threshold=0.0), seed=first.seed)
-    made.to(first.scale.mean)
-    dictionary, activation = made.dictionary, made.activation
-    assert isinstance(dictionary, Dense)
-    assert isinstance(activation, JumpReLU)
-    start = 0
-    for sae, latents in chosen:
-        place = slice(start, start + len(latents))
-        dictionary.W_enc[place] = sae.dictionary.encoder[latents]
-        dictionary.W_dec[place] = sae.dictionary.directions()[latents]
-        dictionary.b_enc[place] = _shifted(sae, latents, bias)
-        activation.log_threshold[place] = sae.activation.log_threshold[latents]  # type: ignore[index]
-        made.firing.since[place] = sae.firing.since[latents]
-        start = place.stop
-    dictionary.b_dec.copy_(bias)
-    made.firing.rows.copy_(torch.stack([sae.firing.rows for sae, _ in chosen]).min())
+    selected = [sae.select(latents) for sae, latents in chosen]
+    for part in selected:
+        part.dictionary.set_bias(bias)
+    made = joined(selected)
     made.variance.copy_(first.variance)
     return made.eval()
-
-
-def _shifted(sae: SAE, latents: Tensor, bias: Tensor) -> Tensor:
-    """The latents' own bias once another one is subtracted from rows."""
-    own = sae.dictionary.b_enc[latents]  # type: ignore[index]
-    moved = bias.double() - sae.dictionary.bias().double()
-    return (own.double() + sae.dictionary.encoder[latents].double() @ moved).to(own)
 
 
 def encoded(sae: Autoencoder, rows: Tensor) -> Codes:

@@ -38,7 +38,7 @@ def greedy_order(small: SAE, large: SAE, group: Tensor, phase: Tensor, x: Tensor
         Numbers of components [C].
     """
     x = x[:: -(-len(x) // ROWS)].to(small.scale.mean)
-    weight = torch.cat([small.dictionary.directions(), large.dictionary.directions()]).detach().contiguous()
+    weight = torch.cat([small.data_directions(), large.data_directions()]).detach().contiguous()
     group, count = group.to(weight.device), len(phase)
     latents, values = _signed(small, large, x)
     components = group[latents]

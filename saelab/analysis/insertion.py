@@ -88,7 +88,7 @@ def insertion_test(small: SAE, large: SAE, rows: Rows, min_firings: int = 100) -
     """
     if min_firings < 1:
         raise ValueError(f"min_firings must be at least 1, got {min_firings}")
-    directions = large.dictionary.directions().contiguous()
+    directions = large.data_directions().contiguous()
     square = directions.double().square().sum(1)
     sums = torch.zeros(GROUPS * large.n_latents, dtype=torch.float64, device=directions.device)
     firings = torch.zeros(large.n_latents, dtype=torch.int64, device=directions.device)

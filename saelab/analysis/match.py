@@ -44,7 +44,6 @@ from saelab.analysis.tables import AGAIN, Columns, read_result, read_table, writ
 from saelab.core.components import near_miss
 from saelab.data.source import generator_for
 from saelab.geometry import components, nearest, pairs_above
-from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.autoencoder import Autoencoder
 
 WAYS = ("directions", "weights")
@@ -214,14 +213,14 @@ def folded(sae: Autoencoder, rows: Tensor | None = None, name: str = "the SAE") 
         ValueError: for an SAE whose latents have no threshold above 0, or that `independent` refuses.
     """
     one = independent(sae, rows, name)
-    assert isinstance(one.activation, JumpReLU)
-    theta = one.activation.thresholds[:, None]
+    theta = one.thresholds()
+    assert theta is not None
+    theta = theta.to(one.scale.mean)[:, None]
     if not (theta > 0).all():
         raise ValueError(f"weights are compared after thresholds are folded in, and {name} has thresholds of 0")
-    encoder, bias = one.dictionary.encoder, one.dictionary.b_enc[:, None]  # type: ignore[index]
     # As the bias of a latent that reads rows themselves, not rows without the centre.
-    bias = bias - encoder @ one.dictionary.bias()[:, None]
-    return torch.cat([encoder / theta, bias / theta, one.dictionary.directions() * theta], 1).detach()
+    bias = one.dictionary.pre(torch.zeros(1, one.d_in).to(one.scale.mean)).dense().T
+    return torch.cat([one.dictionary.encoder / theta, bias / theta, one.data_directions() * theta], 1).detach()
 
 
 def _turned(found: Assignment, n: int) -> Assignment:

@@ -38,9 +38,8 @@ from saelab.analysis.swaps import PHASES, PathSteps, Point, along, check_plan, p
 from saelab.analysis.tables import Columns, read_result, read_table, write_result, write_table
 from saelab.core.progress import progress
 from saelab.geometry import nearest
-from saelab.sae.activations.batch_topk import BatchTopK
-from saelab.sae.activations.topk import TopK
 from saelab.sae.autoencoder import Autoencoder
+from saelab.sae.files import needed_sae
 from saelab.sae.sae import SAE
 
 RESULT = {
@@ -223,12 +222,13 @@ def stitch(
     check_comparable(saes)
     names, sample = list(saes), rows.x[:THRESHOLD_ROWS]
     check_width(names[0], saes[names[0]], rows)
-    alone = {name: independent(sae, sample, name) for name, sae in saes.items()}
+    whole = {name: needed_sae(sae, name) for name, sae in saes.items()}
+    alone = {name: independent(sae, sample, name) for name, sae in whole.items()}
     variance, own = rows.variance, [_own(sae, rows) for sae in alone.values()]
     check_reads({name: point.mse / variance for name, point in zip(names, own, strict=True)})
     trained = [
-        error_and_l0(sae, rows)[0] if isinstance(sae.activation, TopK | BatchTopK) else point.mse
-        for sae, point in zip(saes.values(), own, strict=True)
+        error_and_l0(sae, rows)[0] if sae.thresholds() is None else point.mse
+        for sae, point in zip(whole.values(), own, strict=True)
     ]
     pairs = []
     with progress("stitch", len(names) - 1, "pairs", show=show) as bar:
@@ -242,7 +242,7 @@ def stitch(
 
 def _pair(names: tuple[str, str], small: SAE, large: SAE, rows: Rows, settings: StitchSettings) -> Pair:
     test = insertion_test(small, large, rows, settings.min_firings)
-    best, place = nearest(large.dictionary.directions(), small.dictionary.directions())
+    best, place = nearest(large.data_directions(), small.data_directions())
     cosine, place = best.squeeze(1).cpu(), place.squeeze(1).cpu()
     enough = test.firings >= settings.min_firings
     by_sign = cosine_rule(torch.where(test.delta < 0, 0, 1)[enough], cosine[enough])["auc"]

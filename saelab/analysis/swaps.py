@@ -97,7 +97,7 @@ def plan(
         seed: of the order "random".
     """
     check_plan(order, threshold)
-    ours, theirs = small.dictionary.directions(), large.dictionary.directions()
+    ours, theirs = small.data_directions(), large.data_directions()
     i, j, cosine = (part.cpu() for part in pairs_above(ours, theirs, threshold))
     labels = components(len(ours) + len(theirs), i, j + len(ours))
     group_small, group_large = labels[: len(ours)], labels[len(ours) :]
@@ -217,7 +217,7 @@ def along(small: SAE, large: SAE, steps: PathSteps, at: list[int], rows: Rows) -
 @torch.no_grad()
 def reconstructions(small: SAE, large: SAE, steps: PathSteps, at: list[int], x: Tensor) -> tuple[Tensor, Tensor]:
     """Reconstructions [n, P, D] of rows x [n, D] after P of the steps, and how many latents are active, [n, P]."""
-    weight = torch.cat([small.dictionary.directions(), large.dictionary.directions()])
+    weight = torch.cat([small.data_directions(), large.data_directions()])
     x = x.to(weight)
     marks = torch.tensor(at, device=weight.device)
     # The first of the marks by which a latent has come or gone; past the last, never.

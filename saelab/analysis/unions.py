@@ -18,9 +18,8 @@ from torch import Tensor
 
 from saelab.analysis.assembled import assembled, independent
 from saelab.analysis.match import Match
-from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.autoencoder import Autoencoder
-from saelab.sae.dictionaries.dense import Dense
+from saelab.sae.combine import mean_of
 from saelab.sae.sae import SAE
 
 
@@ -54,18 +53,11 @@ def averaged(a: Autoencoder, b: Autoencoder, found: Match, rows: Tensor | None =
     right = found.a.nearest[left]
     bias = (ours.dictionary.bias() + theirs.dictionary.bias()).detach() / 2
     one, other = assembled([(ours, left)], bias), assembled([(theirs, right)], bias)
-    own, second = one.dictionary, other.dictionary
-    assert isinstance(own, Dense)
-    assert isinstance(second, Dense)
-    for mine, his in ((own.W_enc, second.W_enc), (own.W_dec, second.W_dec), (own.b_enc, second.b_enc)):
-        mine.copy_((mine + his) / 2)
-    assert isinstance(one.activation, JumpReLU)
-    assert isinstance(other.activation, JumpReLU)
-    logs = one.activation.log_threshold
-    logs.copy_((logs + other.activation.log_threshold) / 2)
+    # Thresholds are kept as logarithms: theirs is a geometric mean.
+    mean = mean_of(one, other)
     # Codes stay as they are: only the directions are stretched, by what averaging shortened them.
-    own.W_dec.copy_(F.normalize(own.W_dec, dim=1))
-    return one
+    mean.dictionary.set_directions(F.normalize(mean.dictionary.directions(), dim=1))
+    return mean
 
 
 @torch.no_grad()

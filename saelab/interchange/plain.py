@@ -187,26 +187,6 @@ def apart(sae: Autoencoder) -> Plain:
     }
     if dictionary.skip_connection:
         parts["W_skip"] = dictionary.W_skip.detach()
-    kind, k, more = _reading(sae.activation)
-    parts = {name: part.to(dtype) for name, part in (parts | more).items()}
-    return Plain(parts, kind, k, sae.d_out is not None, notes=notes)
-
-
-def _reading(activation: Activation) -> tuple[str, float | None, dict[str, Tensor]]:
-    """How an activation of ours reads rows: the kind, k, and further parts."""
-    if type(activation) is ReLU:
-        return "relu", None, {}
-    if type(activation) is TopK or type(activation) is AbsTopK:
-        return type(activation).__name__.lower(), activation.k, {}
-    if type(activation) is BatchTopK:
-        if not activation.updates:  # without a threshold it reads as TopK does
-            return "topk", max(1, round(activation.k)), {}
-        return "batchtopk", activation.k, {"threshold": activation.threshold.relu()}
-    if type(activation) is JumpReLU:
-        return "jumprelu", None, {"threshold": activation.thresholds.detach()}
-    if type(activation) is Gated:
-        return "gated", None, {"r_mag": activation.r_mag.detach(), "b_mag": activation.b_mag.detach()}
-    name = type(activation).__name__
-    raise ValueError(
-        f"{name} has no form elsewhere that saelab writes; ReLU, TopK, AbsTopK, BatchTopK, JumpReLU and Gated have"
-    )
+    reading = sae.activation.plain()
+    parts = {name: part.to(dtype) for name, part in (parts | reading.parts).items()}
+    return Plain(parts, reading.kind, reading.k, sae.d_out is not None, notes=notes)

@@ -10,8 +10,8 @@ loss is one more term of the training objective.
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +141,9 @@ class Dictionary(Component, Decoder, nn.Module, ABC):
     sharded: ClassVar[tuple[str, ...]] = ()
     """Parameters and buffers whose first axis is latents; a shard holds its own latents' part."""
 
+    is_separable: ClassVar[bool] = False
+    """Whether a latent is its rows of `sharded` alone, so that it may get another number, among other latents."""
+
     sizes: Sizes
     """What `setup` was given."""
 
@@ -186,6 +189,10 @@ class Dictionary(Component, Decoder, nn.Module, ABC):
         """
         raise self._lacks("latents that can be started anew along given rows")
 
+    def set_bias(self, bias: Tensor) -> None:
+        """Decode `bias` [D] when no latent is active; pre-activations stay what they are."""
+        raise self._lacks("a bias that can be exchanged")
+
     def set_directions(self, directions: Tensor) -> None:
         """Replace all directions, [L, D], of any norm other than zero; `unit_directions` is for the caller to do."""
         raise self._lacks("directions that can be set freely")
@@ -215,6 +222,21 @@ class Dictionary(Component, Decoder, nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after the optimizer's step."""
+
+
+@dataclass(frozen=True)
+class PlainActivation:
+    """How rows are read, in the words that libraries share.
+
+    Attributes:
+        kind: relu, topk, abstopk, gated (with parts r_mag and b_mag), jumprelu or batchtopk (with a part threshold).
+        k: latents kept a row, or a row on average where there is a threshold.
+        parts: tensors by name, [L] each.
+    """
+
+    kind: str
+    k: float | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Activation(Component, nn.Module, ABC):
@@ -267,6 +289,29 @@ class Activation(Component, nn.Module, ABC):
 
     def rescale(self, factor: Tensor) -> None:
         """Adapt thresholds and the like to pre-activations that became `factor` [L] times larger."""
+
+    def thresholds(self) -> Tensor | None:
+        """The thresholds of latents that decide for themselves, f = pre * 1[pre > threshold]: [L], or [] for all.
+
+        None where a row keeps its largest latents instead, so that a threshold has to be set on rows. In float64, so
+        that the logarithm of one, in a lower precision, is what it was made of.
+
+        Raises:
+            ValueError: where codes come about in another way, as here.
+        """
+        name = type(self).__name__
+        raise ValueError(f"latents of {name} cannot be taken apart: they are not active just above a threshold")
+
+    def plain(self) -> PlainActivation:
+        """How it reads rows, for other libraries; ValueError where they have no form for that, as here."""
+        raise ValueError(f"{type(self).__name__} has no form elsewhere that saelab writes")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # What a parent says of how it reads rows does not hold for a class that reads them in its own way.
+        for name in ("thresholds", "plain"):
+            if "forward" in cls.__dict__ and name not in cls.__dict__:
+                setattr(cls, name, getattr(Activation, name))
 
 
 class Composed(Autoencoder):

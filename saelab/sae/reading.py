@@ -1,11 +1,12 @@
 """Reading a trained SAE with another activation: another k, or one threshold in the place of a k.
 
     TopK(k')        for a sweep of k' other than the one it was trained with
-    JumpReLU(θ)     f = pre * 1[pre > θ], θ chosen so that the mean L0 is what is wanted
+    JumpReLU(θ)     f = pre * 1[pre > θ], θ chosen so that the mean L0 is what is wanted (`threshold_for`), or one a
+                    latent that is known (`thresholded`)
 
 Plain TopK over-fits its k, and a fixed threshold reads about as well as a fixed k at the same mean L0 (Gao et al. 2024,
-arXiv 2406.04093, as we read it). Nothing is trained here, and one threshold serves all latents: thresholds
-of their own per latent are learnt by the activations that have them.
+arXiv 2406.04093, as we read it). Nothing is trained here: thresholds that differ from latent to latent are learnt by
+the activations that have them.
 """
 
 # Shape letters: n rows, B rows of a block, D input width, L latents.
@@ -15,6 +16,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.base import Activation, Sizes
 from saelab.sae.quantile import BLOCK_ENTRIES, threshold_over
 from saelab.sae.sae import SAE
@@ -44,6 +46,18 @@ def reread(sae: SAE, activation: Activation) -> SAE:
     other._modules, other._buffers = dict(sae._modules), dict(sae._buffers)
     other.activation = activation.to(sae.scale.mean).train(sae.training)
     other.losses = nn.ModuleList()
+    return other
+
+
+@torch.no_grad()
+def thresholded(sae: SAE, thresholds: Tensor) -> SAE:
+    """The same SAE read as f = pre * 1[pre > threshold] with a threshold of its own for each latent, [L], at least 0.
+
+    What is shared and raised is as in `reread`.
+    """
+    activation = JumpReLU(threshold=0.0)
+    other = reread(sae, activation)
+    activation.log_threshold.copy_(thresholds.double().log())
     return other
 
 

@@ -261,6 +261,50 @@ class SAE(Composed):
         self.target_scale.reset()
         return self
 
+    def thresholds(self) -> Tensor | None:
+        """Each latent's threshold on pre-activations, [L] float64; None where one has to be set on rows.
+
+        Raises:
+            ValueError: where more than a threshold of its own decides whether a latent is active.
+        """
+        own = self.activation.thresholds()
+        return None if own is None else own.to(self.scale.mean.device).expand(self.n_latents // self.mesh.shards)
+
+    def select(self, latents: Tensor) -> "SAE":
+        """A copy with some of the latents alone, without losses; each has the codes that it has here.
+
+        Args:
+            latents: their numbers [n] in the order wanted, or which they are [L] bool.
+
+        Raises:
+            ValueError: for no latents, latents that depend on each other, or an SAE dealt to several shards.
+        """
+        if self.mesh.shards > 1:
+            raise ValueError("latents are taken out of an SAE on one process: load it there")
+        if not self.dictionary.is_separable:
+            raise ValueError(f"latents of the dictionary {type(self.dictionary).__name__} cannot be taken apart")
+        if self.thresholds() is None:
+            raise ValueError(
+                f"latents of {type(self.activation).__name__} cannot be taken apart: a row keeps some of all"
+            )
+        latents = latents.nonzero().squeeze(1) if latents.dtype == torch.bool else latents
+        if not len(latents):
+            raise ValueError("an SAE needs at least one latent; none was chosen")
+        latents, own = latents.to(self.scale.mean.device), self.sharded_names()
+        state = {name: part[latents] if name in own else part for name, part in self.state_dict().items()}
+        return self.with_state(len(latents), state)
+
+    def with_state(self, n_latents: int, state: Mapping[str, Tensor]) -> "SAE":
+        """An SAE of the same components, without losses, with so many latents and the tensors of a `state_dict`.
+
+        Raises:
+            ValueError: where a component does not have that many latents.
+        """
+        made = SAE(self.d_in, n_latents, self.activation, (), self.dictionary, self.seed, d_out=self.d_out)
+        made.to(self.scale.mean)
+        made.load_state_dict({name: part for name, part in state.items() if not name.startswith("losses.")})
+        return made.train(self.training)
+
     def config(self) -> dict[str, Any]:
         """What rebuilds this SAE, without its weights."""
         return {

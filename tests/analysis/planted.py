@@ -33,7 +33,7 @@ def codes_by_hand(sae: SAE, x: Tensor) -> Tensor:
     d = sae.dictionary
     x = (x.double() - sae.scale.mean.double()) / sae.scale.scale.double()
     pre = (x - d.b_dec.double()) @ d.W_enc.double().T + d.b_enc.double()
-    theta = sae.activation.thresholds.double() if isinstance(sae.activation, JumpReLU) else 0.0
+    theta = sae.activation.theta.double() if isinstance(sae.activation, JumpReLU) else 0.0
     return (pre * (pre > theta)).detach()
 
 

@@ -59,7 +59,7 @@ def test_topk_is_read_by_the_threshold_with_its_own_mean_l0():
 
 
 def test_what_cannot_be_taken_apart_is_refused_by_name():
-    with pytest.raises(ValueError, match="latents of AbsTopK cannot be taken apart: narrow must have ReLU"):
+    with pytest.raises(ValueError, match="narrow: latents of AbsTopK cannot be taken apart"):
         independent(trained(AbsTopK(k=2)), name="narrow")
     with pytest.raises(ValueError, match="only latents of Dense dictionaries.*narrow has Crosscoder"):
         independent(SAE(6, 8, ReLU(), dictionary=Crosscoder(sites=2)), name="narrow")

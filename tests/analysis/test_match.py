@@ -177,7 +177,7 @@ def test_shared_latents_are_averaged(overlapping):
         assert torch.allclose(
             one.dictionary.W_enc[place], (a.dictionary.W_enc[i] + b.dictionary.W_enc[j]) / 2, atol=1e-6
         )
-        assert one.activation.thresholds[place].item() == pytest.approx((0.2 * 0.4) ** 0.5, rel=1e-5)
+        assert one.activation.theta[place].item() == pytest.approx((0.2 * 0.4) ** 0.5, rel=1e-5)
     assert torch.allclose(averaged(a, a, match(a, a))(drawn(20, 12)), a(drawn(20, 12)), atol=1e-5)
 
 

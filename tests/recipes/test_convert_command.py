@@ -65,7 +65,7 @@ def test_without_a_certain_site_measure_says_what_to_give(saelab, tmp_path):
     assert not (tmp_path / "ours" / "source.json").exists()
     ended = saelab("measure", tmp_path / "ours")
     assert ended.status == 2
-    assert "give --subject.model, --subject.site and --subject.text" in ended.complaint
+    assert "--subject.model, --subject.site and --subject.text" in ended.complaint
 
 
 def test_one_library_to_another(saelab, tmp_path):

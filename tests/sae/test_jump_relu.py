@@ -204,7 +204,7 @@ def test_the_threshold_settles_where_a_code_is_worth_its_weight():
         optimizer.zero_grad()
         (terms["reconstruction"] + terms["sparsity"]).backward()
         optimizer.step()
-    assert sae.activation.thresholds.item() == pytest.approx(math.sqrt(0.09 * 4), abs=0.02)
+    assert sae.activation.theta.item() == pytest.approx(math.sqrt(0.09 * 4), abs=0.02)
 
 
 def test_one_threshold_reads_another_saes_weights():
@@ -225,14 +225,14 @@ def test_a_threshold_of_zero_is_a_relu_and_stays():
     torch.stack(list(terms.values())).sum().backward()
     assert torch.equal(sae.activation.log_threshold.grad, torch.zeros(L))
     torch.optim.Adam(sae.activation.parameters(), lr=0.1).step()
-    assert torch.equal(sae.activation.thresholds, torch.zeros(L))
+    assert torch.equal(sae.activation.theta, torch.zeros(L))
 
 
 def test_thresholds_grow_with_pre_activations():
     sae = make()
-    before, factor = sae.activation.thresholds.detach().clone(), torch.linspace(0.5, 3, L, dtype=REAL)
+    before, factor = sae.activation.theta.detach().clone(), torch.linspace(0.5, 3, L, dtype=REAL)
     sae.activation.rescale(factor)
-    torch.testing.assert_close(sae.activation.thresholds.detach(), before * factor)
+    torch.testing.assert_close(sae.activation.theta.detach(), before * factor)
 
 
 def test_a_shard_holds_its_own_latents_thresholds():

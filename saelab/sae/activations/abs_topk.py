@@ -7,7 +7,7 @@ stand for both ends of a contrast. L0 = k, but for pre-activations that are exac
 from torch.nn import Module
 
 from saelab.core.codes import Codes
-from saelab.sae.base import Activation, PreActivations, Sizes
+from saelab.sae.base import Activation, PlainActivation, PreActivations, Sizes
 
 
 class AbsTopK(Activation):
@@ -27,3 +27,6 @@ class AbsTopK(Activation):
 
     def forward(self, pre: PreActivations) -> Codes:
         return pre.topk(self.k, absolute=True)
+
+    def plain(self) -> PlainActivation:
+        return PlainActivation("abstopk", self.k)

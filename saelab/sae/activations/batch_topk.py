@@ -24,7 +24,7 @@ from torch.nn import Module
 
 from saelab.core.codes import Codes
 from saelab.core.mesh import Mesh
-from saelab.sae.base import Activation, PreActivations, Sizes
+from saelab.sae.base import Activation, PlainActivation, PreActivations, Sizes
 from saelab.sae.quantile import threshold_over
 
 SPARE = 4
@@ -98,6 +98,14 @@ class BatchTopK(Activation):
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
         self.threshold.mul_(factor)
+
+    def thresholds(self) -> Tensor | None:
+        return self.threshold.double().relu() if self.updates else None
+
+    def plain(self) -> PlainActivation:
+        if not self.updates:  # without a threshold it reads as TopK does
+            return PlainActivation("topk", max(1, round(self.k)))
+        return PlainActivation("batchtopk", self.k, {"threshold": self.threshold.relu()})
 
 
 def smallest_of(values: Tensor, chosen: Tensor, mesh: Mesh) -> Tensor:

@@ -70,22 +70,22 @@ class BiJumpReLU(Activation):
             self.log_minus = Parameter(self.log_plus.detach().clone())
 
     @property
-    def thresholds(self) -> tuple[Tensor, Tensor]:
+    def both_thresholds(self) -> tuple[Tensor, Tensor]:
         """How far above zero and how far below it a latent opens, each [L] and positive."""
         plus = self.log_plus.exp()
         return plus, plus if self.tied else self.log_minus.exp()
 
     def forward(self, pre: PreActivations) -> Codes:
-        u, (plus, minus) = pre.dense(), self.thresholds
+        u, (plus, minus) = pre.dense(), self.both_thresholds
         return Codes.full(u.where((u > plus) | (-u > minus), 0) * self.r_mag.exp())
 
     def forward_train(self, pre: PreActivations) -> Codes:
-        u, (plus, minus) = pre.dense(), self.thresholds
+        u, (plus, minus) = pre.dense(), self.both_thresholds
         both = jump(u, plus, self.bandwidth) - jump(-u, minus, self.bandwidth)
         return Codes.full(both * self.r_mag.exp())
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:
-        u, (plus, minus) = step.pre.dense(), self.thresholds
+        u, (plus, minus) = step.pre.dense(), self.both_thresholds
         soft = (u - plus).relu() - (-u - minus).relu()
         return {
             "sparsity": self.l1 * weighted_l1(step, soft),

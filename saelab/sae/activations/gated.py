@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from saelab.core.codes import Codes
-from saelab.sae.base import Activation, Forward, PreActivations, Sizes
+from saelab.sae.base import Activation, Forward, PlainActivation, PreActivations, Sizes
 from saelab.sae.sparsity import weighted_l1
 
 
@@ -64,3 +64,6 @@ class Gated(Activation):
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
         self.b_mag.mul_(factor)
+
+    def plain(self) -> PlainActivation:
+        return PlainActivation("gated", parts={"r_mag": self.r_mag.detach(), "b_mag": self.b_mag.detach()})

@@ -33,7 +33,7 @@ from torch.nn import Module, Parameter
 
 from saelab.core.codes import Codes
 from saelab.core.components import near_miss
-from saelab.sae.base import Activation, Forward, PreActivations, Sizes
+from saelab.sae.base import Activation, Forward, PlainActivation, PreActivations, Sizes
 from saelab.sae.straight_through import heaviside, jump
 
 PENALTIES = ("l0", "tanh", "target_l0")
@@ -95,15 +95,15 @@ class JumpReLU(Activation):
         self.log_threshold = Parameter(torch.full((sizes.own_latents,), start))
 
     @property
-    def thresholds(self) -> Tensor:
-        """Each latent's threshold, [L]; up to the rounding of a logarithm."""
+    def theta(self) -> Tensor:
+        """Each latent's threshold as it is trained, [L]; up to the rounding of a logarithm."""
         return self.log_threshold.exp()
 
     def forward(self, pre: PreActivations) -> Codes:
-        return pre.above(self.thresholds)
+        return pre.above(self.theta)
 
     def forward_train(self, pre: PreActivations) -> Codes:
-        return Codes.full(jump(pre.dense(), self.thresholds, self.bandwidth))
+        return Codes.full(jump(pre.dense(), self.theta, self.bandwidth))
 
     def penalties(self, step: Forward) -> dict[str, Tensor]:
         penalty = {"l0": self._l0, "tanh": self._tanh, "target_l0": self._target_l0}[self.penalty]
@@ -111,7 +111,7 @@ class JumpReLU(Activation):
         return terms | ({"dead": self.dead_weight * self._dead(step)} if self.dead_weight else {})
 
     def _l0(self, step: Forward) -> Tensor:
-        active = heaviside(step.pre.dense(), self.thresholds, self.bandwidth).sum(1)
+        active = heaviside(step.pre.dense(), self.theta, self.bandwidth).sum(1)
         return step.sae.mesh.sum_over_shards(active).mean()
 
     def _tanh(self, step: Forward) -> Tensor:
@@ -126,9 +126,15 @@ class JumpReLU(Activation):
 
     def _dead(self, step: Forward) -> Tensor:
         dead = step.sae.firing.dead(self.dead_after).nonzero().squeeze(1)
-        short = (self.thresholds[dead] - step.pre.dense()[:, dead]).relu() * step.sae.dictionary.norms()[dead]
+        short = (self.theta[dead] - step.pre.dense()[:, dead]).relu() * step.sae.dictionary.norms()[dead]
         return step.sae.mesh.sum_over_shards(short.sum(1)).mean()
 
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
         self.log_threshold.add_(factor.log())
+
+    def thresholds(self) -> Tensor:
+        return self.log_threshold.detach().double().exp()
+
+    def plain(self) -> PlainActivation:
+        return PlainActivation("jumprelu", parts={"threshold": self.theta.detach()})

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from saelab.core.codes import Codes
-from saelab.sae.base import Activation, Forward, PreActivations, Sizes
+from saelab.sae.base import Activation, Forward, PlainActivation, PreActivations, Sizes
 from saelab.sae.sparsity import over_norms
 
 
@@ -39,3 +39,9 @@ class ReLU(Activation):
         norms = step.sae.dictionary.norms()[step.codes.indices]
         size = step.sae.mesh.sum_over_shards((step.codes.values.abs() * norms).sum(1))
         return {"sparsity": self.l1 * over_norms(size, step.x)}
+
+    def thresholds(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64)
+
+    def plain(self) -> PlainActivation:
+        return PlainActivation("relu")

@@ -7,7 +7,7 @@ always; fewer than k latents are active where fewer than k pre-activations are p
 from torch.nn import Module
 
 from saelab.core.codes import Codes
-from saelab.sae.base import Activation, PreActivations, Sizes
+from saelab.sae.base import Activation, PlainActivation, PreActivations, Sizes
 
 
 class TopK(Activation):
@@ -32,3 +32,9 @@ class TopK(Activation):
     def forward(self, pre: PreActivations) -> Codes:
         codes = pre.topk(self.k)
         return codes.with_values(codes.values.relu())
+
+    def thresholds(self) -> None:
+        """None: a row keeps its k largest."""
+
+    def plain(self) -> PlainActivation:
+        return PlainActivation("topk", self.k)

@@ -80,6 +80,8 @@ class CrossLayer(Dense):
         encoder_bias: whether latents have a bias.
     """
 
+    is_separable = False  # a latent's number says which site it reads
+
     def __init__(self, sites: int = 2, decoder_bias: bool = True, encoder_bias: bool = True):
         Dense.__init__(self, decoder_bias, encoder_bias)
         self.sites = sites

@@ -89,6 +89,7 @@ class Dense(Dictionary):
     """
 
     sharded = ("W_enc", "b_enc", "W_dec")
+    is_separable = True
     W_dec: nn.Parameter
     b_enc: Tensor
     b_dec: Tensor
@@ -242,6 +243,24 @@ class Dense(Dictionary):
             self.W_enc[latents] = (size * F.normalize(read, dim=1)).to(self.W_enc.dtype)
         self.W_dec[latents] = F.normalize(written, dim=1).to(self.W_dec.dtype)
         self.b_enc[latents] = 0
+
+    @torch.no_grad()
+    def set_bias(self, bias: Tensor) -> None:
+        if not self._is_plain():
+            super().set_bias(bias)
+        if not self.sizes.is_transcoder:
+            moved = bias.double() - self.b_dec.double()
+            self.b_enc.copy_(self.b_enc.double() + self.encoder.double() @ moved)
+        self.b_dec.copy_(bias)
+
+    @torch.no_grad()
+    def untied(self) -> "Dense":
+        """The same two maps with an encoder, a decoder and biases of their own, whatever was shared or left out."""
+        free = Dense(skip_connection=self.skip_connection)
+        free.setup(self.sizes)
+        free.to(self.W_dec).in_use = True
+        free.load_state_dict({"W_enc": self.encoder} | self.state_dict())
+        return free.train(self.training)
 
     @torch.no_grad()
     def set_directions(self, directions: Tensor) -> None:
