@@ -12,6 +12,7 @@ from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.dictionaries.crosscoder import Crosscoder
+from saelab.sae.ensemble import Ensemble
 from saelab.sae.sae import SAE
 
 
@@ -63,6 +64,8 @@ def test_what_cannot_be_taken_apart_is_refused_by_name():
         independent(trained(AbsTopK(k=2)), name="narrow")
     with pytest.raises(ValueError, match="only latents of Dense dictionaries.*narrow has Crosscoder"):
         independent(SAE(6, 8, ReLU(), dictionary=Crosscoder(sites=2)), name="narrow")
+    with pytest.raises(ValueError, match="narrow is an ensemble, and this needs the weights of one SAE"):
+        independent(Ensemble([trained(ReLU())]), name="narrow")
     with pytest.raises(ValueError, match="narrow is a transcoder"):
         independent(SAE(6, 8, ReLU(), d_out=5), name="narrow")
     with pytest.raises(ValueError, match="threshold has to be set on rows"):

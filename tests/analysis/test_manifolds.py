@@ -95,10 +95,18 @@ def test_a_tiled_circle_has_one_dimension_and_lies_in_a_plane(planted, monkeypat
     assert torch.allclose(cloud.value, codes.max(1).values)
 
 
+class Letters:
+    """Stands for what spells tokens: seven letters."""
+
+    def context(self, before: list[int], at: int, after: list[int]) -> tuple[str, str, str]:
+        before, own, after = ("".join("abcdefg"[token] for token in part) for part in (before, [at], after))
+        return before, own, after
+
+
 def test_what_is_written_can_be_read(planted, tmp_path):
     sae, rows = planted
     found = manifolds(sae, rows, ManifoldSettings(threshold=0.75, points=50, clusters=2))
-    found.write(tmp_path / "m", "it", rows, text=lambda ids: "".join("abcdefg"[i] for i in ids))
+    found.write(tmp_path / "m", "it", rows, text=Letters())
     json.loads((tmp_path / "m" / "manifolds.json").read_text())
     read = read_manifolds(tmp_path / "m")
     assert [line["kind"] for line in read["clusters"]] == found.kinds
@@ -213,9 +221,9 @@ def test_a_meta_latent_stands_for_the_tokens_of_the_latents_it_writes():
 def test_a_context_stays_in_its_document():
     columns = {"token": torch.arange(10) + 50, "document": torch.tensor([0] * 4 + [1] * 6)}
     rows = Rows(torch.zeros(10, 2), torch.arange(10), columns)
-    assert context(rows, 5, before=3, after=2) == ([54], [55], [56, 57])
-    assert context(rows, 0) == ([], [50], [51, 52, 53])
-    assert context(rows, 9) == ([54, 55, 56, 57, 58], [59], [])
+    assert context(rows, 5, before=3, after=2) == ([54], 55, [56, 57])
+    assert context(rows, 0) == ([], 50, [51, 52, 53])
+    assert context(rows, 9) == ([54, 55, 56, 57, 58], 59, [])
 
 
 def test_rows_know_their_tokens_from_a_text_and_from_a_store(tiny_llama, text_folder, store, tmp_path):
