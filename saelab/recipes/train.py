@@ -40,6 +40,7 @@ def add_options(parser: ArgumentParser) -> None:
     """The options of `saelab train`."""
     # A config may come from anyone: what it names is looked up among our own classes, never imported.
     known = ["saelab.sae", "saelab.models", "saelab.train", *(home for kind in KINDS for home in kind.homes())]
+    known += [f"saelab.{name}" for kind in KINDS for name in kind.variants()]  # some are shown by the package itself
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=known)
     for kind in KINDS:
         kind.variants()  # imports every variant, so that each is an option by its name
