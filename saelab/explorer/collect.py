@@ -19,8 +19,9 @@ from torch import Tensor
 from saelab.core.progress import progress
 from saelab.explorer import segments
 from saelab.explorer.coactivation import correlated
+from saelab.explorer.contents import packed
 from saelab.explorer.corpus import Corpus
-from saelab.explorer.database import FILE, packed, replacing
+from saelab.explorer.database import FILE, replacing
 from saelab.explorer.directions import directions_of, head_of, logits_of, neighbours_of, principal
 from saelab.explorer.gather import NEAR, PARTS, alone, gather, identity_of
 from saelab.explorer.layout import layout

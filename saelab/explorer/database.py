@@ -21,7 +21,6 @@ readers open it for writing, and then write nothing.
 
 # Shape letters: N rows of the corpus, n rows of one latent.
 
-import json
 import os
 import sqlite3
 import threading
@@ -35,6 +34,7 @@ import numpy as np
 
 from saelab.core.files import PART
 from saelab.core.read import expect, parse_json
+from saelab.explorer.contents import DETAILS, activations_fault, array_fault, details_fault, tables_fault, unpacked
 from saelab.explorer.notes import Note, Notes, Reader, beside, keep
 
 FILE = "explorer.sqlite"
@@ -115,6 +115,7 @@ class Database:
         self._held_file: int | None = None
         self._pieces: dict[int, tuple[np.ndarray, str | None]] = {}
         self._documents: dict[int, dict[str, Any]] = {}
+        self._meta: dict[str, Any] = {}
         if not write and not self.path.exists():
             raise ValueError(f"there is no {self.path}; `saelab explore {self.path.parent}` makes it")
         version = self._one("PRAGMA user_version")[0]
@@ -156,7 +157,12 @@ class Database:
         held = {name for (name,) in self.all("SELECT name FROM main.sqlite_master")}
         if missing := [name for name in TABLES if name not in held]:
             raise self.damaged(f"no table {missing[0]}")
-        self.meta()
+        self._refuse(tables_fault(self.all, self.meta(), NUMBERS, WORDS, PIECE))
+
+    def _refuse(self, fault: str | None) -> None:
+        """DamagedError if something is wrong."""
+        if fault:
+            raise self.damaged(fault)
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -233,24 +239,34 @@ class Database:
 
     def meta(self) -> dict[str, Any]:
         """What was collected."""
-        rows = self.all("SELECT key, value FROM meta")
-        with self._decoding():
-            found = {key: parse_json(value, f"{key} in its meta", Any, remedy="") for key, value in rows}
-            value: dict[str, Any] = expect(found, META, "its meta", remedy="")
-            return value
+        self._refresh()
+        if not self._meta:
+            rows = self.all("SELECT key, value FROM meta")
+            with self._decoding():
+                found = {key: parse_json(value, f"{key} in its meta", Any, remedy="") for key, value in rows}
+                self._meta = expect(found, META, "its meta", remedy="")
+        return self._meta
 
-    def blob(self, name: str) -> Any:
-        """A named blob's content, None if there is none."""
-        found = self._one("SELECT data FROM blobs WHERE name = ?", (name,))
+    def vocabulary(self) -> list[str]:
+        """The text of every token; empty where rows stand for none."""
+        data = self._held("blobs", "name", "vocabulary")["data"]
         with self._decoding():
-            return unpacked(found[0]) if found else None
+            found: list[str] = expect(unpacked(data), [str], "its vocabulary", "")
+        return found
 
     def array(self, name: str) -> np.ndarray:
-        """A named array's numbers, flat; empty if there is none."""
-        found = self._one("SELECT data FROM blobs WHERE name = ?", (name,))
-        kind = np.int32 if name == "neighbours" else np.float32
+        """A named array's numbers, flat."""
+        data = self._held("blobs", "name", name)["data"]
         with self._decoding():
-            return np.frombuffer(found[0], kind) if found else np.empty(0, kind)
+            found = np.frombuffer(data, np.int32 if name == "neighbours" else np.float32)
+        self._refuse(array_fault(name, found, self.meta()["n_latents"]))
+        return found
+
+    def _held(self, table: str, key: str, value: int | str) -> Any:
+        """The row of a table that has to have it."""
+        found = self._one(f"SELECT * FROM {table} WHERE {key} = ?", (value,))
+        self._refuse(f"{table} lacks {value}" if found is None else None)
+        return found
 
     def latent(self, number: int) -> dict[str, Any] | None:
         """The table's row of a latent."""
@@ -258,16 +274,26 @@ class Database:
         return dict(found) if found else None
 
     def details(self, number: int) -> dict[str, Any]:
-        """What a latent's page shows beyond its row."""
-        found = self._one("SELECT data FROM details WHERE id = ?", (number,))
+        """What a latent's page shows beyond its row; LookupError if there is no such latent."""
+        self._look_up(number)
+        data = self._held("details", "id", number)["data"]
         with self._decoding():
-            return unpacked(found[0]) if found else {}
+            found: dict[str, Any] = expect(unpacked(data), DETAILS, f"details of latent {number}", "")
+        self._refuse(details_fault(found, self.meta()["rows"]))
+        return found
+
+    def _look_up(self, number: int) -> None:
+        if self.latent(number) is None:
+            raise LookupError(f"there is no latent {number}")
 
     def activations(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [n] int32, rising, in which a latent is active, and its values there [n] float32."""
-        found = self._one("SELECT rows, vals FROM activations WHERE id = ?", (number,)) or (b"", b"")
+        """Rows [n] int32, rising, in which a latent is active, its values there [n] float32; LookupError if none is."""
+        self._look_up(number)
+        held = self._held("activations", "id", number)
         with self._decoding():
-            return np.frombuffer(found[0], np.int32), np.frombuffer(found[1], np.float32)
+            found = np.frombuffer(held["rows"], np.int32), np.frombuffer(held["vals"], np.float32)
+        self._refuse(activations_fault(*found, self.meta()["rows"]))
+        return found
 
     def corpus(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Token, document and line of the rows first <= r < last, as far as there are any."""
@@ -308,27 +334,27 @@ class Database:
                 found, none = dict(row), bytes(len(row["token"]))
                 columns = [found.get(name) or none for name in ("token", "document", "line", "start", "stop")]
                 text = found.get("text")
-                self._pieces[number] = (
-                    np.stack([np.frombuffer(column, np.int32) for column in columns]),
-                    None if text is None else text.decode("utf-8", "surrogatepass"),
-                )
+                numbers = np.stack([np.frombuffer(column, np.int32) for column in columns])
+                text = None if text is None else text.decode("utf-8", "surrogatepass")
+            if numbers.shape[1] != min(PIECE, self.meta()["rows"] - number * PIECE):
+                raise self.damaged(f"piece {number} of its corpus has {numbers.shape[1]} rows")
+            self._pieces[number] = numbers, text
         return self._pieces[number]
 
     def document(self, number: int) -> dict[str, Any]:
         """Name and rows of a document."""
         self._refresh()
         if number not in self._documents:
-            row = self._one("SELECT * FROM documents WHERE number = ?", (number,))
             if len(self._documents) > 10_000:
                 self._documents.clear()
-            self._documents[number] = dict(row) if row else {"number": number, "name": "", "first": 0, "last": 0}
+            self._documents[number] = dict(self._held("documents", "number", number))
         return self._documents[number]
 
     def _refresh(self) -> None:
         """Forget what is held once another file has taken this one's place."""
         file = self.path.stat().st_ino if self.path.exists() else None
         if file != self._held_file:
-            self._held_file, self._pieces, self._documents = file, {}, {}
+            self._held_file, self._pieces, self._documents, self._meta = file, {}, {}, {}
 
     def note(self, number: int) -> dict[str, Any]:
         """Note and tags of a latent."""
@@ -372,13 +398,3 @@ def say(connection: sqlite3.Connection, latents: Iterable[int]) -> None:
             "WHERE id = ? AND explanation IS NOT NULL",
             (latent,),
         )
-
-
-def packed(value: Any) -> bytes:
-    """JSON, compressed."""
-    return zlib.compress(json.dumps(value, allow_nan=False, separators=(",", ":")).encode(), 1)
-
-
-def unpacked(data: bytes) -> Any:
-    """The other way round."""
-    return parse_json(zlib.decompress(data), "it", Any, remedy="")

@@ -9,7 +9,7 @@ import numpy as np
 
 from saelab.explorer import segments
 from saelab.explorer.coactivation import Correlated
-from saelab.explorer.database import packed
+from saelab.explorer.contents import packed
 from saelab.explorer.directions import Logits
 from saelab.explorer.text import Text
 from saelab.explorer.triples import Array, Block

@@ -138,6 +138,8 @@ WRONG = (ValueError, LookupError, OSError)
 
 
 def _status(error: Exception) -> int:
+    if isinstance(error, KeyError | IndexError):  # ours: what a request or a file can do wrong is said in words
+        raise error
     return 404 if isinstance(error, LookupError) else 409 if isinstance(error, OSError) else 400
 
 

@@ -60,7 +60,7 @@ class Member:
     @cached_property
     def vocabulary(self) -> list[str]:
         """The text of every token; empty where rows stand for none."""
-        return self.database.blob("vocabulary") or []
+        return self.database.vocabulary()
 
     @property
     def has_text(self) -> bool:

@@ -106,6 +106,12 @@ def explained(parser: ArgumentParser, message: str) -> str:
             return f"'{option}' is one word too many, or belongs to no option"
         return f"unknown option {option}{_near_option(option, _spelled(parser))}"
     key = re.search(r'key "([^"]+)"', message)
+    message = re.sub(r"\n\s+- Expected a <class 'NoneType'>", "", message)  # an option that may also be left out
+    if found := re.search(
+        r"class_path '([^']+)':\s+(the following arguments are required: .+|'NoneType' object.+)", message
+    ):
+        needs = found[2].rpartition("required: ")[2] if "required" in found[2] else "a table of init_args, not null"
+        return f"--{key[1] if key else ''}: {found[1].rpartition('.')[2]} needs {needs}"
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         name = found[1].rstrip(".,")
         kind = next((kind for kind in _kinds() if key and kind.__name__.lower() in key[1]), None)

@@ -67,7 +67,7 @@ def test_a_damaged_file_is_named_and_the_others_are_shown(tmp_path, folder):
     found = ladder(Workspace([folder, broken, newer]))
     assert len(found["law"]) == 2
     said = [one["error"] for one in found["damaged"]]
-    assert "plan.json is damaged: KeyError('budget'); make it again" in said[0]
+    assert said[0] == f"{broken}: budget: expected a table, got nothing; restore it from a copy or make it again"
     assert "law-x.json" in said[1]
     with pytest.raises(ValueError, match="neither a run, a saved SAE or a result of .*`scaling`"):
         Workspace([put(tmp_path / "else.json", {"kind": "other"})])
@@ -94,3 +94,33 @@ def test_the_page_draws_them(chromium, runs, folder, tmp_path):
         assert "law=law-joint" in chromium.js("location.href")
         chromium.settle()
         assert chromium.errors == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "other"}, None),
+        ({"allocation": {"rank": [], "count": []}}, "allocation: expected as many ranks, from 1 on, as counts"),
+        ({"allocation": {"rank": [0], "count": [1]}}, "allocation: expected as many ranks, from 1 on, as counts"),
+        ({"allocation": {"rank": "x", "count": [1]}}, "allocation.rank: expected a list of whole numbers, got"),
+        ({"theory": {"n_i": None}}, "theory.regime: expected a text, got nothing"),
+        ({"rows": [{}]}, "rows[0].latents: expected a whole number, got nothing"),
+    ],
+)
+def test_what_an_allocation_lacks_is_said(tmp_path, runs, change, words):
+    path = allocation(tmp_path / "a.json")
+    put(path, json.loads(path.read_text()) | change)
+    if words is None:
+        with pytest.raises(ValueError, match="neither a run, a saved SAE or a result"):
+            Workspace([path])
+        return
+    (said,) = ladder(Workspace([path]))["damaged"]
+    assert said["error"].startswith(f"{path}: {words}")
+
+
+def test_what_a_diagnosis_lacks_is_said(tmp_path, runs):
+    path = diagnosis(tmp_path / "d.json", str(runs[0]))
+    for key in json.loads(path.read_text()).keys() - {"kind", "format", "sae", "typical_firings"}:
+        part = put(tmp_path / "part.json", {k: v for k, v in json.loads(path.read_text()).items() if k != key})
+        (said,) = ladder(Workspace([part]))["damaged"]
+        assert said["error"].startswith(f"{part}: {key}: expected ")

@@ -195,3 +195,15 @@ def test_half_sent_requests_are_ended_in_time(workspace, monkeypatch):
 )  # fmt: skip
 def test_requests_that_are_none_get_a_status_of_4xx(site, request_):
     assert talked(site.port, request_).startswith(b"HTTP/1.1 4")
+
+
+@pytest.mark.parametrize("error", [KeyError("density"), IndexError("out of bounds")])
+def test_a_fault_of_ours_is_no_answer(ask, monkeypatch, error):
+    """A KeyError is a mistake in the program, not a page that does not exist: the server's log tells of it."""
+
+    def broken(*words):
+        raise error
+
+    monkeypatch.setattr("saelab.explorer.pages.runs.log", broken)
+    with pytest.raises(type(error)):
+        ask("GET", "/run/run0/log.json")

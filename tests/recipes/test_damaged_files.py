@@ -53,7 +53,8 @@ def test_nesting_without_end(saelab, run, name):
     path = run / name
     path.write_text("[" * 10_000 + "\n")
     fit = ["scaling", "fit", run, "--out", run / "new"]
-    command = {"scores.json": ["show", run], "log.jsonl": fit}.get(name, ["measure", run, "--tokens", 100])
+    commands = {"scores.json": ["show", run], "log.jsonl": fit, "config.yaml": ["train", "--resume", run]}
+    command = commands.get(name, ["measure", run, "--tokens", 100])
     assert "nested more than 100 deep" in saelab(*command).complaint
     assert str(path) in saelab(*command).complaint
 
@@ -71,3 +72,35 @@ def test_a_setting_of_another_kind(saelab, run):
     path.write_text(before.replace("bf16: false", "bf16: 0"))
     assert path.read_text() != before
     assert str(path) in saelab("train", "--resume", run).complaint
+
+
+def test_a_world_with_null_for_what_it_needs(saelab, tmp_path):
+    train = ["train", "--out", tmp_path / "new", "--rows", 100, "--world"]
+    for given in (
+        ["SparseWorld", "--world.d_in", "null"],
+        ['{"class_path": "SparseWorld", "init_args": {"d_in": null}}'],
+    ):
+        assert saelab(*train, *given).complaint == "saelab: --world: SparseWorld needs d_in, n_features, l0"
+    said = saelab(*train, '{"class_path": "SparseWorld", "init_args": null}').complaint
+    assert said == "saelab: --world: SparseWorld needs a table of init_args, not null"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_line_of_text_that_is_nested_without_end(saelab, tmp_path, tiny_llama):
+    text = tmp_path / "deep.jsonl"
+    text.write_text('{"text": "a b c"}\n{"text": ' + "[" * 10_000 + "]" * 10_000 + "}\n")
+    model = ["--model", tiny_llama, "--site", "model.layers.0", "--text", text]
+    said = saelab("harvest", "--out", tmp_path / "new", "--tokens", 100, *model).complaint
+    assert said == (
+        f"saelab: {text}, line 2 is damaged: not JSON (nested more than 100 deep); mend the line or take it out"
+    )
+
+
+def test_a_list_for_a_pair_of_a_stitch(saelab, run, tmp_path):
+    (tmp_path / "stitched").mkdir()
+    content = {"format": 1, "kind": "stitch", "saes": [], "pairs": [[]]}
+    (tmp_path / "stitched" / "stitch.json").write_text(json.dumps(content))
+    said = saelab("explore", run, tmp_path / "stitched", "--tokens", 100, "--export.to", tmp_path / "page").complaint
+    assert said.startswith(
+        f"saelab: {tmp_path}/stitched/stitch.json: pairs[0]: expected a table, got a list of 0; restore it"
+    )

@@ -18,13 +18,40 @@ from typing import Any
 
 import numpy as np
 
-from saelab.core.read import read_json
-from saelab.explorer.workspace import Workspace, scaling_files
+from saelab.core.read import expect, read_json
+from saelab.explorer.workspace import SCALING, Workspace, scaling_files
 from saelab.figures.scaling import BEYOND, MIDDLES
 from saelab.sae.files import read_config
-from saelab.scaling.files import read_fit
+from saelab.scaling.files import ESTIMATE, read_fit
 from saelab.scaling.fit import Fit
 
+AGAIN = "restore it from a copy or make it again"
+MAYBE = (float, None)
+PLANNED = {"n": int, "batch": int, "limit": str, "notes": [str]} | dict.fromkeys(
+    ("k", "tokens", "tokens_low", "tokens_high", "fvu", "fvu_low", "fvu_high", "lr", "seconds", "memory", "disk"), float
+)
+ALLOCATED = {"latents": int, "found": int, "first": int, "loss": float, "share_on_manifolds": float}
+PREDICTED = dict.fromkeys(("times", "found", "found_low", "found_high", "tiling", "tiling_low", "tiling_high"), float)
+SPREAD = {"mean": float, "p50": float, "p90": float, "p99": float, "crowded": float, "histogram": [float]}
+CLUSTER = {"latents": [int], "density": float} | dict.fromkeys(
+    ("beta", "beta_low", "beta_high", "dimension", "participation", "radial"), MAYBE
+)
+KINDS: dict[str, Any] = {
+    "law": dict,  # `read_fit` looks at it
+    "plan": {"budget": {str: MAYBE}, "rows": [PLANNED]},
+    "allocation": {
+        "settings": {"alpha": float, "at_zero": str}, "rows": [ALLOCATED],
+        "local_exponents": {"found": [float], "loss": [float]}, "allocation": {"rank": [int], "count": [int]},
+        "theory": {"regime": str, "found": float, "loss": float, "n_i": float},
+    },
+    "diagnosis": {
+        **dict.fromkeys(("rows", "n_latents", "alive", "duplicates"), int), "sae?": (str, None), "alpha": ESTIMATE,
+        "frequencies": {"rank": [float], "density": [float], "from": float, "to": float}, "nearest": {str: SPREAD},
+        "share_in_clusters": float, "growth": {str: MAYBE}, "predicted": [PREDICTED], "verdict": str, "why": [str],
+        "clusters": [CLUSTER],
+    },
+}  # fmt: skip
+"""What the page reads of each kind of file."""
 POINTS = 33
 """Of a line."""
 CLUSTERS = 40
@@ -39,12 +66,12 @@ def ladder(workspace: Workspace) -> dict[str, Any]:
     for path in paths:
         name = path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}"
         try:
-            content = read_json(path)
-            kind = str(content["kind"])
+            content = read_json(path, {"kind": SCALING})
+            kind = content["kind"]
+            expect(content, KINDS[kind], path, AGAIN)
             found[kind].append({"name": name} | _plain(_READ[kind](workspace, path, content)))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            what = error if isinstance(error, ValueError) else f"{path} is damaged: {error!r}; make it again"
-            found["damaged"].append({"name": name, "error": str(what)})
+        except ValueError as error:
+            found["damaged"].append({"name": name, "error": str(error)})
     return found
 
 
@@ -78,8 +105,11 @@ def _plan(workspace: Workspace, path: Path, content: dict[str, Any]) -> dict[str
 
 def _allocation(workspace: Workspace, path: Path, content: dict[str, Any]) -> dict[str, Any]:
     own = content["allocation"]
-    first = own["count"][0] / own["rank"][0] ** content["theory"]["n_i"]
-    expected = [first * rank ** content["theory"]["n_i"] for rank in own["rank"]]
+    if not own["rank"] or len(own["rank"]) != len(own["count"]) or min(own["rank"]) < 1:
+        raise ValueError(f"{path}: allocation: expected as many ranks, from 1 on, as counts; {AGAIN}")
+    with np.errstate(all="ignore"):
+        law = np.array(own["rank"], float) ** content["theory"]["n_i"]
+        expected = (own["count"][0] / law[0] * law).tolist()
     kept = ("settings", "rows", "local_exponents", "theory")
     return {key: content[key] for key in kept} | {"allocation": own | {"expected": expected}}
 
