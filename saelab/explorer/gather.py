@@ -26,6 +26,8 @@ from saelab.core.read import Row, parse_json
 from saelab.explorer.corpus import Corpus, Piece
 from saelab.explorer.triples import Array, Triples
 from saelab.sae.autoencoder import CONFIG, Autoencoder
+from saelab.sae.base import Dictionary
+from saelab.sae.ensemble import MEMBERS
 
 FORMAT = 2
 CHUNK_ROWS = 4096
@@ -36,8 +38,10 @@ PARTS = ".explorer-parts"
 
 
 def checksums(weights: Path) -> dict[str, str]:
-    """Checksums of an SAE's files, by name: its weights, and the settings beside them where there are any."""
-    return {path.name: sha256(path) for path in (weights, weights.with_name(CONFIG)) if path.exists()}
+    """Checksums by name of an SAE's files, or of an ensemble's members': weights, and the settings beside them."""
+    folder = weights.parent
+    every = [(one / name) for one in (folder, *sorted(folder.glob(MEMBERS))) for name in (weights.name, CONFIG)]
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in every if path.exists()}
 
 
 def identity_of(weights: Path, corpus: Corpus) -> dict[str, Any]:
@@ -140,7 +144,7 @@ class Near:
 
     def look(self, sae: Autoencoder, x: Tensor, codes: Codes, rows: Tensor) -> None:
         """Take in a stretch of rows."""
-        if not hasattr(sae.dictionary, "pre"):
+        if not isinstance(sae.dictionary, Dictionary):
             return
         pre = sae.dictionary.pre(sae.scale.apply_to(x)).dense().float().clone()
         active = codes.active

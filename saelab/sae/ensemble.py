@@ -30,6 +30,8 @@ from saelab.sae.sae import SAE
 from saelab.sae.scale import Scale
 
 HOW = ("bagging", "boosting")
+MEMBERS = "member-*"
+"""What the members' folders are called, with their numbers for the star."""
 
 
 class SideBySide(Decoder):
@@ -172,4 +174,4 @@ def _beside(parts: list[Codes]) -> Codes:
 
 def member_folder(folder: Path, number: int) -> Path:
     """Where a member is saved in its ensemble's folder."""
-    return folder / f"member-{number}"
+    return folder / MEMBERS.replace("*", str(number))

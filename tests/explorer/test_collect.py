@@ -12,6 +12,9 @@ from saelab.explorer import gather, segments, triples
 from saelab.explorer.collect import collect
 from saelab.explorer.database import FILE, Database
 from saelab.explorer.gather import PARTS
+from saelab.sae.activations.topk import TopK
+from saelab.sae.ensemble import Ensemble
+from saelab.sae.sae import SAE
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +225,24 @@ def test_codes_without_a_fixed_number_and_with_signs(tmp_path):
     assert segments.top_entries(of, 2, 0)[3].tolist() == [
         int(np.flatnonzero((block.row == row) & (block.latent == 3))[0]) for row in (2, 1)
     ]
+
+
+def test_an_ensemble_is_collected_and_known_by_its_members(tmp_path):
+    both = Ensemble([sae(), sae()])
+    both.save(tmp_path)
+    weights = tmp_path / "weights.safetensors"
+    found = Database(collect(both, weights, Planted(), Model(), tmp_path, show=False))
+    with torch.no_grad():
+        codes = both.encode(rows()).dense().numpy()
+    at, values = found.activations(L + 2)
+    assert at.tolist() == np.flatnonzero(codes[:, L + 2]).tolist()
+    assert np.array_equal(values, codes[at, L + 2])
+    assert (found.meta()["config"]["kind"], found.meta()["n_latents"]) == ("ensemble", 2 * L)
+    known = gather.checksums(weights)
+    assert len(known) == 5
+    SAE(D, L, TopK(k=K), seed=4).save(tmp_path / "member-1")
+    changed = gather.checksums(weights)
+    assert {name for name in known if known[name] != changed[name]} >= {"member-1/weights.safetensors"}
 
 
 def test_an_sae_of_another_width_is_refused(tmp_path):
