@@ -21,7 +21,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
-from saelab.core.read import fits
+from saelab.core.read import fits, words
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
@@ -42,12 +42,7 @@ def check_kinds(built: Callable[..., Any], arguments: Mapping[str, Any]) -> None
     for key, value in arguments.items():
         hint = hints.get(key, Any)
         if not fits(value, kind_of(hint)):
-            names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in _allowed(hint))
-            raise ValueError(f"{built.__name__}: {key} must be {names.replace('NoneType', 'null')}, got {value!r}")
-
-
-def _allowed(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+            raise ValueError(f"{built.__name__}: {key} must be {words(kind_of(hint))}, got {value!r}")
 
 
 def kind_of(hint: Any) -> Any:

@@ -204,7 +204,9 @@ def open_run(folder: str | Path) -> SavedRun:
     folder = Path(folder)
     kind = kind_of(folder)
     if kind:
-        return SavedRun(folder, kind)
+        run = SavedRun(folder, kind)
+        _ = run.config  # says now of one that is damaged or newer
+        return run
     if not folder.exists():
         raise ValueError(f"there is no folder {folder}: give the folders of runs, sweeps or saved SAEs")
     inside = sorted(path.name for path in folder.iterdir() if kind_of(path)) if folder.is_dir() else []

@@ -18,7 +18,7 @@ pytest_plugins = ["models.conftest", "recipes.small_world"]
 
 LATENTS, TOKENS, BLOCK = 12_000, 1500, 1 << 26
 PLACES = {
-    "measure": "ENTRIES", "explain.last_token": "ENTRIES", "probing.codes": "BLOCK_ENTRIES", "sample": "BLOCK_ENTRIES"
+    "measure": "ENTRIES", "n2g.last_token": "ENTRIES", "probing.codes": "BLOCK_ENTRIES", "sample": "BLOCK_ENTRIES"
 }  # fmt: skip
 N2G = {"name": "N2G", "most": 2000, "examples": 2, "context": 2}
 ABLATION = {"name": "AblationSparsity", "positions": 4, "at_each": 2, "tokens": 4, "context": 12}

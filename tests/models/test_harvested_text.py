@@ -68,7 +68,7 @@ def rows_of(store: Store) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("first", "last", "where"),
     [
-        (-20, 40, r"shard-00000\.safetensors \(look at stories\.jsonl:1\)"),  # others in front of it
+        (-20, 40, r"shard-00000\.safetensors \(look at stories\.jsonl row 1\)"),  # others in front of it
         (0, 3, r"shard-0000\d\.safetensors"),  # most of it is gone
     ],
 )
@@ -90,7 +90,7 @@ def test_a_document_that_stands_in_anothers_place_is_named(subject, model, tmp_p
     subject = replace(subject, text=str(folder))
     harvest(subject, tmp_path / "acts", 400, "all", model=model, show=False)
     write(folder / "new.jsonl", 99, 100)
-    with pytest.raises(ValueError, match=r"\(\d+\.jsonl:1 is now \w+\.jsonl:1\); put the text back"):
+    with pytest.raises(ValueError, match=r"\(\d+\.jsonl row 1 is now \w+\.jsonl row 1\); put the text back"):
         harvest(subject, tmp_path / "acts", 700, "all", model=model, show=False)
 
 

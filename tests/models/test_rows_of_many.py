@@ -226,7 +226,7 @@ def test_a_live_source_gives_the_averages_a_store_has(turns, tmp_path):
 
 def test_a_piece_is_a_document_to_an_average(turns, tmp_path):
     (tmp_path / "text.txt").write_text("".join(f"the lazy dog {n}\n" for n in range(20)))
-    here = replace(turns, text=str(tmp_path / "text.txt"), piece=10)
+    here = replace(turns, text=str(tmp_path / "text.txt"), piece=15)
     store = harvest(here, tmp_path / "acts", 10**6, split="all", show=False)
     names = dict(store.names(0))
     assert len(store) == len(names) == 20

@@ -192,4 +192,4 @@ def test_the_widest_of_a_sweep_is_diagnosed(tmp_path, capsys):
     assert set(found["nearest"]) == {"this", "random", "n=40"}
     assert f"n_latents96: {found['verdict']}" in said
     message = complaint(["diagnose", str(tmp_path / "s" / "n_latents40" / "sae")], capsys)
-    assert "does not say which model and text its rows were made from: give --store" in message
+    assert "does not say what it was trained on: give --store" in message

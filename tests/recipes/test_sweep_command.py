@@ -60,7 +60,7 @@ def test_a_loss_is_named_by_its_class(tmp_path):
         (["sae.activations.k=1,2"], "there is no activations in these settings; did you mean 'activation'?"),
         (["sae.activation.k"], "--vary takes SETTING=VALUE,VALUE"),
         (["sae.activation.k=1,1"], "a value is given twice"),
-        (["sae.n_latents=40,0"], "d_in and n_latents must be at least 1"),
+        (["sae.n_latents=40,0"], "n_latents must be at least 1"),
         (["sae.n_latents=40,48", "converge=2"], "converge must be between 0 and 1"),
         (["sae.activation.k=1,99"], "k must be from 1 to the number of latents"),
     ],
