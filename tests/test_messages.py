@@ -272,9 +272,14 @@ def ctrl_c_while_training(world):
     return Wrong(world.train(), says, status=130, leaves=leaves)
 
 
+def _interrupted(*_: object) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a test before has left
+    signal.raise_signal(signal.SIGINT)
+
+
 @case
 def ctrl_c_while_harvesting(world):
-    world.patch.setattr("saelab.models.harvest.keep_rows", lambda *_: signal.raise_signal(signal.SIGINT))
+    world.patch.setattr("saelab.models.harvest.keep_rows", _interrupted)
     return Wrong(world.harvest(), ["run the same again", "goes on"], status=130)
 
 
