@@ -32,7 +32,7 @@ def asked(monkeypatch):
     """The SAEs that were collected."""
     found = []
     monkeypatch.setattr(recipe, "collect_member", lambda workspace, member, tokens, store: found.append(member.name))
-    monkeypatch.setattr(recipe, "bring_in", lambda workspace: None)
+    monkeypatch.setattr(recipe, "import_results", lambda workspace: None)
     monkeypatch.setattr("saelab.explorer.serve.serve", lambda *given: None)
     return found
 

@@ -125,7 +125,7 @@ def test_positions_without_rows_keep_their_activations(evaluation, block, monkey
     """BOS and padding: what is put in place differs from the clean activations at kept positions only."""
     model, put = evaluation.model, []
     real = model.forward_with
-    monkeypatch.setattr(model, "run_with", lambda ids, rows: put.append((ids, rows)) or real(ids, rows))
+    monkeypatch.setattr(model, "forward_with", lambda ids, rows: put.append((ids, rows)) or real(ids, rows))
     measured(constant(torch.full((16,), 7.0)), evaluation)
     assert len(put) % 3 == 0
     seen = 0
@@ -145,7 +145,7 @@ def test_several_saes_share_what_does_not_depend_on_them(evaluation, monkeypatch
         name: measure({name: sae}, evaluation, ["Downstream"], show=False)[name].scores for name, sae in saes.items()
     }
     calls, real = [], evaluation.model.forward_with
-    monkeypatch.setattr(evaluation.model, "run_with", lambda ids, rows: calls.append(ids) or real(ids, rows))
+    monkeypatch.setattr(evaluation.model, "forward_with", lambda ids, rows: calls.append(ids) or real(ids, rows))
     together = measure(saes, evaluation, ["Downstream"], show=False)
     assert {name: found.scores for name, found in together.items()} == alone
     assert len(calls) == (2 + len(saes)) * len(list(evaluation.chunks(True)))
