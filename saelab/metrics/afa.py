@@ -57,7 +57,7 @@ class AFA(Metric):
         x, codes, sae = view.x.double(), view.codes, view.sae
         if not len(self.norms):
             self.norms = sae.data_directions().norm(dim=1).detach()
-            self.bias = sae.target_scale.undo(sae.dictionary.bias()).detach()
+            self.bias = sae.data_bias().detach()
         # Full codes name every latent; the norms then stand in their order.
         norms = self.norms if codes.is_full else self.norms[codes.indices]
         contributions = (codes.values.detach() * norms).double().square().sum(1)

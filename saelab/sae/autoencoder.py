@@ -110,13 +110,20 @@ class Autoencoder(nn.Module, ABC):
     def save(self, folder: str | Path) -> None:
         """Write it into a folder, from which `saelab.load` opens it."""
 
-    def data_directions(self, normalised: bool = False) -> Tensor:
-        """What a code of 1 adds to a reconstruction, in the units of the data, or its direction at unit norm; [L, D].
+    def data_directions(self, latents: Tensor | None = None, normalised: bool = False) -> Tensor:
+        """What a code of 1 adds to a reconstruction, in the units of the data; [L, D].
 
-        Sites with scales of their own weigh by these.
+        Args:
+            latents: numbers [n] of those wanted; by default all.
+            normalised: whether to bring them to unit norm; sites with scales of their own weigh by these.
         """
-        written = self.dictionary.directions() * self.target_scale.size
+        directions = self.dictionary.directions()
+        written = (directions if latents is None else directions[latents]) * self.target_scale.size
         return F.normalize(written, dim=1) if normalised else written
+
+    def data_bias(self) -> Tensor:
+        """What is decoded when no latent is active, in the units of the data; [D]."""
+        return self.target_scale.undo(self.dictionary.bias())
 
     def alive(self, after: int | None = None) -> Tensor:
         """Latents active in the last `after` rows of training, by default as many as `Firing.horizon`; [L] bool.

@@ -58,7 +58,7 @@ class SideBySide(Decoder):
 
     def bias(self) -> Tensor:
         """What is decoded when no latent is active; [D]."""
-        return torch.stack([sae.scale.undo(sae.dictionary.bias()) for sae in self._saes]).sum(0) * self._weight
+        return torch.stack([sae.data_bias() for sae in self._saes]).sum(0) * self._weight
 
     def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
         """Reconstruction [B, D]; `frozen` passes a gradient to the codes only."""

@@ -37,6 +37,9 @@ def test_a_direction_is_what_a_code_of_one_adds_in_the_units_of_the_data(made):
     with torch.no_grad():
         torch.testing.assert_close(sae.data_directions(), sae.decode(codes) - sae.decode(none), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(sae.data_directions(normalised=True), F.normalize(sae.data_directions(), dim=1))
+        some = torch.tensor([4, 1])
+        torch.testing.assert_close(sae.data_directions(some), sae.data_directions()[some])
+        torch.testing.assert_close(sae.data_bias(), sae.decode(none)[0])
 
 
 def test_who_fired_in_the_last_quarter_of_training_is_alive():

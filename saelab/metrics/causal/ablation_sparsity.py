@@ -78,7 +78,7 @@ class AblationSparsity(Metric):
             self.done += 1
             drawn = active[self._draw(len(active), self.at_each).to(active.device)]
             latents, values = view.codes.indices[number, drawn], view.codes.values[number, drawn]
-            written = view.sae.data_directions()[latents]
+            written = view.sae.data_directions(latents)
             self._take("latent", (text, row, place), latents, values, values[:, None] * written)
             x = text.activations[row, place]
             channels = x.nonzero().flatten()

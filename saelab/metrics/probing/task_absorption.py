@@ -64,7 +64,7 @@ class TaskAbsorption(Metric):
     def scores(self, sae: Autoencoder) -> dict[str, Score]:
         codes = codes_of(self.setting)
         with torch.no_grad():
-            base = sae.target_scale.undo(sae.dictionary.bias().float()).cpu()
+            base = sae.data_bias().float().cpu()
         self.found: list[tuple[str, Tensor, Tensor, Tensor, Tensor]] = []
         for one in self.examples:
             x = mean_rows(self.rows, one)
