@@ -321,8 +321,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warm()
     promise = "damaged files give one line, never a traceback, a hang or wrong rows."
+    made = world()
     try:
         status = run_campaign("mutations", promise, trial, 1000)
     finally:
-        shutil.rmtree(world())
+        shutil.rmtree(made)
     sys.exit(status)

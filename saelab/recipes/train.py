@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+import saelab
 from saelab.core.components import Component, check_kinds
 from saelab.core.files import hint_on_full_disk, write_json
 from saelab.core.memory import check_fits
@@ -40,7 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     """The options of `saelab train`."""
     # A config may come from anyone: what it names is looked up among our own classes, never imported.
     known = ["saelab.sae", "saelab.models", "saelab.train", *(home for kind in KINDS for home in kind.homes())]
-    known += [f"saelab.{name}" for kind in KINDS for name in kind.variants()]  # some are shown by the package itself
+    known += [f"saelab.{name}" for name in saelab.__all__]  # the package shows some of them itself
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=known)
     for kind in KINDS:
         kind.variants()  # imports every variant, so that each is an option by its name
