@@ -20,7 +20,7 @@ from saelab.core.run import SWEEP, Run, members_of
 from saelab.recipes.train import Job, add_options, check_origin, dumped, parsed, saved
 from saelab.sae.autoencoder import CONFIG
 from saelab.train.convergence import Convergence, at_full_rate
-from saelab.train.loop import Habits
+from saelab.train.loop import LoopConfig
 from saelab.train.sweep import Sweep
 
 
@@ -134,9 +134,9 @@ def _train_group(jobs: list[Job], runs: list[Run], title: str) -> None:
     print(f"{len(jobs)} SAEs in one computation: {', '.join(run.folder.name for run in runs)}")
     for note in {note for job in jobs for note in job.notes()}:
         print(f"note: {note}")
-    habits = Habits(made.log_every, made.save_every, made.tensorboard, True, jobs[0].criterion, title)
+    config = LoopConfig(made.log_every, made.save_every, made.tensorboard, True, jobs[0].criterion, title)
     with hint_on_full_disk(f"`saelab sweep --resume {runs[0].folder.parent}` goes on"):
-        Sweep([job.trainer for job in jobs]).fit(jobs[0].source, made.rows, runs, habits)
+        Sweep([job.trainer for job in jobs]).fit(jobs[0].source, made.rows, runs, config)
     if passes := jobs[0].passes(jobs[0].trainer.rows_seen):
         print(f"  trained on {jobs[0].trainer.rows_seen:,} rows, {passes}")
     for run in runs if made.converge is not None else []:

@@ -197,7 +197,7 @@ class Job:
         parts = [*self.made.sae.losses, *self.trainer.algorithms]
         if not self.mesh.is_first:
             return []
-        found = [part.note(self.made.rows) for part in parts]
+        found = [part.no_effect_warning(self.made.rows) for part in parts]
         passes = self.passes(self.made.rows)
         found += [f"{self.made.rows:,} rows are {passes}: what is seen often may be learned by heart"] if passes else []
         return [note for note in found if note]

@@ -371,7 +371,7 @@ class Loss(Component, nn.Module, ABC):
     def setup(self, sizes: Sizes) -> None:
         """Check the sizes; ValueError for a setting that does not fit."""
 
-    def note(self, rows: int) -> str | None:
+    def no_effect_warning(self, rows: int) -> str | None:
         """What to know about this loss in a run of so many rows, e.g. that it will have no effect."""
         return None
 

@@ -8,7 +8,7 @@ which are in every checkpoint, so that a resumed run goes on exactly.
 # Shape letters: B rows of this replica.
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -17,8 +17,18 @@ from saelab.core.mesh import Mesh
 from saelab.sae.base import Forward
 from saelab.sae.sae import SAE
 
-if TYPE_CHECKING:
-    from saelab.train.trainer import Trainer
+
+class Training(Protocol):
+    """What an algorithm may see of the trainer that it is part of, and ask it to do."""
+
+    sae: SAE
+    step_number: int
+    """Steps that are done."""
+    rows_seen: int
+    """Rows of all replicas in them."""
+
+    def forget(self, latents: Tensor) -> None:
+        """Forget what the optimizers keep of some of this shard's latents."""
 
 
 class Algorithm(Component, nn.Module, ABC):
@@ -33,18 +43,18 @@ class Algorithm(Component, nn.Module, ABC):
     def setup(self, sae: SAE) -> None:
         """Check the settings and make buffers; ValueError for a setting, or an SAE, that does not fit."""
 
-    def note(self, rows: int) -> str | None:
+    def no_effect_warning(self, rows: int) -> str | None:
         """What to know about this algorithm in a run of so many rows, e.g. that it will have no effect."""
         return None
 
-    def before_step(self, trainer: "Trainer", step: Forward) -> None:
+    def before_step(self, trainer: Training, step: Forward) -> None:
         """Called with gradients averaged over replicas, before they are clipped and the optimizer's step."""
 
     @abstractmethod
-    def after_step(self, trainer: "Trainer", step: Forward) -> None:
+    def after_step(self, trainer: Training, step: Forward) -> None:
         """Called after the optimizer's step and the SAE's own hooks."""
 
-    def round(self, trainer: "Trainer", step: Forward) -> int | None:
+    def round(self, trainer: Training, step: Forward) -> int | None:
         """Which round of `every` rows this step completes, from 1; None if it completes none."""
         now = trainer.rows_seen + len(step.x) * trainer.sae.mesh.replicas
         return now // self.every if now // self.every > trainer.rows_seen // self.every else None

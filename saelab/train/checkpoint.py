@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -10,16 +10,14 @@ from torch.nn import Parameter
 from saelab.core.files import PART, fit, read_tensors, write_tensors
 from saelab.core.read import check_format
 from saelab.train.optimizer import Stepper
-
-if TYPE_CHECKING:
-    from saelab.train.trainer import Trainer
+from saelab.train.step import StepTrainer
 
 FORMAT = 2
 KEPT = 2
 """Newest checkpoints that are kept."""
 
 
-def save(folder: Path, trainer: "Trainer", place: dict[str, Any]) -> Path:
+def save(folder: Path, trainer: StepTrainer, place: dict[str, Any]) -> Path:
     """Write a checkpoint of a trainer whose source stands at `place`; older ones than the newest two are removed."""
     sae = trainer.sae
     tensors = {f"sae.{name}": value for name, value in sae.whole(sae.state_dict()).items()}
@@ -84,7 +82,7 @@ def newest_of_all(folders: Sequence[Path]) -> list[Path]:
     return [folder / max(common) for folder in folders] if common else []
 
 
-def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
+def restore(path: Path, trainer: StepTrainer) -> dict[str, Any]:
     """Put a trainer where the checkpoint was taken and return the source's place.
 
     Raises:
@@ -110,13 +108,13 @@ def restore(path: Path, trainer: "Trainer") -> dict[str, Any]:
     return place
 
 
-def _moved(trainer: "Trainer") -> list[tuple[str, Parameter, Stepper]]:
+def _moved(trainer: StepTrainer) -> list[tuple[str, Parameter, Stepper]]:
     """Each parameter's name, the parameter and the stepper that moves it."""
     stepper_of = {p: stepper for stepper in trainer.steppers for group in stepper.param_groups for p in group["params"]}
     return [(name, parameter, stepper_of[parameter]) for name, parameter in trainer.sae.named_parameters()]
 
 
-def _optimizer_tensors(trainer: "Trainer") -> dict[str, Tensor]:
+def _optimizer_tensors(trainer: StepTrainer) -> dict[str, Tensor]:
     """What the optimizer keeps of each parameter, with the latents of all shards."""
     sharded, tensors = trainer.sae.sharded_names(), {}
     for name, parameter, stepper in _moved(trainer):
@@ -126,7 +124,9 @@ def _optimizer_tensors(trainer: "Trainer") -> dict[str, Tensor]:
     return tensors
 
 
-def _restore_optimizer(trainer: "Trainer", tensors: dict[str, Tensor], path: Path, kept: dict[str, list[str]]) -> None:
+def _restore_optimizer(
+    trainer: StepTrainer, tensors: dict[str, Tensor], path: Path, kept: dict[str, list[str]]
+) -> None:
     sharded = trainer.sae.sharded_names()
     for name, parameter, stepper in _moved(trainer):
         stepper.state.pop(parameter, None)
@@ -143,14 +143,14 @@ def _restore_optimizer(trainer: "Trainer", tensors: dict[str, Tensor], path: Pat
                 raise ValueError(f"{path} does not fit: of what is kept of {name}, {error}") from None
 
 
-def _sums(trainer: "Trainer") -> dict[str, Tensor]:
+def _sums(trainer: StepTrainer) -> dict[str, Tensor]:
     """What the weights' average holds, by parameter."""
     assert trainer.average
     names = [name for name, _ in trainer.sae.named_parameters()]
     return dict(zip(names, trainer.average.sums, strict=True))
 
 
-def _restore_algorithms(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:
+def _restore_algorithms(trainer: StepTrainer, tensors: dict[str, Tensor], path: Path) -> None:
     for algorithm in trainer.algorithms:
         whole = _group(tensors, f"algorithm.{type(algorithm).__name__}.")
         mesh = trainer.sae.mesh
@@ -158,7 +158,7 @@ def _restore_algorithms(trainer: "Trainer", tensors: dict[str, Tensor], path: Pa
         fit(algorithm, own, path)
 
 
-def _restore_average(trainer: "Trainer", tensors: dict[str, Tensor], path: Path) -> None:
+def _restore_average(trainer: StepTrainer, tensors: dict[str, Tensor], path: Path) -> None:
     assert trainer.average
     sums = trainer.sae.own(_group(tensors, "average."))
     trainer.average.sums = [

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,16 +22,14 @@ from saelab.data.source import Batch, Source
 from saelab.sae.base import Forward
 from saelab.train import checkpoint
 from saelab.train.convergence import Convergence, at_full_rate
-
-if TYPE_CHECKING:
-    from saelab.train.trainer import Trainer
+from saelab.train.step import StepTrainer
 
 Passed = tuple[dict[str, Tensor], Forward]
 """The terms of one SAE's objective, and the pass that led to them."""
 
 
 @dataclass(frozen=True)
-class Habits:
+class LoopConfig:
     """How often a loop says and keeps where it stands."""
 
     log_every: int = 50
@@ -54,21 +52,21 @@ class Habits:
 
 
 def run_loop(
-    trainers: Sequence["Trainer"],
+    trainers: Sequence[StepTrainer],
     step: Callable[[Batch], list[Passed]],
     source: Source,
     rows: int,
     runs: Sequence[Run] | None,
-    habits: Habits,
+    config: LoopConfig,
 ) -> None:
     """Take steps until `rows` rows were seen, each batch by all trainers; see `Trainer.fit`."""
-    habits.check()
-    _begin(trainers, source, rows, runs, habits)
+    config.check()
+    _begin(trainers, source, rows, runs, config)
     lead = trainers[0]
     mesh, last = lead.sae.mesh, _steps(lead)
     folders: list[Run | None] = list(runs) if runs else [None] * len(trainers)
-    tellers = [_Teller(trainer, run, habits) for trainer, run in zip(trainers, folders, strict=True)]
-    bar = progress(habits.title, last * lead.batch, "rows", done=lead.rows_seen, show=habits.show and mesh.is_first)
+    tellers = [_Teller(trainer, run, config) for trainer, run in zip(trainers, folders, strict=True)]
+    bar = progress(config.title, last * lead.batch, "rows", done=lead.rows_seen, show=config.show and mesh.is_first)
     batches = source.batches(lead.batch)
     with ExitStack() as ending:
         ending.callback(batches.close)  # type: ignore[attr-defined]
@@ -80,22 +78,22 @@ def run_loop(
             batch = _next(batches, trainers, runs, batch)
             passed = step(batch)
             done = lead.step_number
-            if done % habits.log_every == 0 or done in (1, last):
+            if done % config.log_every == 0 or done in (1, last):
                 fvus = [teller.say(*one) for teller, one in zip(tellers, passed, strict=True)]
                 settled = [teller.settled() for teller in tellers]
                 # The first process decides: only it has the whole log after a resume.
-                if habits.converge and mesh.any(mesh.is_first and all(settled)) and _at_full_rate(trainers):
+                if config.converge and mesh.any(mesh.is_first and all(settled)) and _at_full_rate(trainers):
                     last = _end_early(trainers)
                 shown.advance(0, _words(tellers, fvus, settled))
             shown.advance(len(batch.x))
             interrupted = mesh.any(stopped.is_set()) and done < last
-            if runs and (done % habits.save_every == 0 or done == last or interrupted):
+            if runs and (done % config.save_every == 0 or done == last or interrupted):
                 _save(trainers, runs, batch)
             if interrupted:
                 raise KeyboardInterrupt(_farewell(done, runs))
 
 
-def _save(trainers: Sequence["Trainer"], runs: Sequence[Run], batch: Batch) -> None:
+def _save(trainers: Sequence[StepTrainer], runs: Sequence[Run], batch: Batch) -> None:
     """Write a checkpoint of each trainer, where the source stands after a batch."""
     for trainer, run in zip(trainers, runs, strict=True):
         trainer.calibrate()
@@ -103,7 +101,7 @@ def _save(trainers: Sequence["Trainer"], runs: Sequence[Run], batch: Batch) -> N
 
 
 def _next(
-    batches: Iterator[Batch], trainers: Sequence["Trainer"], runs: Sequence[Run] | None, latest: Batch | None
+    batches: Iterator[Batch], trainers: Sequence[StepTrainer], runs: Sequence[Run] | None, latest: Batch | None
 ) -> Batch:
     """The next batch. Where the source has none to give, no step is lost: a checkpoint is written first."""
     try:
@@ -117,17 +115,17 @@ def _next(
         raise kind(f"{error}; {_farewell(trainers[0].step_number, runs)}") from error
 
 
-def _steps(trainer: "Trainer") -> int:
+def _steps(trainer: StepTrainer) -> int:
     assert trainer.rows_planned
     return -(-trainer.rows_planned // trainer.batch)
 
 
-def _at_full_rate(trainers: Sequence["Trainer"]) -> bool:
+def _at_full_rate(trainers: Sequence[StepTrainer]) -> bool:
     """Whether no rate has begun to fall towards the end of its run."""
     return all(trainer.step_number <= (1 - trainer.decay) * _steps(trainer) for trainer in trainers)
 
 
-def _end_early(trainers: Sequence["Trainer"]) -> int:
+def _end_early(trainers: Sequence[StepTrainer]) -> int:
     """Plan the end of runs that have converged by now, the falling of the rate included; returns the last step."""
     step, batch = trainers[0].step_number, trainers[0].batch
     last = min(_steps(trainers[0]), max(math.ceil(step / (1 - trainer.decay)) for trainer in trainers))
@@ -140,12 +138,12 @@ def _words(tellers: Sequence["_Teller"], fvus: list[float], settled: list[bool])
     """How it goes, in a few words."""
     if len(tellers) == 1:
         return tellers[0].words
-    done = f"  {sum(settled)} of {len(settled)} converged" if tellers[0].habits.converge else ""
+    done = f"  {sum(settled)} of {len(settled)} converged" if tellers[0].config.converge else ""
     return f"fvu {min(fvus):.3f} to {max(fvus):.3f}{done}"
 
 
 def _begin(
-    trainers: Sequence["Trainer"], source: Source, rows: int, runs: Sequence[Run] | None, habits: Habits
+    trainers: Sequence[StepTrainer], source: Source, rows: int, runs: Sequence[Run] | None, config: LoopConfig
 ) -> None:
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
@@ -160,9 +158,9 @@ def _begin(
     for trainer in trainers:
         trainer.sae.firing.planned = rows  # as asked for: the end of a run that converges is not known before
         sample = trainer.prepare(source, sample)
-        planned = trainer.rows_planned if habits.converge and trainer.rows_planned else rows
+        planned = trainer.rows_planned if config.converge and trainer.rows_planned else rows
         trainer.rows_planned = min(rows, planned)  # a run that had converged before it was stopped keeps its end
-        if habits.converge and trainer.decay == 1:
+        if config.converge and trainer.decay == 1:
             raise ValueError("converge needs some time at the full learning rate: set decay below 1")
 
 
@@ -188,11 +186,11 @@ def by_firing(codes: Codes) -> Tensor:
 class _Teller:
     """Writes one trainer's records."""
 
-    def __init__(self, trainer: "Trainer", run: Run | None, habits: Habits):
-        self.trainer, self.log, self.habits, self.words = trainer, None, habits, ""
+    def __init__(self, trainer: StepTrainer, run: Run | None, config: LoopConfig):
+        self.trainer, self.log, self.config, self.words = trainer, None, config, ""
         self.records: list[Record] = []
         if run and trainer.sae.mesh.is_first:
-            self.log = Log(run.log_file, trainer.step_number, run.folder if habits.tensorboard else None)
+            self.log = Log(run.log_file, trainer.step_number, run.folder if config.tensorboard else None)
             self.records = read_log(run.log_file)
         self._said = (time.perf_counter(), trainer.rows_seen)
 
@@ -227,7 +225,7 @@ class _Teller:
 
     def settled(self) -> bool:
         """Whether the run has converged; never, where nobody asked."""
-        converge = self.habits.converge
+        converge = self.config.converge
         return converge is not None and converge.reached(*at_full_rate(self.records))
 
 

@@ -17,7 +17,7 @@ from saelab.core.run import Run
 from saelab.data.source import Batch, Source
 from saelab.sae.sae import SAE
 from saelab.sae.stack import Stack
-from saelab.train.loop import Habits, Passed, run_loop
+from saelab.train.loop import LoopConfig, Passed, run_loop
 from saelab.train.trainer import Trainer
 
 
@@ -67,7 +67,7 @@ class Sweep:
         ]
 
     def fit(
-        self, source: Source, rows: int, runs: Sequence[Run] | None = None, habits: Habits | None = None
+        self, source: Source, rows: int, runs: Sequence[Run] | None = None, config: LoopConfig | None = None
     ) -> list[SAE]:
         """Train all on `rows` rows of a source, rounded up to whole batches; see `Trainer.fit`.
 
@@ -75,11 +75,11 @@ class Sweep:
             source: where rows come from.
             rows: rows to see in all.
             runs: a folder for each, or none.
-            habits: how often to say and keep where training stands.
+            config: how often to say and keep where training stands.
         """
         if runs is not None and len(runs) != len(self.trainers):
             raise ValueError(f"{len(self.trainers)} SAEs need as many runs, got {len(runs)}")
-        run_loop(self.trainers, self.step, source, rows, runs, habits or Habits())
+        run_loop(self.trainers, self.step, source, rows, runs, config or LoopConfig())
         for trainer in self.trainers:
             trainer.finish()
         for trainer, run in zip(self.trainers, runs or (), strict=False):

@@ -196,8 +196,10 @@ def test_a_skip_connection_learns_along():
 
 
 def test_it_says_when_it_has_no_effect():
-    assert ClosedFormDecoder(every=100).note(100) is None
-    assert "1,000 rows are less than one round of every = 2,000 rows" in ClosedFormDecoder(every=2000).note(1000)
+    assert ClosedFormDecoder(every=100).no_effect_warning(100) is None
+    assert "1,000 rows are less than one round of every = 2,000 rows" in ClosedFormDecoder(
+        every=2000
+    ).no_effect_warning(1000)
 
 
 @pytest.mark.parametrize(

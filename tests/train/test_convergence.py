@@ -10,7 +10,7 @@ from saelab.data.array import ArraySource
 from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
 from saelab.train.convergence import Convergence, at_full_rate, fall
-from saelab.train.loop import Habits
+from saelab.train.loop import LoopConfig
 from saelab.train.sweep import Sweep
 from saelab.train.trainer import Trainer
 
@@ -64,7 +64,7 @@ def source():
     return ArraySource(torch.randn(4096, 6, generator=torch.Generator().manual_seed(0)))
 
 
-HABITS = Habits(log_every=1, save_every=7, show=False, converge=Convergence(0.2))
+HABITS = LoopConfig(log_every=1, save_every=7, show=False, converge=Convergence(0.2))
 
 
 def test_a_run_ends_early_after_its_rate_has_fallen(tmp_path):

@@ -45,9 +45,9 @@ def test_a_short_run_has_dead_latents_by_default_and_goes_on_exactly(tmp_path):
 
 
 def test_a_window_longer_than_the_run_is_said_with_what_to_do():
-    assert AuxK().note(1000) is None
-    assert AuxK(dead_after=999).note(1000) is None
-    assert AuxK(dead_after=10_000_000).note(2_000_000) == (
+    assert AuxK().no_effect_warning(1000) is None
+    assert AuxK(dead_after=999).no_effect_warning(1000) is None
+    assert AuxK(dead_after=10_000_000).no_effect_warning(2_000_000) == (
         "AuxK has no effect: in 2,000,000 rows no latent is silent for dead_after = 10,000,000; leave dead_after out "
         "for an eighth of them, 250,000"
     )

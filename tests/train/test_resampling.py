@@ -196,8 +196,8 @@ def test_tied_weights_start_at_unit_norm():
 
 
 def test_it_says_when_it_has_no_effect():
-    assert Resampling(every=100).note(100) is None
-    assert "1,000 rows are less than one round of every = 2,000 rows" in Resampling(every=2000).note(1000)
+    assert Resampling(every=100).no_effect_warning(100) is None
+    assert "1,000 rows are less than one round of every = 2,000 rows" in Resampling(every=2000).no_effect_warning(1000)
 
 
 @pytest.mark.parametrize(

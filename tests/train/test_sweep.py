@@ -19,13 +19,13 @@ from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
-from saelab.train.loop import Habits
+from saelab.train.loop import LoopConfig
 from saelab.train.ramp import Ramp
 from saelab.train.sweep import Sweep
 from saelab.train.trainer import Trainer
 
 D, L, BATCH, STEPS = 10, 40, 32, 30
-QUIET = Habits(log_every=10, save_every=10, show=False)
+QUIET = LoopConfig(log_every=10, save_every=10, show=False)
 
 
 def source() -> ArraySource:
@@ -61,7 +61,7 @@ def batch_topk_trainers() -> list[Trainer]:
 
 @pytest.mark.parametrize("make", [topk_trainers, relu_trainers, batch_topk_trainers])
 def test_the_weights_are_those_of_training_alone(make):
-    together = Sweep(make()).fit(source(), STEPS * BATCH, habits=QUIET)
+    together = Sweep(make()).fit(source(), STEPS * BATCH, config=QUIET)
     for trainer, sae in zip(make(), together, strict=True):
         alone = trainer.fit(source(), STEPS * BATCH, show=False)
         start = trainer.sae

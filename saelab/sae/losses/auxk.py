@@ -62,7 +62,7 @@ class AuxK(Loss):
             raise ValueError(f"AuxK: share must be above 0 and at most 1, got {self.share}")
         self.width = self.k_aux or 2 ** round(torch.tensor(max(sizes.d_in / 2, 1)).log2().item())
 
-    def note(self, rows: int) -> str | None:
+    def no_effect_warning(self, rows: int) -> str | None:
         if self.dead_after is None or self.dead_after < rows:
             return None
         reach = f"leave dead_after out for an eighth of them, {max(1, rows // SHARE):,}"

@@ -19,7 +19,6 @@ largest, being active counts as firing all the same, and all pre-activations of 
 # Shape letters: B rows, D width, L latents, G groups.
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,10 +26,7 @@ from torch.nn import Module
 
 from saelab.sae.base import Composed, Forward
 from saelab.sae.sae import SAE
-from saelab.train.algorithm import Algorithm
-
-if TYPE_CHECKING:
-    from saelab.train.trainer import Trainer
+from saelab.train.algorithm import Algorithm, Training
 
 
 class BiasAdaptation(Algorithm):
@@ -98,13 +94,13 @@ class BiasAdaptation(Algorithm):
         if not -float("inf") < self.floor < 0:
             raise ValueError(f"BiasAdaptation: floor must be negative and finite, got {self.floor}")
 
-    def note(self, rows: int) -> str | None:
+    def no_effect_warning(self, rows: int) -> str | None:
         if rows >= self.every:
             return None
         return f"BiasAdaptation keeps biases at 0: {rows:,} rows are less than one round of every = {self.every:,} rows"
 
     @torch.no_grad()
-    def before_step(self, trainer: "Trainer", step: Forward) -> None:
+    def before_step(self, trainer: Training, step: Forward) -> None:
         mesh = step.sae.mesh
         step.sae.dictionary.latent_bias().grad = None
         # Over all replicas at once, so that every process holds the same and a checkpoint is whole.
@@ -115,7 +111,7 @@ class BiasAdaptation(Algorithm):
         self.rows += len(step.x) * mesh.replicas
 
     @torch.no_grad()
-    def after_step(self, trainer: "Trainer", step: Forward) -> None:
+    def after_step(self, trainer: Training, step: Forward) -> None:
         if self.round(trainer, step) is None:
             return
         sae = step.sae

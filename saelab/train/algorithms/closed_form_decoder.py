@@ -19,18 +19,13 @@ The system is L x L and solved in float64. Weights in one process only; replicas
 
 # Shape letters: B rows of a batch, N rows kept, D width, L latents.
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from saelab.sae.base import Composed, Forward
 from saelab.sae.sae import SAE
-from saelab.train.algorithm import Algorithm, all_rows
-
-if TYPE_CHECKING:
-    from saelab.train.trainer import Trainer
+from saelab.train.algorithm import Algorithm, Training, all_rows
 
 MOST_LATENTS = 8192
 """Beyond this the system and its factor take more than a gigabyte and minutes."""
@@ -93,13 +88,13 @@ class ClosedFormDecoder(Algorithm):
         if sae.mesh.shards > 1:
             raise ValueError("ClosedFormDecoder: latents cannot be dealt to several shards; use replicas")
 
-    def note(self, rows: int) -> str | None:
+    def no_effect_warning(self, rows: int) -> str | None:
         if rows >= self.every:
             return None
         return f"ClosedFormDecoder never refits: {rows:,} rows are less than one round of every = {self.every:,} rows"
 
     @torch.no_grad()
-    def before_step(self, trainer: "Trainer", step: Forward) -> None:
+    def before_step(self, trainer: Training, step: Forward) -> None:
         dictionary = step.sae.dictionary
         if not trainer.step_number:
             self._mark(step.sae)
@@ -111,7 +106,7 @@ class ClosedFormDecoder(Algorithm):
             bias.grad.add_(bias - self.start_bias, alpha=2 * self.nu)
 
     @torch.no_grad()
-    def after_step(self, trainer: "Trainer", step: Forward) -> None:
+    def after_step(self, trainer: Training, step: Forward) -> None:
         mesh = step.sae.mesh
         self._keep(all_rows(mesh, step.x), all_rows(mesh, step.target))
         if self.round(trainer, step) is not None:

@@ -16,8 +16,6 @@ which the batch has no row left wait for the next round. Thresholds of an activa
 
 # Shape letters: B rows of the batch, D width, L latents.
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -25,10 +23,7 @@ from torch.nn import Module
 from saelab.data.source import generator_for
 from saelab.sae.base import Forward
 from saelab.sae.sae import SAE
-from saelab.train.algorithm import Algorithm, all_rows
-
-if TYPE_CHECKING:
-    from saelab.train.trainer import Trainer
+from saelab.train.algorithm import Algorithm, Training, all_rows
 
 
 class Resampling(Algorithm):
@@ -60,13 +55,13 @@ class Resampling(Algorithm):
         read, written = (sae.variance.new_zeros(0, width) for width in (sae.d_in, sae.d_out or sae.d_in))
         sae.dictionary.reset_latents(nothing, read, written, self.size)  # says now if it cannot be done
 
-    def note(self, rows: int) -> str | None:
+    def no_effect_warning(self, rows: int) -> str | None:
         if rows >= self.every:
             return None
         return f"Resampling has no effect: {rows:,} rows are less than one round of every = {self.every:,} rows"
 
     @torch.no_grad()
-    def after_step(self, trainer: "Trainer", step: Forward) -> None:
+    def after_step(self, trainer: Training, step: Forward) -> None:
         number = self.round(trainer, step)
         if number is None or number > self.times:
             return
