@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from recipes.world import SMALL, files
 
 from saelab import load
@@ -10,7 +11,9 @@ from saelab.analysis.match import read_match
 from saelab.analysis.meta import read_meta
 from saelab.analysis.stitch import read_stitch
 from saelab.cli import main
+from saelab.recipes.compared import opened
 from saelab.recipes.stitch import _undecided
+from saelab.sae import Ensemble, load_sae
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
@@ -229,3 +232,21 @@ def test_a_stitch_that_decides_little_says_how_many_rows_would():
     assert _undecided(pair, 1530, 1) == f"{says} of only 1 document: intervals need 20; give more --tokens"
     assert _undecided(pair | {"rows_to_decide": None}, 1530, 40) == says
     assert _undecided(pair | {"counts": counts | {"undecided": 3}}, 1530, 40) == ""
+
+
+def test_an_ensemble_is_matched_like_an_sae_and_not_stitched(saelab, ladder, store, tmp_path):
+    Ensemble([load_sae(ladder / name) for name in ("small", "other")]).save(tmp_path / "both")
+    words = ["--store", store, "--tokens", 200]
+    ended = saelab("match", tmp_path / "both", ladder / "large", "--out", tmp_path / "match", *words)
+    assert ended.status == 0, ended.err
+    found = read_match(tmp_path / "match")
+    assert len(found["latents_a"]["latent"]) == 32 + 48
+    ended = saelab("stitch", ladder / "small", tmp_path / "both", "--out", tmp_path / "stitch", *words)
+    assert ended.status == 2
+    assert "both is an ensemble, and this needs the weights of one SAE: give a member of it" in ended.complaint
+    with torch.no_grad():
+        broken = load(tmp_path / "both" / "member-1")
+        broken.dictionary.W_dec[0, 0] = torch.nan
+        broken.save(tmp_path / "both" / "member-1")
+    with pytest.raises(ValueError, match="both is broken: its weights hold NaN"):
+        opened([str(tmp_path / "both"), str(ladder / "large")], "cpu")

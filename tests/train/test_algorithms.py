@@ -205,7 +205,7 @@ def test_the_config_names_the_default_optimizer(saelab, store, tmp_path):
         (["--trainer.ramps+=Rampp"], "unknown component 'Rampp'; did you mean 'Ramp'?"),
         (["--trainer.ramps+=Ramp", "--trainer.ramps.setting=activation.kk", "--trainer.ramps.start=8",
           "--trainer.ramps.steps=3"], "no setting 'activation.kk' that is a number; did you mean 'activation.k'?"),
-        (["--trainer.ramps+=Ramp"], "the following arguments are required: setting, start, steps"),
+        (["--trainer.ramps+=Ramp"], "Ramp needs setting, start, steps"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_named_with_the_near_miss(saelab, store, tmp_path, words, message):
