@@ -3,6 +3,7 @@
 # Shape letters: B rows, D input width, L latents.
 
 import copy
+import gc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from sae.counted import counted
 from torch import Tensor
 
 import saelab
+from saelab.analysis.assembled import independent
 from saelab.core.codes import Codes
 from saelab.interchange.plain import apart, built
 from saelab.sae import SAE
@@ -117,27 +119,52 @@ def test_the_known_ones_are_what_they_are():
     assert untrained.activation.plain() == PlainActivation("topk", 3)
 
 
-class Halved(ReLU):
-    """Reads rows otherwise than its parent, and does not say how."""
+@pytest.fixture
+def forgotten():
+    """Classes that a test makes are components that others find; they are gone after it."""
+    yield
+    gc.collect()
 
-    def forward(self, pre: PreActivations) -> Codes:
-        codes = super().forward(pre)
-        return codes.with_values(codes.values / 2)
+
+@torch.no_grad()
+def test_an_activation_is_taken_apart_and_written_for_others_from_its_own_class(forgotten):
+    class Fixed(Activation):
+        """One threshold of .3 that is not trained."""
+
+        def forward(self, pre: PreActivations) -> Codes:
+            return Codes.full(pre.dense().where(pre.dense() > 0.3, 0))
+
+        def thresholds(self) -> Tensor:
+            return torch.tensor(0.3).double()
+
+        def plain(self) -> PlainActivation:
+            return PlainActivation("jumprelu", parts={"threshold": torch.full((L,), 0.3)})
+
+    sae = SAE(D, L, Fixed())
+    sae.initialise(rows(1))
+    assert 0 < sae.encode(rows()).l0().float().mean() < L
+    sae.scale.reset()
+    torch.testing.assert_close(built(apart(sae), Path("here"))(rows()), sae(rows()))
+    torch.testing.assert_close(independent(sae)(rows()), sae(rows()))
 
 
-def test_a_parents_answers_do_not_hold_for_a_class_that_reads_otherwise():
-    activation = SAE(D, L, Halved()).activation
+def test_a_parents_answers_do_not_hold_for_a_class_that_reads_otherwise(forgotten):
+    class Halved(ReLU):
+        def forward(self, pre: PreActivations) -> Codes:
+            codes = super().forward(pre)
+            return codes.with_values(codes.values / 2)
+
+    activation = Halved()
     for answer in (activation.thresholds, activation.plain):
         with pytest.raises(ValueError, match=r"Halved (cannot be taken|has no form)"):
             answer()
 
 
-class Loud(ReLU):
-    """Reads rows as its parent does."""
+def test_a_parents_answers_hold_for_a_class_that_reads_as_it_does(forgotten):
+    class Renamed(ReLU):
+        pass
 
-
-def test_a_parents_answers_hold_for_a_class_that_reads_as_it_does():
-    assert SAE(D, L, Loud()).activation.plain() == PlainActivation("relu")
+    assert Renamed().plain() == PlainActivation("relu")
 
 
 @torch.no_grad()
