@@ -28,8 +28,8 @@ from saelab.explorer.database import Database
 from saelab.explorer.notes import Notes, beside
 from saelab.explorer.workspace import Workspace
 from saelab.models import harvest as harvesting
-from saelab.recipes import train
 from saelab.sae.base import Activation, Dictionary, Loss
+from saelab.train import job
 from saelab.train.algorithm import Algorithm
 from saelab.train.optimizer import Optimizer
 
@@ -72,7 +72,7 @@ def small_pieces() -> None:
     """Windows and shards of a few rows, so that many are written."""
     from saelab.models.harvest import LiveSource
 
-    train.LiveSource = partial(LiveSource, window_rows=512)  # type: ignore[misc, assignment]
+    job.LiveSource = partial(LiveSource, window_rows=512)  # type: ignore[misc, assignment]
     harvesting.TOKENS_AT_ONCE, harvesting.SHARD_BYTES = 128, 200 * 256 * 4
 
 

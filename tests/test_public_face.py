@@ -11,7 +11,7 @@ import saelab
 from saelab.core.components import Component
 from saelab.interchange.family import Family
 from saelab.recipes.options import parse, parser_for
-from saelab.recipes.train import add_options
+from saelab.recipes.train_options import add_options
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.scaling.law import Law
 from saelab.train.algorithm import Algorithm

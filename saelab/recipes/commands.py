@@ -35,7 +35,8 @@ def harvest(words: list[str]) -> None:
 
 
 def train(words: list[str]) -> None:
-    from saelab.recipes.train import add_options, train_from_options
+    from saelab.recipes.train import train_from_options
+    from saelab.recipes.train_options import add_options
 
     parser = parser_for("train")
     add_options(parser)

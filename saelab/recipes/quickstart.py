@@ -24,9 +24,10 @@ from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
 from saelab.recipes.python_readings import TokenizedText, choose, contexts
 from saelab.recipes.score_table import value_and_interval
-from saelab.recipes.train import complete, resume
+from saelab.recipes.train_options import complete, parsed
 from saelab.sae.files import load_sae
 from saelab.sae.sae import SAE
+from saelab.train.job import resume_run
 
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
 SHOWN = ("Density", "DeadLatents", "Downstream", "L0", "NearestCosine", "Reconstruction")
@@ -95,7 +96,7 @@ def _make(run: Run, tokens: int, measure_tokens: int) -> None:
     model = SUBJECT.language_model()
     store = harvest(SUBJECT, run.folder / "acts", tokens, model=model)
     write_json(run.source_file, store.manifest.origin)
-    resume(run)
+    resume_run(run, parsed(run.config(), f"{run.config_file} is not the config of a training run"))
     sae = load_sae(run.folder)
     evaluation = TextEvaluation(SUBJECT, measure_tokens, model=model)
     measured = measure({"sae": sae}, evaluation, SHOWN)["sae"]

@@ -17,9 +17,11 @@ from saelab.core.files import hint_on_full_disk, whole_folder, write_json
 from saelab.core.log import read_training
 from saelab.core.read import parse_yaml
 from saelab.core.run import SWEEP, Run, members_of
-from saelab.recipes.train import Job, add_options, check_origin, dumped, parsed, saved
+from saelab.recipes.train_options import add_options, dumped, parsed, saved
 from saelab.sae.autoencoder import CONFIG
+from saelab.train.config import TrainConfig
 from saelab.train.convergence import Convergence, at_full_rate
+from saelab.train.job import Job, check_origin
 from saelab.train.loop import LoopConfig
 from saelab.train.sweep import Sweep
 
@@ -81,7 +83,7 @@ def _check_same(folder: Path, members: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _members_of(folder: Path) -> tuple[list[Namespace], list[Run]]:
+def _members_of(folder: Path) -> tuple[list[TrainConfig], list[Run]]:
     if not (folder / SWEEP).exists():
         raise ValueError(f"{folder} is not a sweep: it has no {SWEEP}; `saelab sweep --out {folder}` makes one")
     members = members_of(folder)
@@ -93,7 +95,7 @@ def _members_of(folder: Path) -> tuple[list[Namespace], list[Run]]:
     return [parsed(run.config(), f"{run.config_file} is damaged") for run in runs], runs
 
 
-def _check(made: list[Namespace]) -> Job:
+def _check(made: list[TrainConfig]) -> Job:
     """The first member, after every other was made once, alone, to see that it can be: wide ones fill the memory."""
     first = Job(made[0])
     Sweep([first.trainer])
@@ -102,7 +104,7 @@ def _check(made: list[Namespace]) -> Job:
     return first
 
 
-def _shape(made: Namespace) -> str:
+def _shape(made: TrainConfig) -> str:
     """What SAEs that compute as one have in common, as text."""
     kinds = [type(part).__name__ for part in (made.sae.activation, *made.sae.losses)]
     dictionary = made.sae.dictionary.config() if made.sae.dictionary else None
@@ -110,7 +112,7 @@ def _shape(made: Namespace) -> str:
     return json.dumps([made.sae.n_latents, kinds, dictionary, made.trainer.batch, made.trainer.bf16, run])
 
 
-def _train(made: list[Namespace], runs: list[Run], first: Job) -> None:
+def _train(made: list[TrainConfig], runs: list[Run], first: Job) -> None:
     """Train members of one shape as one computation, one shape after the other, all on the same rows."""
     for run in runs:
         check_origin(run, first.origin)
@@ -140,6 +142,7 @@ def _train_group(jobs: list[Job], runs: list[Run], title: str) -> None:
     if passes := jobs[0].passes(jobs[0].trainer.rows_seen):
         print(f"  trained on {jobs[0].trainer.rows_seen:,} rows, {passes}")
     for run in runs if made.converge is not None else []:
+        assert made.converge is not None
         print(f"  {run.folder.name}: {_ended(run, made.converge)}")
 
 

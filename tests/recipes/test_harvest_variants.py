@@ -21,9 +21,9 @@ QUICK = [*SMALL, "--rows", "1280"]
 
 @pytest.fixture(autouse=True)
 def small_samples_and_windows(monkeypatch):
-    monkeypatch.setattr("saelab.train.trainer.SAMPLE_ROWS", 500)
+    monkeypatch.setattr("saelab.train.step.SAMPLE_ROWS", 500)
     for kind in (LiveSource, ContextSource):
-        monkeypatch.setattr(f"saelab.recipes.train.{kind.__name__}", partial(kind, window_rows=2048))
+        monkeypatch.setattr(f"saelab.train.job.{kind.__name__}", partial(kind, window_rows=2048))
 
 
 @pytest.fixture(scope="session")
