@@ -1,18 +1,15 @@
 """Training from Python as the command line does: the same settings on disk, the same weights; earlier runs resume."""
 
-import inspect
 from pathlib import Path
 
 import pytest
 import yaml
 
 from saelab.cli import main
-from saelab.core.components import Component
 from saelab.core.run import Run
 from saelab.data.synthetic import HierarchicalWorld
 from saelab.recipes.train_options import complete, parsed
 from saelab.sae.activations import TopK
-from saelab.sae.base import Activation, Loss
 from saelab.train import SAEConfig, TrainConfig, TrainerConfig, train_run
 from saelab.train.job import resume_run
 
@@ -129,14 +126,3 @@ def test_settings_come_back_from_their_dump() -> None:
         == settings
         == {k: v for k, v in yaml.safe_load(EARLIER).items() if k != "format"}
     )
-
-
-@pytest.mark.parametrize("kind", [Activation, Loss])
-def test_each_component_is_dumped_as_the_command_line_does(kind: type[Component]) -> None:
-    for name, variant in kind.variants().items():
-        needed = [p.name for p in inspect.signature(variant).parameters.values() if p.default is p.empty]
-        if set(needed) <= {"k"}:
-            part = {"class_path": name, "init_args": dict.fromkeys(needed, 4)}
-            group = {"activation": part} if kind is Activation else {"losses": [part]}
-            settings = complete({"store": "/acts", "sae": group})
-            assert parsed(settings, "").settings() == settings, name
