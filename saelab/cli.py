@@ -9,6 +9,7 @@ import re
 import sys
 
 from saelab.core.components import near_miss
+from saelab.recipes.quick import answer
 from saelab.recipes.table import COMMANDS, overview
 
 
@@ -27,6 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
         if words[0] not in COMMANDS:
             raise ValueError(f"unknown command '{words[0]}'{near_miss(words[0], COMMANDS)}")
         _check_alone(words[0])
+        if (text := answer(words)) is not None:
+            print(text)
+            return
         from saelab.recipes import commands
 
         getattr(commands, words[0])(words[1:])

@@ -1,6 +1,7 @@
 """The command line: help, options, near misses, and what the commands do to folders."""
 
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from saelab.core.log import read_log
 from saelab.data.store import Store
 from saelab.models.harvest import LiveSource
 from saelab.models.subject import Subject
-from saelab.recipes import commands
+from saelab.recipes import commands, quick
 from saelab.recipes.table import COMMANDS, GROUPS
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.train.trainer import Trainer
@@ -112,6 +113,39 @@ def test_the_settings_of_a_subject_are_described(saelab):
         out = saelab(*words).out
         assert "module path in the model" in out
         assert "seq_len" in out
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the layout of help differs between versions of Python")
+def test_the_help_that_is_kept_is_that_of_the_commands():
+    spec = importlib.util.spec_from_file_location("make_help", Path(__file__).parents[1] / "tools" / "make_help.py")
+    make_help = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_help)
+    assert json.loads(quick.FILE.read_text()) == make_help.help_of_all(), "stale: python tools/make_help.py"
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["scaling", "plan", "-h"], ["measure", "x", "--tokenz", "4"]])
+def test_help_and_unknown_options_are_answered_without_torch(words):
+    code = (
+        "import sys; from saelab.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'jsonargparse', 'numpy'} & sys.modules.keys()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    assert (
+        ended.stdout.startswith("usage: saelab ") or "unknown option --tokenz; did you mean --tokens?" in ended.stderr
+    )
+
+
+def test_options_below_a_component_are_left_to_the_command():
+    assert (
+        quick.answer(["train", "--sae.activation.k=8", "--sae.losses+=AuxK", "--trainer.optimizer.moments", "x"])
+        is None
+    )
+    for option in ("--trainer.optimiser.moments", "--lr", "--sae.kk"):
+        with pytest.raises(ValueError, match=f"unknown option {option}"):
+            quick.answer(["train", option, "1"])
 
 
 # ---- wrong options ----

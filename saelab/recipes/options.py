@@ -5,7 +5,6 @@ setting is one line that names it and the nearest right one.
 """
 
 import ast
-import difflib
 import inspect
 import json
 import re
@@ -16,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from saelab.core.components import Component, near_miss
 from saelab.core.read import read_yaml
+from saelab.recipes.quick import near_option
 from saelab.recipes.table import COMMANDS
 
 CALL = re.compile(r"\[?\s*[A-Za-z_]\w*\(")
@@ -104,7 +104,7 @@ def explained(parser: ArgumentParser, message: str) -> str:
         option = found[1].partition("=")[0]
         if not option.startswith("-"):
             return f"'{option}' is one word too many, or belongs to no option"
-        return f"unknown option {option}{_near_option(option, _spelled(parser))}"
+        return f"unknown option {option}{near_option(option, _spelled(parser))}"
     key = re.search(r'key "([^"]+)"', message)
     message = re.sub(r"\n\s+- Expected a <class 'NoneType'>", "", message)  # an option that may also be left out
     if found := re.search(
@@ -144,10 +144,3 @@ def _spelled(parser: ArgumentParser) -> list[str]:
 
 def _top_level(parser: ArgumentParser) -> set[str]:
     return {name.removeprefix("--").partition(".")[0] for name in _spelled(parser)}
-
-
-def _near_option(option: str, known: list[str]) -> str:
-    # First the end of a dotted name: `--lr` is meant for `--trainer.lr`.
-    close = [name for name in known if name.rsplit(".", 1)[-1] == option.lstrip("-")][:1]
-    close = close or difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else "; --help lists the options"

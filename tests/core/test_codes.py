@@ -123,3 +123,14 @@ def test_length_and_text():
     codes = Codes(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int64), 7)
     assert len(codes) == 2
     assert repr(codes) == "Codes(2 rows, 3 of 7 latents kept, torch.float32)"
+
+
+def test_codes_become_a_data_frame_and_a_table_of_active_entries():
+    pandas = pytest.importorskip("pandas")
+    codes = Codes(torch.tensor([[2.0, 0.0], [3.0, -1.0]]), torch.tensor([[1, 0], [2, 0]]), 4)
+    frame = pandas.DataFrame(codes)
+    assert frame.to_numpy().tolist() == [[0, 2, 0, 0], [-1, 0, 3, 0]]
+    table = codes.table()
+    assert sorted(zip(*(table[name].tolist() for name in ("row", "latent", "value")), strict=True)) == [
+        (0, 1, 2.0), (1, 0, -1.0), (1, 2, 3.0)
+    ]  # fmt: skip
