@@ -7,9 +7,10 @@ options.
 
 import difflib
 import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
+
+from saelab.core.read import read_json
 
 FILE = Path(__file__).parents[1] / "assets" / "help.json"
 PLUG_INS = (
@@ -42,7 +43,7 @@ def _known(words: list[str]) -> dict[str, Any] | None:
     """What is kept of a command; None where it is not, or may not be all."""
     if any(importlib.metadata.entry_points(group=group) for group in PLUG_INS) or not FILE.exists():
         return None
-    commands = json.loads(FILE.read_text(encoding="utf-8"))
+    commands = read_json(FILE, {str: {"help": str, "options": [str]}}, remedy="install saelab again")
     name = " ".join(words[:2]) if words[0] == "scaling" else words[0]
     return {"command": name} | commands[name] if name in commands else None
 
