@@ -163,7 +163,7 @@ def _copies(base: Path, *names: str) -> Callable[[Path], None]:
 
 def _other(rng: random.Random, base: Path) -> Case:
     """Every other command that writes."""
-    run_, rival, store = str(base / "run"), str(base / "rival"), str(base / "store")
+    run_, rival, wide, store = (str(base / name) for name in ("run", "rival", "wide", "store"))
     on = ["--store", store, "--tokens", "600"]
     made = ["--out", "out"]
     text = ["--text", str(base / "text.jsonl"), "--seq_len", "32", "--site", "model.layers.0"]
@@ -174,7 +174,7 @@ def _other(rng: random.Random, base: Path) -> Case:
     cases = [
         same("harvest", ["harvest", *made, "--tokens", "900", *text]),
         same("tasks", ["tasks", "--out", "tasks.jsonl.gz", "--files", "6", "--examples", "20"]),
-        whole("meta", ["meta", run_, *made, "--steps", "20", "--controls", "false", *on]),
+        whole("meta", ["meta", run_, *made, "--steps", "20", "--ratio", "4", "--controls", "false", *on]),
         whole("match", ["match", run_, rival, *made, "--keep_union", "true", *on]),
         whole("stitch", ["stitch", run_, rival, *made, *on, "--figures", rng.choice(["true", "false"])]),
         whole("manifolds", ["manifolds", run_, *made, "--threshold", "0.3", *on, "--figures", "true"]),
@@ -184,7 +184,7 @@ def _other(rng: random.Random, base: Path) -> Case:
         same("scaling fit", ["scaling", "fit", str(base / "ladder"), *made, "--laws", "[width]", "--hold_out", "0"]),
         same("scaling plan", ["scaling", "plan", "laws", "--tokens", "1e8"], _copies(base, "laws")),
         same("scaling allocate", ["scaling", "allocate", "--features", "10000", "--out", "allocation.json", *drawn_]),
-        same("scaling diagnose", ["scaling", "diagnose", run_, rival, *on[:2], "--rows", "1000", *diagnosed, *drawn_]),
+        same("scaling diagnose", ["scaling", "diagnose", wide, *on[:2], "--rows", "1000", *diagnosed, *drawn_]),
         same("measure", ["measure", "run", *on, "--metrics", "Reconstruction", "L0", "Density"], _copies(base, "run")),
         same("explore", ["explore", "run", *export, "neuronpedia"], _copies(base, "run")),
         same("explain", ["explain", "read", "--model", "pycode-7m", *asked], _copies(base, "read")),
@@ -208,15 +208,26 @@ def prepared(base: Path) -> None:
         writer.append(rows, 1, {}, token=place % 50 + 5, document=place // 40, position=place % 40)
     writer.finish()
     train_ = ["train", "--store", str(base / "store"), *SHAPE, "--sae.activation.k", "4", "--out"]
-    ladder = ["--converge", "0.9", "--vary", "sae.n_latents=16,24,32,48,64", "--out", "ladder"]
+    ladder = [
+        "--log_every",
+        "1",
+        "--rows",
+        "4000",
+        "--converge",
+        "0.9",
+        "--vary",
+        "sae.n_latents=16,24,32,48,64",
+        "--out",
+        "ladder",
+    ]
     for words in (
         [*train_, "run", "--sae.n_latents", "32"], [*train_, "rival", "--sae.n_latents", "48"],
-        [*train_, "measured", "--sae.n_latents", "32"],
+        [*train_, "measured", "--sae.n_latents", "32"], [*train_, "wide", "--sae.n_latents", "64"],
         *(["convert", "run", f"foreign-{library}", "--to", library] for library in LIBRARIES),
         ["measure", "measured", "--store", str(base / "store"), "--metrics", "Reconstruction", "L0", "Density"],
         ["train", *live_text(base), *SHAPE, "--sae.n_latents", "32", "--sae.activation.k", "4", "--out", "read"],
         ["explore", "read", "--tokens", "512", "--export.to", "gone", "--export.form", "neuronpedia"],
-        ["sweep", "--store", str(base / "store"), *SHAPE, "--log_every", "1", "--sae.activation.k", "4", *ladder],
+        ["sweep", "--store", str(base / "store"), *SHAPE, "--sae.activation.k", "4", *ladder],
     ):  # fmt: skip
         ended = run(Command(words, patch=small_pieces), base)
         if ended.status:
@@ -285,7 +296,7 @@ class Kills:
             whole = self._run_in(folder / "work", case)
             if whole.status == 0:
                 break
-            if whole.status != 2:  # settings that do not go together are refused; anything else is broken
+            if whole.status != 2 or choose is _other:  # drawn settings that do not go together are refused
                 return f"{case.name}: {' '.join(case.first.words)} undisturbed ends with {whole.status}: {whole.said}"
             self.refused += 1
             shutil.rmtree(folder / "work")

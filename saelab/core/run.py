@@ -12,8 +12,7 @@ from saelab.core.read import REMEDY, check_format, read_json, read_yaml
 FORMAT = 1
 SWEEP = "sweep.json"
 """In the folder of a sweep: the names of its members, runs in folders beside it."""
-SCORE = {"value": float, "low": (float, None), "high": (float, None), "n": int, "unit": str}
-SCORE |= {"documents?": (int, None)}
+SCORE = {"value": float, "n": int, "unit": str, "documents?": (int, None)}
 SOURCE = {
     **{f"{key}?": str for key in ("model", "site", "text", "field", "split", "fingerprint", "device", "precision")},
     **{f"{key}?": (str, None) for key in ("target", "average")},
@@ -102,7 +101,15 @@ class Run:
     def scores(self) -> dict[str, Any]:
         """What was measured; empty if nothing was."""
         again = f"restore it from a copy, or remove it and `saelab measure {self.folder}`"
-        return read_json(self.scores_file, {str: SCORE}, remedy=again) if self.scores_file.exists() else {}
+        return (
+            read_json(
+                self.scores_file,
+                {str: (SCORE | dict.fromkeys(("low", "high"), float), SCORE | {"low": None, "high": None})},
+                remedy=again,
+            )
+            if self.scores_file.exists()
+            else {}
+        )
 
     def measured(self) -> dict[str, Any]:
         """The data that it was measured on, and what was left out; empty if nothing was measured."""

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 BANDS = (0.25, 0.5, 1.0)
+COLUMNS: dict[str, dict[str, Any]] = {
+    "zf": dict.fromkeys(("norm_x", "norm_f", "nmse", "eps_lbo"), float),
+    "refinement": {"code": float, "refined": float},
+    "test_time": {"reading": str, "l0": float, "fvu": float},
+}
+"""What is drawn of the tables of a run."""
 POINTS = 2000
 """Rows that a scatter plot shows of one SAE."""
 

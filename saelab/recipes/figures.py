@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from saelab.figures.scores import ScoredSAE, figures
+from saelab.figures.scores import COLUMNS, ScoredSAE, figures
 from saelab.figures.theme import write_figures
 from saelab.metrics.table import read_columns, write_csv
 from saelab.runs import SavedRun, open_runs
@@ -39,5 +39,5 @@ def _scored(run: SavedRun, name: str) -> ScoredSAE:
     scores = run.scores
     if not scores:
         raise ValueError(f"{run.folder} has no scores yet: `saelab measure {run.folder}` makes them")
-    tables = {name: read_columns(path) for name, path in run.tables.items()}
+    tables = {name: read_columns(path, COLUMNS.get(name)) for name, path in run.tables.items()}
     return ScoredSAE(name, run.load().n_latents, scores, tables, run.latents)

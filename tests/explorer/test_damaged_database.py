@@ -11,6 +11,8 @@ from explorer.planted import Model, Planted, sae
 from saelab.explorer.collect import collect
 from saelab.explorer.contents import packed
 from saelab.explorer.database import FILE, DamagedError, Database
+from saelab.explorer.pages.meta import found_for
+from saelab.explorer.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +124,14 @@ def test_arrays_the_vocabulary_and_the_corpus(path):
     ):
         with pytest.raises(DamagedError, match=why):
             ask()
+
+
+def test_damaged_meta_latents_are_said_each_time(tmp_path):
+    """The first complaint is no reason to tell of no meta-latents from then on."""
+    sae().save(tmp_path / "run")
+    (tmp_path / "metas").mkdir()
+    (tmp_path / "metas" / "meta.json").write_text("{")
+    workspace = Workspace([tmp_path / "run", tmp_path / "metas"])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="there is no file .*codes.parquet"):
+            found_for(workspace, workspace["run"])

@@ -104,3 +104,12 @@ def test_a_list_for_a_pair_of_a_stitch(saelab, run, tmp_path):
     assert said.startswith(
         f"saelab: {tmp_path}/stitched/stitch.json: pairs[0]: expected a table, got a list of 0; restore it"
     )
+
+
+def test_an_interval_with_one_end(saelab, run):
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "unit": "share"}
+    scores = run / "scores.json"
+    scores.write_text(json.dumps({"fvu": score, "l0": score | {"low": None, "high": None}}))
+    assert saelab("show", run).status == 0
+    scores.write_text(json.dumps({"fvu": score | {"high": None}}))
+    assert saelab("show", run).complaint.startswith(f"saelab: {scores}: fvu.high: expected a number, got null; restore")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from saelab.metrics.table import write_columns
+
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
 
@@ -27,6 +29,11 @@ def test_measured_runs_are_drawn(saelab, run, tmp_path):
     assert head == "norm_x,norm_f,nmse,eps_lbo,l0,text"
     assert float(first.split(",")[0]) > 0
     assert not (tmp_path / "out" / "probe_loss.html").exists()
+    table = run / "tables" / "refinement.parquet"
+    write_columns(table, {"code": [0.5]})
+    assert saelab("figures", run, "--out", tmp_path / "new").complaint == (
+        f"saelab: {table} has no column 'refined'; there are: code; restore it from a copy or measure again"
+    )
     # Measured on other text, what stood there before goes.
     assert saelab("measure", run, "--tokens", "200", "--split", "all", "--metrics", "TestTime").status == 0
     assert {path.name for path in (run / "tables").iterdir()} == {"test_time.parquet"}

@@ -22,11 +22,12 @@ def found_for(workspace: Workspace, member: Member) -> dict[str, Any] | None:
     """The meta-SAE's result for an SAE, None if none is loaded."""
     held = workspace.__dict__.setdefault("metas", {})
     if member.name not in held:
-        held[member.name] = None
+        own = None
         for folder in workspace.results["meta"]:
             result = read_meta(folder)
             if Path(result["sae"]).name in (member.name, member.folder.resolve().name):
-                held[member.name] = result | {"folder": folder, "by_meta": _by_meta(result)}
+                own = result | {"folder": folder, "by_meta": _by_meta(result)}
+        held[member.name] = own  # once all could be read: a damaged one is said each time
     found: dict[str, Any] | None = held[member.name]
     return found
 
