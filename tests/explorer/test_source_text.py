@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         run = folder / name
         sae.save(run / "sae")
-        (run / "config.yaml").write_text("{}\n")
+        (run / "config.yaml").write_text("format: 1\n")
         (run / "source.json").write_text(json.dumps(subject.origin(model, "all")))
         collect(sae, open_run(run).weights_file, corpus, model, run, show=False)
     return folder

@@ -62,8 +62,11 @@ def test_nesting_without_end(saelab, run, name):
 def test_null_for_a_components_option(saelab, run, tmp_path):
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("k: 4\n", "k: null\n"))
-    assert "TopK: k must be int, got None" in saelab("train", "--resume", run).complaint
-    assert "TopK: k must be int, got None" in saelab("train", "--config", path, "--out", tmp_path / "new").complaint
+    assert "TopK: k must be a whole number, got None" in saelab("train", "--resume", run).complaint
+    assert (
+        "TopK: k must be a whole number, got None"
+        in saelab("train", "--config", path, "--out", tmp_path / "new").complaint
+    )
 
 
 def test_a_setting_of_another_kind(saelab, run):

@@ -18,7 +18,7 @@ def any_size(monkeypatch):
     """Small problems go through the screen as well."""
     for name in ("LEAST_ROWS", "LEAST_LATENTS", "LEAST_COLUMNS"):
         monkeypatch.setattr(encode, name, 1)
-    monkeypatch.setattr(encode, "suits", lambda centred, weight, k: True)
+    monkeypatch.setattr(encode, "is_worth_screening", lambda centred, weight, k: True)
 
 
 @pytest.fixture
