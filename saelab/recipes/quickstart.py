@@ -169,6 +169,6 @@ def _show(run: Run, console: Console) -> None:
             line = Text("    ") + Text(before) + Text(f"«{token}»", style="bold") + Text(after)
             console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)
     console.print(
-        f'\nSaved in {run.folder}. Next: `saelab show {run.folder}`, or in Python `saelab.load_sae("{run.folder}")`.',
+        f'\nSaved in {run.folder}. Next: `saelab show {run.folder}`, or in Python `saelab.load("{run.folder}")`.',
         highlight=False,
     )
