@@ -1,7 +1,8 @@
 """The checked reader of Parquet files: the columns that are expected, or one line that names the file and the fault.
 
-A column is expected as `saelab.core.read` says it: `str`, `bool`, `int`, `float` (whole numbers too), `list`, `Any`, or
-(kind, None) where entries may be null. pyarrow takes long to import and only files need it: it is imported on use.
+A column is expected as `saelab.core.read` says it: `str`, `bool`, `int`, `float` (whole numbers become floats), `list`,
+`Any`, or (kind, None) where entries may be null. pyarrow takes long to import and only files need it: it is imported on
+use.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ def read_parquet(path: str | Path, columns: Mapping[str, Any] | None = None, rem
     Raises:
         ValueError: that names the file, and the column.
     """
+    import pyarrow
     import pyarrow.parquet
 
     if not Path(path).is_file():
@@ -45,6 +47,9 @@ def read_parquet(path: str | Path, columns: Mapping[str, Any] | None = None, rem
             raise ValueError(f"{wanted} in each line, some hold none; {remedy}")
         if len(table) and not any(_holds(column.type, one) for one in kinds):
             raise ValueError(f"{wanted}, it holds {column.type}; {remedy}")
+        if float in kinds and pyarrow.types.is_integer(column.type):
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, column.cast(pyarrow.float64(), safe=False))
     return table
 
 
