@@ -335,7 +335,7 @@ class Database:
                 columns = [found.get(name) or none for name in ("token", "document", "line", "start", "stop")]
                 text = found.get("text")
                 numbers = np.stack([np.frombuffer(column, np.int32) for column in columns])
-                text = None if text is None else text.decode("utf-8", "surrogatepass")
+                text = None if text is None else str(text, "utf-8", "surrogatepass")
             if numbers.shape[1] != min(PIECE, self.meta()["rows"] - number * PIECE):
                 raise self.damaged(f"piece {number} of its corpus has {numbers.shape[1]} rows")
             self._pieces[number] = numbers, text

@@ -126,6 +126,12 @@ def test_arrays_the_vocabulary_and_the_corpus(path):
             ask()
 
 
+def test_a_text_of_the_corpus_that_is_of_another_kind(path):
+    change(path, "UPDATE corpus SET text = 'x'")
+    with pytest.raises(DamagedError):
+        Database(path).corpus(0, 5)
+
+
 def test_damaged_meta_latents_are_said_each_time(tmp_path):
     """The first complaint is no reason to tell of no meta-latents from then on."""
     sae().save(tmp_path / "run")
