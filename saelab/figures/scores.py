@@ -131,7 +131,9 @@ def _violin(saes: Sequence[ScoredSAE]) -> "Figure":
     for number, sae in enumerate(having):
         for column, side, axis in (("nmse", -1, "y"), ("eps_lbo", 1, "y2")):
             values = torch.tensor(sae.tables["zf"][column], dtype=torch.float64)
-            height, width = _shape(values[torch.isfinite(values)])
+            if not (values := values[torch.isfinite(values)]).numel():
+                continue
+            height, width = _shape(values)
             across = [number + side * 0.4 * one for one in width]
             more = {"fill": "toself", "yaxis": axis, "showlegend": side < 0}
             _line(figure, [number, *across, number], [height[0], *height, height[-1]], sae.name, number, **more)

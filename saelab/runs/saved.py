@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saelab.core.files import read_tensors
 from saelab.core.log import read_log, read_training
-from saelab.core.read import read_json
+from saelab.core.read import REMEDY, read_json
 from saelab.core.run import SWEEP, Run, members_of
 from saelab.models.subject import Subject
 from saelab.sae.autoencoder import CONFIG, ENSEMBLE, WEIGHTS, Autoencoder
@@ -120,7 +120,12 @@ class SavedRun:
     @property
     def subject(self) -> Subject | None:
         """Model, site and text of the rows; None where they come from no model, or nobody knows."""
-        return Subject.of(self.origin) if self.origin.get("model") and self.origin.get("site") else None
+        if not (self.origin.get("model") and self.origin.get("site")):
+            return None
+        try:
+            return Subject.of(self.origin)
+        except ValueError as error:
+            raise ValueError(f"{self.files.source_file}: {error}; {REMEDY}") from None
 
     def needed_subject(self) -> Subject:
         """`subject`; ValueError that says what to give where there is none."""

@@ -88,3 +88,10 @@ def test_what_is_none_of_them_is_one_line_that_says_what_it_is(tmp_path):
             open_run(tmp_path / folder)
         assert "\n" not in str(error.value)
     assert isinstance(open_run(tmp_path / "all" / "a"), SavedRun)
+
+
+def test_an_origin_that_is_no_subject_names_its_file(tmp_path):
+    run = Run(made(tmp_path / "run"))
+    write_json(run.source_file, ORIGIN | {"average": "x"})
+    with pytest.raises(ValueError, match="source.json: average must be 'document'"):
+        _ = open_run(tmp_path / "run").subject
