@@ -1,6 +1,7 @@
 """What the command line does with the words after a command: an option for every parameter of what it calls.
 
-Imported for one command at a time, because it takes as long as torch does; the list of commands is `saelab.cli`'s.
+Imported for one command at a time, because it takes as long as torch does. The commands and their help lines are
+listed in `saelab.recipes.table`.
 """
 
 import inspect
