@@ -115,7 +115,7 @@ class RandomSAE:
 
     def __init__(self, n_latents: int):
         self.n_latents, self.d_in = n_latents, WIDTH
-        self.scale = SimpleNamespace(mean=torch.zeros(WIDTH), size=torch.ones(()))
+        self.device, self.scale = torch.device("cpu"), SimpleNamespace(size=torch.ones(()))
         self.target_scale = self.scale
         directions = torch.randn(n_latents, WIDTH, generator=torch.Generator().manual_seed(0))
         self.dictionary = SimpleNamespace(directions=lambda: directions)

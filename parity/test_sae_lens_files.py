@@ -41,7 +41,7 @@ def filled(peer: torch.nn.Module) -> torch.nn.Module:
 
 
 def same_outputs(ours: SAE, theirs: Theirs) -> None:
-    x = rows(ours.scale.mean.dtype)
+    x = rows(ours.dtype)
     with torch.no_grad():
         codes = theirs.encode(x)
         same(ours.encode(x).dense(), codes.to_dense() if codes.is_sparse else codes, "codes")

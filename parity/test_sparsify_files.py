@@ -20,7 +20,7 @@ SHAPES = [(transcode, skip) for transcode in (False, True) for skip in (False, T
 
 @torch.no_grad()
 def same_outputs(ours: SAE, theirs: SparseCoder) -> None:
-    x = rows(ours.scale.mean.dtype)
+    x = rows(ours.dtype)
     out = theirs(x)
     codes = torch.zeros(len(x), L, dtype=x.dtype).scatter(1, out.latent_indices, out.latent_acts)
     same(ours.encode(x).dense(), codes, "codes")

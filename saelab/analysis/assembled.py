@@ -70,9 +70,9 @@ def _thresholds(sae: SAE, rows: Tensor | None, name: str) -> Tensor:
         return own
     if rows is None:
         raise ValueError(f"{name} keeps the k largest latents of a row: its threshold has to be set on rows")
-    like = sae.scale.mean
-    l0 = sum(sae.encode(block).l0().sum().item() for block in rows.to(like).split(4096)) / len(rows)
-    return like.new_full((sae.n_latents,), threshold_for(sae, rows, l0))
+    rows = rows.to(sae.device, sae.dtype)
+    l0 = sum(sae.encode(block).l0().sum().item() for block in rows.split(4096)) / len(rows)
+    return rows.new_full((sae.n_latents,), threshold_for(sae, rows, l0))
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def assembled(parts: Sequence[tuple[SAE, Tensor]], bias: Tensor | None = None) -
     chosen = [(sae, latents) for sae, latents in parts if len(latents)]
     if not chosen:
         raise ValueError("an SAE needs at least one latent; none was chosen")
-    bias = first.dictionary.bias().detach() if bias is None else bias.to(first.scale.mean)
+    bias = first.dictionary.bias().detach() if bias is None else bias.to(first.device, first.dtype)
     selected = [sae.select(latents) for sae, latents in chosen]
     for part in selected:
         part.dictionary.set_bias(bias)
@@ -101,4 +101,4 @@ def assembled(parts: Sequence[tuple[SAE, Tensor]], bias: Tensor | None = None) -
 
 def encoded(sae: Autoencoder, rows: Tensor) -> Codes:
     """Codes of rows [n, D] that are on any device, as few entries a row as are needed."""
-    return sae.encode(rows.to(sae.scale.mean)).compact()
+    return sae.encode(rows.to(sae.device, sae.dtype)).compact()

@@ -96,7 +96,7 @@ def error_and_l0(sae: Autoencoder, rows: Rows) -> tuple[float, float]:
     """Mean over rows and entries of the squared error of an SAE on rows in the data's units, and its mean L0."""
     error, l0 = 0.0, 0
     for x, _ in rows.blocks(BLOCK_ROWS):
-        x = x.to(sae.scale.mean)
+        x = x.to(sae.device, sae.dtype)
         codes = sae.encode(x)
         error += (x - sae.decode(codes, x)).double().square().sum().item()
         l0 += int(codes.l0().sum())

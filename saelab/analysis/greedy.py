@@ -37,7 +37,7 @@ def greedy_order(small: SAE, large: SAE, group: Tensor, phase: Tensor, x: Tensor
     Returns:
         Numbers of components [C].
     """
-    x = x[:: -(-len(x) // ROWS)].to(small.scale.mean)
+    x = x[:: -(-len(x) // ROWS)].to(small.device, small.dtype)
     weight = torch.cat([small.data_directions(), large.data_directions()]).detach().contiguous()
     group, count = group.to(weight.device), len(phase)
     latents, values = _signed(small, large, x)

@@ -215,11 +215,11 @@ def folded(sae: Autoencoder, rows: Tensor | None = None, name: str = "the SAE") 
     one = independent(sae, rows, name)
     theta = one.thresholds()
     assert theta is not None
-    theta = theta.to(one.scale.mean)[:, None]
+    theta = theta.to(one.device, one.dtype)[:, None]
     if not (theta > 0).all():
         raise ValueError(f"weights are compared after thresholds are folded in, and {name} has thresholds of 0")
     # As the bias of a latent that reads rows themselves, not rows without the centre.
-    bias = one.dictionary.pre(torch.zeros(1, one.d_in).to(one.scale.mean)).dense().T
+    bias = one.dictionary.pre(torch.zeros(1, one.d_in).to(one.device, one.dtype)).dense().T
     return torch.cat([one.dictionary.encoder / theta, bias / theta, one.data_directions() * theta], 1).detach()
 
 

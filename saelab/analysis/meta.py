@@ -112,11 +112,11 @@ class Meta:
     @torch.no_grad()
     def codes(self) -> Codes:
         """Codes of all directions [n, K]."""
-        return self.sae.encode(self.directions.to(self.sae.scale.mean)).compact()
+        return self.sae.encode(self.directions.to(self.sae.device, self.sae.dtype)).compact()
 
     def share(self, chosen: Tensor) -> float:
         """Explained share of the variance of some directions, [n] bool."""
-        rows = self.directions[chosen].to(self.sae.scale.mean)
+        rows = self.directions[chosen].to(self.sae.device, self.sae.dtype)
         return explained(rows, self.sae(rows).detach())
 
     def l0(self, chosen: Tensor) -> float:
@@ -129,7 +129,7 @@ class Meta:
         (place,) = (self.latents == latent).nonzero().flatten().tolist() or [None]
         if place is None:
             raise ValueError(f"latent {latent} has no decomposition: it is dead, or there is none of that number")
-        codes = self.sae.encode(self.directions[place : place + 1].to(self.sae.scale.mean)).compact()
+        codes = self.sae.encode(self.directions[place : place + 1].to(self.sae.device, self.sae.dtype)).compact()
         found = zip(codes.indices[0].tolist(), codes.values[0].tolist(), strict=True)
         return sorted(((meta, value) for meta, value in found if value), key=lambda pair: -abs(pair[1]))
 
@@ -165,7 +165,7 @@ class Meta:
         latent = self.latents[:, None].expand_as(active)[active]
         values = codes.values.cpu()[active]
         write_table(folder / "codes.parquet", {"latent": latent, "meta": codes.indices.cpu()[active], "value": values})
-        rows = self.directions.to(self.sae.scale.mean)
+        rows = self.directions.to(self.sae.device, self.sae.dtype)
         share = 1 - (rows - self.sae.decode(codes)).square().sum(1).cpu()
         about = {"latent": self.latents, "held_out": self.held_out, "explained": share, "l0": codes.l0().cpu()}
         write_table(folder / "latents.parquet", about)

@@ -130,7 +130,7 @@ def _look(sae: Autoencoder, rows: Iterable[Tensor]) -> Seen:
     together, kept = Coactivation(sae.n_latents), list[Tensor]()
     for block in rows:
         for x in block.split(CHUNK):
-            together.update(sae.encode(x.to(sae.scale.mean)))
+            together.update(sae.encode(x.to(sae.device, sae.dtype)))
             if sum(len(part) for part in kept) < 20 * POINTS:
                 kept.append(x.float())
     if not together.rows:
@@ -202,7 +202,7 @@ def _cloud(sae: Autoencoder, directions: Tensor, sample: Tensor, cluster: Tensor
     inside[cluster] = True
     norms = sae.dictionary.norms()
     for x in sample.split(CHUNK):
-        codes = sae.encode(x.to(sae.scale.mean)).compact()
+        codes = sae.encode(x.to(sae.device, sae.dtype)).compact()
         values = (codes.values * norms[codes.indices]).where(inside[codes.indices], 0)
         points = torch.bmm(values.float()[:, None], directions[codes.indices]).squeeze(1)
         parts.append(points[(values != 0).any(1)])

@@ -15,13 +15,13 @@ Rows: TypeAlias = Tensor | np.ndarray
 """Rows [..., D]."""
 
 
-def flat_rows(x: Rows, width: int, like: Tensor) -> tuple[Tensor, torch.Size]:
-    """Rows [..., D] as [B, D], and their leading dimensions; an array goes to where `like` is.
+def flat_rows(x: Rows, width: int, device: torch.device) -> tuple[Tensor, torch.Size]:
+    """Rows [..., D] as [B, D], and their leading dimensions; an array goes to the device.
 
     Raises:
         ValueError: for another width, or what is no array of numbers.
     """
-    rows = x if isinstance(x, Tensor) else as_tensor(x).to(like.device)
+    rows = x if isinstance(x, Tensor) else as_tensor(x).to(device)
     if not rows.ndim or rows.shape[-1] != width:
         raise ValueError(f"expected rows of shape [..., {width}], got {list(rows.shape)}")
     return rows.reshape(-1, width), rows.shape[:-1]

@@ -108,7 +108,7 @@ class _Kept:
 
 
 def _append(sae: Autoencoder, piece: Piece, triples: Triples, number: int, start: int, every: int) -> None:
-    kept, sample, device = _Kept(), _Kept(), sae.scale.mean.device
+    kept, sample, device = _Kept(), _Kept(), sae.device
     near = Near(sae.n_latents)
     rows = torch.arange(start, start + len(piece.rows))
     for x, at in zip(piece.rows.split(CHUNK_ROWS), rows.split(CHUNK_ROWS), strict=True):

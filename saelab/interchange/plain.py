@@ -139,7 +139,7 @@ def check_computes(sae: Autoencoder, path: Path) -> None:
         if not finite.all():
             raise ValueError(f"{path}: {name} holds NaN or infinity in {int((~finite).sum()):,} places")
     row = torch.randn(1, sae.d_in, generator=torch.Generator().manual_seed(0))
-    row = sae.scale.undo(row.to(sae.scale.mean))
+    row = sae.scale.undo(row.to(sae.device, sae.dtype))
     codes = sae.encode(row)
     if not (torch.isfinite(codes.values).all() and torch.isfinite(sae.decode(codes, row)).all()):
         raise ValueError(f"{path}: a row of random numbers is reconstructed as NaN or infinity")
@@ -170,7 +170,7 @@ def apart(sae: Autoencoder) -> Plain:
         )
     if sae.mesh.shards > 1:
         raise ValueError("this process holds a part of the SAE's latents: load the saved SAE in one process")
-    notes, dtype = [], sae.scale.mean.dtype
+    notes, dtype = [], sae.dtype
     scales = (sae.scale, sae.target_scale)
     if any(one.mean.any() or (one.scale != 1).any() for one in scales):
         notes.append("folded the scaling of rows: codes are in the units of the data")

@@ -49,7 +49,7 @@ class AFA(Metric):
         if self.rows < 1:
             raise ValueError(f"AFA: rows must be at least 1, got {self.rows}")
         sae = setting.sae
-        if sae.dictionary.skip(torch.zeros(1, sae.d_in).to(sae.scale.mean)) is not None:
+        if sae.dictionary.skip(torch.zeros(1, sae.d_in).to(sae.device, sae.dtype)) is not None:
             raise ValueError("norms of codes cannot be compared where a skip connection adds to the reconstruction")
         self.model = setting.evaluation.model
 

@@ -66,7 +66,7 @@ class InformationScope(Metric):
     def _window(self, sae: Autoencoder, far: Tensor, near: Tensor, group: int) -> None:
         assert self.weighted is not None
         assert self.weight is not None
-        device = sae.scale.mean.device
+        device = sae.device
         latents, long = compact(sae.encode(far[:, : sae.d_in].float().to(device)))
         others, short = compact(sae.encode(near[:, : sae.d_in].float().to(device)))
         both = torch.cat([latents, others]).unique()

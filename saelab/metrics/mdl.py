@@ -81,7 +81,7 @@ class MDL(Metric):
 
     def _bins(self, sae: Autoencoder) -> tuple[int, bool]:
         """The fewest bins that keep the error, and whether they do."""
-        x, read = (self.sample.column(name).to(sae.scale.mean.device) for name in ("x", "read"))
+        x, read = (self.sample.column(name).to(sae.device) for name in ("x", "read"))
         codes = self._codes(sae)
 
         def error(of: Codes) -> float:

@@ -221,7 +221,7 @@ def _check_widths(name: str, sae: Autoencoder, evaluation: Evaluation) -> None:
 
 
 def _view(sae: Autoencoder, chunk: Chunk) -> View:
-    device = sae.scale.mean.device
+    device = sae.device
     x = chunk.x.to(device)
     codes = sae.encode(x) if len(x) * sae.n_latents <= ENTRIES else codes_of(sae, x)
     x_hat = sae.decode(codes, x)

@@ -41,7 +41,7 @@ class Refinement(Metric):
     def scores(self, sae: Autoencoder) -> dict[str, Score]:
         if not len(self.sample):
             raise ValueError("there are no rows")
-        x, read = (self.sample.column(name).to(sae.scale.mean) for name in ("x", "read"))
+        x, read = (self.sample.column(name).to(sae.device, sae.dtype) for name in ("x", "read"))
         codes = codes_of(sae, read)
         refined = refine(sae, read, codes, target=x if sae.d_out else None)
         before, after = codes.values.double().abs(), refined.values.double().abs()

@@ -56,7 +56,7 @@ class TestTime(Metric):
         self._note("own", 1.0, None, own)
         if own[1].value == 0:
             raise ValueError("no latent fires in these rows")
-        found, read = {"fvu_read_own": own[0]}, self.sample.column("read").to(sae.scale.mean)
+        found, read = {"fvu_read_own": own[0]}, self.sample.column("read").to(sae.device, sae.dtype)
         for factor in self.factors or [0.25, 0.5, 1, 2, 4, 8]:
             k = max(1, round(own[1].value * factor))
             if k > sae.n_latents:
@@ -91,8 +91,8 @@ def fvu_on(sae: Autoencoder, sample: Sample) -> tuple[Score, Score]:
     spread = (x - x.mean(0)).square().sum(1)
     parts: list[tuple[Tensor, Tensor]] = []
     for read in sample.column("read").split(max(1, BLOCK_ENTRIES // sae.n_latents)):
-        codes = sae.encode(read.to(sae.scale.mean))
-        parts.append((sae.decode(codes, read.to(sae.scale.mean)).double().cpu(), codes.l0().cpu()))
+        codes = sae.encode(read.to(sae.device, sae.dtype))
+        parts.append((sae.decode(codes, read.to(sae.device, sae.dtype)).double().cpu(), codes.l0().cpu()))
     x_hat, active = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     error = (x - x_hat).square().sum(1)
     totals.add(group, error=error, spread=spread, active=active, rows=torch.ones_like(error))

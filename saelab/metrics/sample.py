@@ -62,7 +62,7 @@ class Sample:
 @torch.no_grad()
 def codes_of(sae: Autoencoder, rows: Tensor) -> Codes:
     """Compact codes of rows [M, D], read some at a time: full ones of all rows would not fit for many latents."""
-    device, size = sae.scale.mean.device, max(1, BLOCK_ENTRIES // sae.n_latents)
+    device, size = sae.device, max(1, BLOCK_ENTRIES // sae.n_latents)
     parts = [sae.encode(part.to(device)).compact() for part in rows.split(size)]
     width = max(part.values.shape[1] for part in parts)
     values = [torch.nn.functional.pad(part.values, (0, width - part.values.shape[1])) for part in parts]

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,6 +85,16 @@ class Autoencoder(nn.Module, ABC):
     scale: Scale
     firing: Firing
     dictionary: Decoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; rows have to be there."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of its weights, to which rows are brought."""
+        return next(self.parameters()).dtype
 
     @property
     def target_scale(self) -> Scale:

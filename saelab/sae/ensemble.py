@@ -94,7 +94,7 @@ class Ensemble(Autoencoder):
         self.how, self.d_in = how, saes[0].d_in
         self.n_latents = sum(sae.n_latents for sae in saes)
         self.members = nn.ModuleList(saes)
-        self.scale = Scale(self.d_in).to(saes[0].scale.mean)
+        self.scale = Scale(self.d_in).to(saes[0].device, saes[0].dtype)
         self.dictionary = SideBySide(saes, self.weight)
         self.firing = _counted(saes)
 
@@ -110,7 +110,7 @@ class Ensemble(Autoencoder):
 
     def encode(self, x: Rows) -> Codes:
         """Codes over all members' latents of rows x [..., D], in the units of the data."""
-        left, leading = flat_rows(x, self.d_in, self.scale.mean)
+        left, leading = flat_rows(x, self.d_in, self.device)
         parts = []
         for number, sae in enumerate(self.saes):
             own = sae.encode(left)
@@ -156,7 +156,7 @@ def _check(saes: Sequence[SAE]) -> None:
 
 def _counted(saes: Sequence[SAE]) -> Firing:
     """The members' counters one after another; `rows` is what the member that saw the fewest has seen."""
-    firing = Firing(sum(sae.n_latents for sae in saes)).to(saes[0].scale.mean.device)
+    firing = Firing(sum(sae.n_latents for sae in saes)).to(saes[0].device)
     firing.since.copy_(torch.cat([sae.firing.since for sae in saes]))
     firing.rows.copy_(torch.stack([sae.firing.rows for sae in saes]).min())
     return firing

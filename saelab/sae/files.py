@@ -68,7 +68,7 @@ def _sae(folder: Path, config: dict[str, Any]) -> SAE:
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
     tensors, _ = read_tensors(folder / WEIGHTS)
-    sae.to(tensors.get("scale.mean", torch.empty(0)).dtype)  # the precision it was saved in
+    sae.to(tensors.get("variance", torch.empty(0)).dtype)  # the precision it was saved in
     fit(sae, tensors, folder / WEIGHTS)
     return sae
 

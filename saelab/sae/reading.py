@@ -44,7 +44,7 @@ def reread(sae: SAE, activation: Activation) -> SAE:
     other = copy.copy(sae)
     # A shallow copy shares the tables of parts with the original, which must keep its own activation and losses.
     other._modules, other._buffers = dict(sae._modules), dict(sae._buffers)
-    other.activation = activation.to(sae.scale.mean).train(sae.training)
+    other.activation = activation.to(sae.device, sae.dtype).train(sae.training)
     other.losses = nn.ModuleList()
     return other
 
@@ -78,7 +78,7 @@ def threshold_for(sae: SAE, rows: Tensor, l0: float) -> float:
     """
     _check(sae, rows, l0)
     wanted = max(1, round(l0 * len(rows)))
-    blocks = rows.to(sae.scale.mean.device).split(max(1, BLOCK_ENTRIES // sae.n_latents))
+    blocks = rows.to(sae.device).split(max(1, BLOCK_ENTRIES // sae.n_latents))
     threshold, found = threshold_over((sae.dictionary.pre(sae.scale.apply_to(part)).dense() for part in blocks), wanted)
     if found < wanted:
         most = found / len(rows)

@@ -106,7 +106,7 @@ class SAE(Composed):
         Raises:
             ValueError: for rows of another width, or what is no array of numbers.
         """
-        rows, leading = flat_rows(x, self.d_in, self.scale.mean)
+        rows, leading = flat_rows(x, self.d_in, self.device)
         codes = self.activation(self.dictionary.pre(self.scale.apply_to(rows)))
         codes = codes.compact() if codes.is_full else codes
         return codes if len(leading) == 1 else codes.unflatten(leading)
@@ -118,7 +118,7 @@ class SAE(Composed):
             codes: of the rows.
             x: the rows [..., D] themselves, needed where there is a skip connection only.
         """
-        rows = None if x is None else flat_rows(x, self.d_in, self.scale.mean)[0]
+        rows = None if x is None else flat_rows(x, self.d_in, self.device)[0]
         x_hat = self.target_scale.undo(self._past_latents(self.dictionary.decode(codes.flat()), rows))
         return x_hat.view(*codes.values.shape[:-1], x_hat.shape[1])
 
@@ -146,14 +146,14 @@ class SAE(Composed):
             scale: the data set's mean [D] and scale, where they are known from more rows than the sample.
             target: the rows [n, D] that a transcoder reconstructs from the sample.
         """
-        sample = self._rows(sample).to(self.scale.mean)
+        sample = self._rows(sample).to(self.device, self.dtype)
         if len(sample) < 2:
             raise ValueError(f"initialising needs at least 2 rows, got {len(sample)}")
         self.scale.fit(sample, scale)
         rows = self.scale.apply_to(sample)
         wanted = rows
         if self.d_out:
-            target = self._target(target).to(self.scale.mean)
+            target = self._target(target).to(self.device, self.dtype)
             self.target_scale.fit(target)
             wanted = self.target_scale.apply_to(target)
         self.variance.copy_((wanted - wanted.mean(0)).square().mean())
@@ -227,7 +227,7 @@ class SAE(Composed):
             return
         own = self._rows(x)[self.mesh.replica :: self.mesh.replicas]
         parts = own.split(max(1, BLOCK_ENTRIES // self.n_latents))
-        pres = (self.dictionary.pre(self.scale.apply_to(part.to(self.scale.mean.device))) for part in parts)
+        pres = (self.dictionary.pre(self.scale.apply_to(part.to(self.device))) for part in parts)
         self.activation.calibrate(pres, len(x), self.mesh)
 
     def before_step(self) -> None:
@@ -268,7 +268,7 @@ class SAE(Composed):
             ValueError: where more than a threshold of its own decides whether a latent is active.
         """
         own = self.activation.thresholds()
-        return None if own is None else own.to(self.scale.mean.device).expand(self.n_latents // self.mesh.shards)
+        return None if own is None else own.to(self.device).expand(self.n_latents // self.mesh.shards)
 
     def select(self, latents: Tensor) -> "SAE":
         """A copy with some of the latents alone, without losses; each has the codes that it has here.
@@ -290,7 +290,7 @@ class SAE(Composed):
         latents = latents.nonzero().squeeze(1) if latents.dtype == torch.bool else latents
         if not len(latents):
             raise ValueError("an SAE needs at least one latent; none was chosen")
-        latents, own = latents.to(self.scale.mean.device), self.sharded_names()
+        latents, own = latents.to(self.device), self.sharded_names()
         state = {name: part[latents] if name in own else part for name, part in self.state_dict().items()}
         return self.with_state(len(latents), state)
 
@@ -301,7 +301,7 @@ class SAE(Composed):
             ValueError: where a component does not have that many latents.
         """
         made = SAE(self.d_in, n_latents, self.activation, (), self.dictionary, self.seed, d_out=self.d_out)
-        made.to(self.scale.mean)
+        made.to(self.device, self.dtype)
         made.load_state_dict({name: part for name, part in state.items() if not name.startswith("losses.")})
         return made.train(self.training)
 

@@ -60,10 +60,10 @@ class BoostedSource(Source):
 
     @torch.no_grad()
     def _reconstructed(self, x: Tensor) -> Tensor:
-        return self.earlier(x.to(self.earlier.scale.mean))
+        return self.earlier(x.to(self.earlier.device, self.earlier.dtype))
 
     def sample(self, rows: int) -> Tensor:
-        parts = self.source.sample(rows).to(self.earlier.scale.mean).split(BLOCK_ROWS)
+        parts = self.source.sample(rows).to(self.earlier.device, self.earlier.dtype).split(BLOCK_ROWS)
         return torch.cat([part - self._reconstructed(part) for part in parts])
 
     def state(self) -> dict[str, Any]:

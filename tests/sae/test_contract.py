@@ -46,7 +46,7 @@ def rows(seed: int = 0, n: int = B) -> Tensor:
 
 def objective(sae: SAE, x: Tensor) -> tuple[dict[str, Tensor], Forward]:
     """The objective on rows that bring all that a live model can bring."""
-    gradient = rows(seed=9, n=len(x)).to(sae.scale.mean)
+    gradient = rows(seed=9, n=len(x)).to(sae.device, sae.dtype)
     return counted(sae, x, gradient=gradient, downstream=lambda x_hat: x_hat.square().mean())
 
 

@@ -53,7 +53,7 @@ def concatenated(saes: list[SAE]) -> SAE:
         parts["b_enc"].append((dictionary.b_enc - shift) * scale * norms[:, 0] / len(saes))
         parts["W_dec"].append(dictionary.W_dec / norms)
         parts["b_dec"].append((dictionary.b_dec * scale + mean) / len(saes))
-    whole = SAE(D, sum(SIZES), ReLU()).to(saes[0].scale.mean.dtype)
+    whole = SAE(D, sum(SIZES), ReLU()).to(saes[0].dtype)
     with torch.no_grad():
         b_dec = torch.stack(parts["b_dec"]).sum(0)
         for name in ("W_enc", "b_enc", "W_dec"):

@@ -70,7 +70,7 @@ class LastToken:
         # A causal model does not look at what stands behind the last token.
         activations = self.model.activations(ids)[..., : self.model.d_in]
         x = activations[torch.arange(len(ids)), last.to(activations.device)]
-        x = x.float().to(self.sae.scale.mean.device)
+        x = x.float().to(self.sae.device)
         codes = self.sae.encode(x) if len(x) * self.sae.n_latents <= ENTRIES else codes_of(self.sae, x)
         values, indices = codes.values.cpu().float(), codes.indices.cpu()
         if codes.is_full:

@@ -61,7 +61,7 @@ class TaskCodes:
     @torch.no_grad()
     def __init__(self, sae: Autoencoder, rows: TaskRows):
         self.n_latents = sae.n_latents
-        device, values, latents, counts = sae.scale.mean.device, [], [], []
+        device, values, latents, counts = sae.device, [], [], []
         for x in rows.x.split(max(1, min(ROWS_AT_ONCE, BLOCK_ENTRIES // sae.n_latents))):
             codes = sae.encode(x.to(device))
             active = codes.active

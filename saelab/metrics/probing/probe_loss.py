@@ -203,7 +203,7 @@ def _channels(x: Tensor) -> Callable[[Tensor], Tensor]:
 
 def pre_activations(sae: SAE, x: Tensor) -> Callable[[Tensor], Tensor]:
     """Pre-activations of rows [N, D] for some latents at a time: a function from latents [c] to [N, c]."""
-    device = sae.scale.mean.device
+    device = sae.device
     pre = sae.dictionary.pre(sae.scale.apply_to(x.to(device)))
     return lambda latents: pre.of(latents.to(device))
 
