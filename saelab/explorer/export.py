@@ -19,7 +19,8 @@ from saelab.core.files import whole_folder, write_text
 from saelab.core.progress import progress
 from saelab.explorer.bundle import WEB, script
 from saelab.explorer.directions import directions_of
-from saelab.explorer.pages import latents as pages_of
+from saelab.explorer.pages import latents as latents_of
+from saelab.explorer.pages import pages as all_pages
 from saelab.explorer.pages import runs as runs_of
 from saelab.explorer.safety import json_in_html
 from saelab.explorer.search import SHOWN, filled
@@ -39,7 +40,7 @@ def _chosen(member: Member, latents: Sequence[int] | None) -> list[int]:
 
 
 def _page(workspace: Workspace, name: str, latent: int) -> dict[str, Any]:
-    return pages_of.latent(workspace, name, latent, {}) | {"others": []}
+    return latents_of.latent(workspace, name, latent, {}) | {"others": []}
 
 
 def _template() -> Any:
@@ -66,7 +67,8 @@ def _write_folder(workspace: Workspace, out: Path, latents: Sequence[int] | None
         shutil.copyfile(WEB / "static" / name, out / name)
     shutil.copyfile(WEB / "exported" / "source.js", out / "source.js")
     shutil.copyfile(_plotly(), out / "plotly.min.js")
-    write_text(out / "app.js", script())
+    copied = [page for page in all_pages() if page.in_copies]
+    write_text(out / "app.js", script(page.module for page in copied))
     members = [member for member in workspace.members.values() if member.is_collected]
     page = runs_of.runs(workspace)
     page["runs"] = [run for run in page["runs"] if run["collected"]]
@@ -75,7 +77,8 @@ def _write_folder(workspace: Workspace, out: Path, latents: Sequence[int] | None
         _put(out, f"{member.name}/run", runs_of.run(workspace, member.name))
         _write_latents(workspace, member, out, _chosen(member, latents), show)
     names = [member.name for member in members]
-    write_text(out / "index.html", _template().render(title="Explorer", names=names, inline=False))
+    records = [page.record for page in copied]
+    write_text(out / "index.html", _template().render(title="Explorer", names=names, inline=False, pages=records))
 
 
 def _plotly() -> Path:
@@ -145,10 +148,10 @@ def _interned(found: list[dict[str, Any]]) -> dict[str, Any]:
 def pages(workspace: Workspace, out: Path, latents: Sequence[int] | None = None) -> None:
     """Write `NAME-latent-J.html` files, each complete in itself."""
     style, theme = ((WEB / "static" / name).read_text(encoding="utf-8") for name in ("style.css", "theme.js"))
-    source, app = (WEB / "exported" / "single.js").read_text(encoding="utf-8"), script()
+    source, app = (WEB / "exported" / "single.js").read_text(encoding="utf-8"), script(["latent"])
     assert "</script" not in source + app + theme
     assert "</style" not in style
-    template = _template()
+    template, records = _template(), [page.record for page in all_pages() if page.name == "latent"]
     for member in workspace.members.values():
         if not member.is_collected:
             continue
@@ -156,7 +159,7 @@ def pages(workspace: Workspace, out: Path, latents: Sequence[int] | None = None)
             page = _page(workspace, member.name, latent)
             text = template.render(
                 title=page["title"], names=[member.name], page=page, inline=True, style=style, theme=theme,
-                source=source, app=app,
+                source=source, app=app, pages=records,
             )  # fmt: skip
             write_text(out / f"{member.name}-latent-{latent}.html", text)
 

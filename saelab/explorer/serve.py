@@ -13,7 +13,6 @@ from contextlib import suppress
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from saelab.explorer.pages.prompt import lens_of
 from saelab.explorer.safety import LOOPBACK
 from saelab.explorer.server import application
 from saelab.explorer.workspace import Workspace
@@ -121,5 +120,5 @@ def warm(workspace: Workspace) -> None:
     """Load the model of the first SAE that has one before a page asks for it: seconds, most of them for imports."""
     for member in workspace.members.values():
         with suppress(ValueError, LookupError, OSError):  # the page that needs the model says what is wrong with it
-            lens_of(workspace, member)
+            workspace.lens(member)
             return

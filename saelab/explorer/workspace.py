@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+import numpy as np
 
 from saelab.core.components import near_miss
 from saelab.core.read import read_json
 from saelab.explorer.database import FILE, Database
+from saelab.explorer.directions import directions_of
+from saelab.explorer.lens import Lens
+from saelab.explorer.meta_result import MetaResult
+from saelab.geometry import nearest
 from saelab.models.language_model import LanguageModel
 from saelab.runs import SavedRun, kind_of, open_run
 from saelab.sae.autoencoder import Autoencoder
@@ -76,6 +82,13 @@ class Member:
             )
 
 
+class Nearest(NamedTuple):
+    """For each latent of one SAE the nearest of another."""
+
+    cosine: np.ndarray
+    latent: np.ndarray
+
+
 class Workspace:
     """Everything that one explorer shows.
 
@@ -91,7 +104,10 @@ class Workspace:
     def __init__(self, folders: Sequence[str | Path], results: Sequence[str | Path] = ()):
         self.members: dict[str, Member] = {}
         self.results: dict[str, list[Path]] = {kind: [] for kind in (*RESULTS, "scaling")}
-        self._models: dict[tuple[Any, ...], LanguageModel] = {}
+        self._models: dict[tuple[str, str, str | None, str], LanguageModel] = {}
+        self._lenses: dict[str, Lens] = {}
+        self._metas: dict[str, MetaResult | None] = {}
+        self._nearest: dict[tuple[str, str], tuple[Nearest, Nearest]] = {}
         self._lock = threading.Lock()
         for folder in map(Path, [*folders, *results]):
             kinds = [kind for kind in RESULTS if (folder / f"{kind}.json").exists()]
@@ -122,6 +138,31 @@ class Workspace:
             if key not in self._models:
                 self._models[key] = LanguageModel(subject.model, subject.site, "cpu", subject.precision, subject.target)
             return self._models[key]
+
+    def lens(self, member: Member) -> Lens:
+        """The model seen through an SAE; ValueError where it reads other rows than the model gives."""
+        if member.name not in self._lenses:
+            model = self.model(member)
+            if member.sae.d_in != model.d_in:
+                raise ValueError(f"{member.name} reads other rows than {model.name} gives")
+            self._lenses[member.name] = Lens(member.sae, model)
+        return self._lenses[member.name]
+
+    def meta(self, member: Member) -> MetaResult | None:
+        """The result of `saelab meta` for an SAE, None if none is loaded; ValueError if one is damaged."""
+        if member.name not in self._metas:
+            loaded = [MetaResult.open(folder) for folder in self.results["meta"]]
+            names = (member.name, member.folder.resolve().name)
+            self._metas[member.name] = next((one for one in reversed(loaded) if one.sae_name in names), None)
+        return self._metas[member.name]
+
+    def nearest(self, a: Member, b: Member) -> tuple[Nearest, Nearest]:
+        """The nearest latent of B for each of A's, and of A for each of B's, by the cosine of their directions."""
+        if (a.name, b.name) not in self._nearest:
+            pairs = [(directions_of(a.sae), directions_of(b.sae)), (directions_of(b.sae), directions_of(a.sae))]
+            to_b, to_a = (Nearest(*(part[:, 0].numpy() for part in nearest(*pair))) for pair in pairs)
+            self._nearest[a.name, b.name] = to_b, to_a
+        return self._nearest[a.name, b.name]
 
 
 def scaling_files(path: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from explorer.world import make_run, served, workspace_of
+from explorer.world import make_meta, make_run, served, workspace_of
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def workspace(runs):
-    return workspace_of(*runs)
+    return workspace_of(*runs, make_meta(runs[0].parent / "meta", runs[0]))
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,11 @@ import time
 
 import pytest
 from explorer.bare import bare
-from explorer.world import served
+from explorer.world import ADDRESSES, served
 
 from saelab.explorer import export
 
-PAGES = {
-    "runs": "/", "run": "/run/run0", "latents": "/run/run0/latents", "latent": "/run/run0/latent/3",
-    "prompt": "/run/run0/prompt", "manifolds": "/run/run0/manifolds", "meta": "/run/run0/meta", "compare": "/compare",
-    "scaling": "/scaling", "error": "/run/run0/latent/4800",
-}  # fmt: skip
+PAGES = ADDRESSES | {"error": "/run/run0/latent/4800"}
 ROW = ".vrow"
 
 

@@ -11,7 +11,6 @@ from explorer.planted import Model, Planted, sae
 from saelab.explorer.collect import collect
 from saelab.explorer.contents import packed
 from saelab.explorer.database import FILE, DamagedError, Database
-from saelab.explorer.pages.meta import found_for
 from saelab.explorer.workspace import Workspace
 
 
@@ -140,4 +139,4 @@ def test_damaged_meta_latents_are_said_each_time(tmp_path):
     workspace = Workspace([tmp_path / "run", tmp_path / "metas"])
     for _ in range(2):
         with pytest.raises(ValueError, match="there is no file .*codes.parquet"):
-            found_for(workspace, workspace["run"])
+            workspace.meta(workspace["run"])

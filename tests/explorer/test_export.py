@@ -6,7 +6,7 @@ import re
 import pytest
 
 from saelab.explorer import bundle, export
-from saelab.explorer.pages import latents
+from saelab.explorer.pages import latents, pages
 from saelab.explorer.workspace import Workspace
 
 
@@ -104,7 +104,7 @@ def test_neuronpedias_rows_have_its_fields(runs, workspace, tmp_path):
 
 
 def test_every_module_is_in_the_bundle_once():
-    code = bundle.script()
+    code = bundle.script(page.module for page in pages())
     for file in (bundle.WEB / "static").glob("*.js"):
         if file.stem != "theme":
             assert code.count(f"modules.{file.stem} = ") == 1, file.stem

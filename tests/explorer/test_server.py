@@ -2,20 +2,21 @@
 
 import json
 import re
+import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
-from explorer.world import NASTY
+from explorer.world import ADDRESSES, NASTY, served
 
 from saelab.data.store import Store
+from saelab.explorer import pages as explorer_pages
+from saelab.explorer.bundle import WEB
+from saelab.explorer.pages import pages, routes
 from saelab.explorer.search import Query, parse_filters, place_of
 
-PAGES = [
-    "/", "/run/run0", "/run/run0/latents", "/run/run0/latent/3", "/run/run0/prompt", "/run/run0/manifolds",
-    "/run/run0/meta", "/compare", "/scaling",
-]  # fmt: skip
+STATIC = WEB / "static"
 
 
 def shell_of(body: bytes) -> dict:
@@ -23,12 +24,48 @@ def shell_of(body: bytes) -> dict:
     return json.loads(found)
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_a_page_and_its_json_are_the_same(site, path):
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_a_page_and_its_json_are_the_same(site, name):
+    path = ADDRESSES[name]
     status, headers, body = site.ask(path)
     assert status == 200
     assert headers["content-type"].startswith("text/html")
-    assert shell_of(body) == site.json(f"{path}.json" if path != "/" else "/index.json")
+    data = site.json(f"{path}.json" if path != "/" else "/index.json")
+    assert shell_of(body) == data
+    assert data["page"] == name
+
+
+def test_records_of_pages_name_what_is_there():
+    assert len({(one.path, one.method) for one in routes()}) == len(routes())
+    drawn = {}
+    for module in {page.module for page in pages()}:
+        (found,) = re.findall(r"^export const draw = \{(.*)\};$", (STATIC / f"{module}.js").read_text(), re.MULTILINE)
+        drawn |= {part.partition(":")[0].strip(): module for part in found.split(",")}
+    assert drawn == {page.name: page.module for page in pages()}
+    tabs = {page.name for page in pages() if page.title}
+    assert all((page.parent in tabs) is (page.name not in tabs) for page in pages())
+
+
+def test_a_page_is_one_new_file(workspace, tmp_path, monkeypatch):
+    (tmp_path / "hello.py").write_text(
+        "from saelab.explorer.route import Page\n"
+        "ROUTES = [Page('/run/{name}/hello', lambda w, r: {'page': 'hello', 'title': r.name, 'n': r.number('n')},"
+        " name='hello', title='Hello', module='hello')]\n"
+    )
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(explorer_pages, "__path__", [*explorer_pages.__path__, str(tmp_path)])
+            routes.cache_clear()
+            with served(workspace) as site:
+                assert site.json("/run/run0/hello.json?n=7") == {"page": "hello", "title": "run0", "n": 7}
+                body = site.ask("/run/run0/hello?n=7")[2].decode()
+    finally:
+        routes.cache_clear()
+        sys.modules.pop("saelab.explorer.pages.hello", None)
+    (tabs,) = re.findall(r'<script id="pages" type="application/json">(.*?)</script>', body)
+    record = {"name": "hello", "path": "/run/{name}/hello", "module": "hello", "title": "Hello", "parent": None}
+    assert json.loads(tabs) == [*(page.record for page in pages()), record]
+    assert '<link rel="modulepreload" href="/web/hello.js">' in body
 
 
 def busy(site) -> int:
@@ -206,8 +243,6 @@ def test_patterns_are_of_the_latents_own_tokens(site, workspace):
 
 
 def test_a_run_that_is_still_going_shows_its_curves_and_goes_on(tmp_path):
-    from explorer.world import served
-
     from saelab.core.log import Log
     from saelab.core.run import Run
     from saelab.explorer.workspace import Workspace
@@ -235,7 +270,7 @@ def test_a_model_is_loaded_before_a_page_asks_for_it(tmp_path, runs):
     found = Workspace([nothing.folder, runs[0]])
     assert not found._models
     warm(found)
-    assert list(found.__dict__["lenses"]) == ["run0"]
+    assert list(found._lenses) == ["run0"]
 
 
 def test_interrupting_it_is_how_it_ends(workspace, monkeypatch):

@@ -9,12 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from saelab.analysis.meta import MetaSettings, train_meta
 from saelab.cli import main
+from saelab.explorer.pages import pages
 from saelab.explorer.serve import listening, server_for
 from saelab.explorer.workspace import Workspace
 from saelab.recipes.explore import collect_member
+from saelab.runs import open_run
 
 NASTY = "<script>alert(1)</script> & \"quotes\" 'here' </script><!-- \u2028 ${x}"
+
+ADDRESSES = {page.name: page.path.format(name="run0", latent=3) for page in pages()}
+"""Of every page, by its name."""
 
 
 def make_run(folder: Path, seed: int = 0, k: int = 4) -> Path:
@@ -44,6 +50,13 @@ def make_run(folder: Path, seed: int = 0, k: int = 4) -> Path:
         ]
     )
     return run
+
+
+def make_meta(folder: Path, run: Path) -> Path:
+    """A result of `saelab meta` for a run, trained for a moment."""
+    (saved,) = open_run(run).members
+    train_meta(saved.load(), MetaSettings(ratio=4, k=2, steps=2), show=False).write(folder, str(run), 48)
+    return folder
 
 
 def workspace_of(*runs: Path) -> Workspace:

@@ -21,10 +21,15 @@ import torch
 from saelab.analysis.match import KINDS, read_match
 from saelab.analysis.stitch import read_stitch
 from saelab.explorer.directions import directions_of
-from saelab.explorer.workspace import Member, Workspace
+from saelab.explorer.route import Page, Route
+from saelab.explorer.workspace import Member, Nearest, Workspace
 from saelab.geometry import nearest
 
 COUNTERPARTS = 3
+ROUTES = (
+    Page("/compare", lambda w, r: compare(w, r.query), name="compare", title="Compare", module="compare"),
+    Route("/run/{name}/latent/{latent}/counterparts", lambda w, r: counterparts(w, r.name, r.latent)),
+)
 
 
 def compare(workspace: Workspace, values: dict[str, str]) -> dict[str, Any]:
@@ -37,8 +42,7 @@ def compare(workspace: Workspace, values: dict[str, str]) -> dict[str, Any]:
     found |= {"a": _side(a), "b": _side(b), "scores": _differences(a, b)}
     if a.sae.dictionary.directions().shape[1] != b.sae.dictionary.directions().shape[1]:
         return found | {"why_not": f"{a.name} and {b.name} write rows of different widths"}
-    (cosine_a, near_a), (cosine_b, near_b) = _nearest(workspace, a, b)
-    found |= {"nearest": {"a": _packed(cosine_a, near_a), "b": _packed(cosine_b, near_b)}}
+    found |= {"nearest": dict(zip("ab", map(_packed, workspace.nearest(a, b)), strict=True))}
     return found | {"stitch": _stitched(workspace, a, b), "match": _matched(workspace, a, b)}
 
 
@@ -57,19 +61,11 @@ def packed_numbers(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
 
 
-def _packed(cosine: np.ndarray, near: np.ndarray) -> dict[str, str]:
-    return {"cosine": packed_numbers(cosine.astype(np.float32)), "latent": packed_numbers(near.astype(np.int32))}
-
-
-def _nearest(workspace: Workspace, a: Member, b: Member) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Cosine and number of the nearest latent of the other SAE, for each of A's and each of B's."""
-    held = workspace.__dict__.setdefault("nearest", {})
-    if (a.name, b.name) not in held:
-        ours, theirs = directions_of(a.sae), directions_of(b.sae)
-        pairs = (nearest(ours, theirs), nearest(theirs, ours))
-        held[a.name, b.name] = [(cosine[:, 0].numpy(), number[:, 0].numpy()) for cosine, number in pairs]
-    found: list[tuple[np.ndarray, np.ndarray]] = held[a.name, b.name]
-    return found
+def _packed(found: Nearest) -> dict[str, str]:
+    types = (np.float32, np.int32)
+    return {
+        key: packed_numbers(part.astype(kind)) for (key, part), kind in zip(found._asdict().items(), types, strict=True)
+    }
 
 
 def _differences(a: Member, b: Member) -> list[dict[str, Any]]:

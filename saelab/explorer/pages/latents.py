@@ -1,8 +1,10 @@
 """The table of latents, and one latent."""
 
+import time
 from typing import Any
 
 from saelab.explorer.database import NUMBERS
+from saelab.explorer.route import Page, Route
 from saelab.explorer.search import Query, filled, latents, place_of
 from saelab.explorer.windows import label_of, windows
 from saelab.explorer.workspace import Member, Workspace
@@ -10,6 +12,27 @@ from saelab.explorer.workspace import Member, Workspace
 SHOWN = {"top": 12, "random": 6, "silent": 4, "near": 4}
 PER_INTERVAL = 3
 OLDER = "an older saelab collected them without the model's own last norm: collect again with --recollect true"
+ROUTES = (
+    Page(
+        "/run/{name}/latents", lambda w, r: table(w, r.name, r.query),
+        name="latents", title="Latents", module="latents", in_copies=True,
+    ),
+    Page(
+        "/run/{name}/latent/{latent}", lambda w, r: latent(w, r.name, r.latent, r.query),
+        name="latent", parent="latents", module="latent", in_copies=True,
+    ),
+    Route(
+        "/run/{name}/latent/{latent}/examples",
+        lambda w, r: examples(w, r.name, r.latent, r.query.get("kind", "top"), r.number("offset", 0)),
+    ),
+    Route(
+        "/run/{name}/latent/{latent}/context",
+        lambda w, r: context(w, r.name, r.latent, r.number("row"), r.number("before", 100), r.number("after", 100)),
+    ),
+    Route(
+        "/run/{name}/latent/{latent}/note", lambda w, r: note(w, r.name, r.latent, r.body, time.time()), "POST"
+    ),
+)  # fmt: skip
 
 
 def table(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, Any]:

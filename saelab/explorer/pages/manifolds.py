@@ -17,6 +17,7 @@ import torch
 from saelab.analysis.manifolds import read_manifolds
 from saelab.explorer.directions import directions_of, principal
 from saelab.explorer.pages.compare import bare_name, packed_numbers
+from saelab.explorer.route import Page, Route
 from saelab.explorer.windows import units_of
 from saelab.explorer.workspace import Member, Workspace
 from saelab.geometry import components, participation_ratio
@@ -28,6 +29,15 @@ CLUSTERS, CLUSTER_LATENTS, CLOUD_ROWS = 60, 64, 1500
 CONTEXT = 6
 LINKED = 0.15
 """Cosine from which on two latents are joined in the force graph."""
+ROUTES = (
+    Page(
+        "/run/{name}/manifolds", lambda w, r: manifolds(w, r.name, r.query),
+        name="manifolds", title="Manifolds", module="manifolds",
+    ),
+    Route("/run/{name}/map", lambda w, r: places(w, r.name, r.query.get("map", "umap"), r.query)),
+    Route("/run/{name}/around", lambda w, r: around(w, r.name, r.latent)),
+    Route("/run/{name}/cloud", lambda w, r: cloud(w, r.name, r.query)),
+)  # fmt: skip
 
 
 def manifolds(workspace: Workspace, name: str, values: dict[str, str]) -> dict[str, Any]:

@@ -5,61 +5,48 @@ Read from a result of `saelab meta` (see `saelab.analysis.meta`) whose `sae` is 
 
 # Shape letters: M meta-latents, L latents of the SAE, D width.
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from saelab.analysis.meta import read_meta
-from saelab.explorer.directions import directions_of, head_of
+from saelab.explorer.directions import head_of
+from saelab.explorer.meta_result import MetaResult
+from saelab.explorer.route import Page, Route
 from saelab.explorer.workspace import Member, Workspace
-from saelab.sae.files import load
 
 BOOSTED, BASE, LIST_BASE, BINS = 10, 24, 4, 24
 
 
-def found_for(workspace: Workspace, member: Member) -> dict[str, Any] | None:
-    """The meta-SAE's result for an SAE, None if none is loaded."""
-    held = workspace.__dict__.setdefault("metas", {})
-    if member.name not in held:
-        own = None
-        for folder in workspace.results["meta"]:
-            result = read_meta(folder)
-            if Path(result["sae"]).name in (member.name, member.folder.resolve().name):
-                own = result | {"folder": folder, "by_meta": _by_meta(result)}
-        held[member.name] = own  # once all could be read: a damaged one is said each time
-    found: dict[str, Any] | None = held[member.name]
-    return found
-
-
-def _by_meta(result: dict[str, Any]) -> dict[int, list[tuple[int, float]]]:
-    """(latent, value) of each meta-latent, largest first."""
-    codes = result["codes"]
-    found: dict[int, list[tuple[int, float]]] = {}
-    for latent, number, value in zip(
-        codes["latent"].tolist(), codes["meta"].tolist(), codes["value"].tolist(), strict=True
-    ):
-        found.setdefault(number, []).append((latent, value))
-    return {number: sorted(pairs, key=lambda pair: -pair[1]) for number, pairs in found.items()}
+ROUTES = (
+    Page("/run/{name}/meta", lambda w, r: meta(w, r.name), name="meta", title="Meta", module="meta"),
+    Page(
+        "/run/{name}/meta/{latent}", lambda w, r: meta_latent(w, r.name, r.latent),
+        name="meta_latent", parent="meta", module="meta",
+    ),
+    Route("/run/{name}/latent/{latent}/meta", lambda w, r: of_latent(w, r.name, r.latent)),
+)  # fmt: skip
 
 
 def meta(workspace: Workspace, name: str) -> dict[str, Any]:
     """All meta-latents of an SAE."""
     member = workspace[name]
     page = {"page": "meta", "title": f"Meta-latents of {name}", "run": name}
-    result = found_for(workspace, member)
+    result = workspace.meta(member)
     if result is None:
         return page | {"why_not": f"no meta-SAE of {name} is loaded: add the folder that `saelab meta` wrote"}
+    metas = result.content["metas"]
     lines = [
         {
             "meta": number,
-            "count": len(result["by_meta"].get(number, [])),
+            "count": len(result.latents.get(number, [])),
             "mean": round(float(mean), 4),
-            "base": [_base(member, *pair) for pair in result["by_meta"].get(number, [])[:LIST_BASE]],
+            "base": [_base(member, *pair) for pair in result.latents.get(number, [])[:LIST_BASE]],
         }
-        for number, mean in zip(result["metas"]["meta"].tolist(), _plain(result["metas"]["mean"]), strict=True)
+        for number, mean in zip(metas["meta"].tolist(), _plain(metas["mean"]), strict=True)
     ]
-    about = {key: result.get(key) for key in ("n_latents", "n_alive", "n_meta", "k", "explained", "l0", "controls")}
+    about = {
+        key: result.content.get(key) for key in ("n_latents", "n_alive", "n_meta", "k", "explained", "l0", "controls")
+    }
     return page | {"metas": sorted(lines, key=lambda line: -line["count"]), "about": about}
 
 
@@ -77,10 +64,10 @@ def _base(member: Member, latent: int, value: float) -> dict[str, Any]:
 def meta_latent(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
     """One meta-latent: its base latents, a histogram of its values, the tokens that it boosts."""
     member = workspace[name]
-    result = found_for(workspace, member)
-    if result is None or not 0 <= number < result["n_meta"]:
+    result = workspace.meta(member)
+    if result is None or not 0 <= number < result.n_meta:
         raise LookupError(f"{name} has no meta-latent {number}")
-    pairs = result["by_meta"].get(number, [])
+    pairs = result.latents.get(number, [])
     values = torch.tensor([value for _, value in pairs])
     most = float(values.max()) if len(values) else 1.0
     counts = torch.histc(values, BINS, 0, most).int().tolist() if len(values) else [0] * BINS
@@ -89,7 +76,7 @@ def meta_latent(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
         "title": f"Meta-latent {number} of {name}",
         "run": name,
         "meta": number,
-        "n_meta": result["n_meta"],
+        "n_meta": result.n_meta,
         "count": len(pairs),
         "histogram": {"counts": counts, "high": most},
         "base": [_base(member, *pair) for pair in pairs[:BASE]],
@@ -98,13 +85,11 @@ def meta_latent(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
     }
 
 
-def _boosted(workspace: Workspace, member: Member, result: dict[str, Any], number: int) -> dict[str, Any]:
+def _boosted(workspace: Workspace, member: Member, result: MetaResult, number: int) -> dict[str, Any]:
     """Tokens along the meta-latent's own direction, `boosted`, or why there are none, `why_not_boosted`."""
     if not member.vocabulary:
         return {"boosted": [], "why_not_boosted": "these rows are of no language model"}
-    if "directions" not in result:
-        result["directions"] = directions_of(load(result["folder"] / "sae"))
-    direction = result["directions"][number]
+    direction = result.directions[number]
     head, why_not = head_of(workspace.model(member), len(direction))
     if head is None:
         return {"boosted": [], "why_not_boosted": why_not}
@@ -116,21 +101,16 @@ def _boosted(workspace: Workspace, member: Member, result: dict[str, Any], numbe
 def of_latent(workspace: Workspace, name: str, latent: int) -> dict[str, Any]:
     """A latent's meta-latents, each with the other latents it goes through most."""
     member = workspace[name]
-    result = found_for(workspace, member)
+    result = workspace.meta(member)
     if result is None:
         return {"latent": latent, "metas": []}
-    codes = result["codes"]
-    own = codes["latent"] == latent
-    pairs = sorted(
-        zip(codes["meta"][own].tolist(), codes["value"][own].tolist(), strict=True), key=lambda pair: -pair[1]
-    )
     return _base(member, latent, 1.0) | {
         "metas": [
             {
                 "meta": number,
                 "value": round(value, 4),
-                "base": [_base(member, *pair) for pair in result["by_meta"][number] if pair[0] != latent][:5],
+                "base": [_base(member, *pair) for pair in result.latents[number] if pair[0] != latent][:5],
             }
-            for number, value in pairs[:6]
+            for number, value in result.metas(latent)[:6]
         ]
     }

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from saelab.explorer.pages.prompt import lens_of
+from saelab.explorer.route import Route
 from saelab.explorer.workspace import Workspace
 from saelab.metrics.n2g.last_token import LastToken
 from saelab.metrics.n2g.n2g import Asked, Example, find_patterns
 
 EXAMPLES, CONTEXT = 8, 12
 """Top examples that patterns are made from, and tokens of each up to the one that fires."""
+ROUTES = (Route("/run/{name}/latent/{latent}/pattern", lambda w, r: pattern(w, r.name, r.latent)),)
 
 
 def pattern(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def pattern(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
     if member.database.latent(number) is None:
         raise LookupError(f"{name} has no latent {number}")
     member.need_text()
-    lens = lens_of(workspace, member)
+    lens = workspace.lens(member)
     at, values = member.database.activations(number)
     value_at = dict(zip(at.tolist(), values.tolist(), strict=True))
     examples = []

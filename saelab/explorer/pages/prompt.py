@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from saelab.explorer.lens import MODES, Change, Lens
+from saelab.explorer.route import Page, Route
 from saelab.explorer.windows import label_of, units_of
 from saelab.explorer.workspace import Member, Workspace
 from saelab.models.token_text import Spelled, strongest, unit_at
@@ -14,6 +15,13 @@ CHANGES, STRENGTH, NEW_TOKENS = 16, 50.0, 64
 """Latents changed at once, how much, and tokens written, at most."""
 BEFORE, AFTER = 48, 16
 """Tokens around an example that the model reads for ablation effects, at most."""
+ROUTES = (
+    Page("/run/{name}/prompt", lambda w, r: page(w, r.name), name="prompt", title="Prompt", module="prompt"),
+    Route("/run/{name}/prompt", lambda w, r: prompt(w, r.name, r.body), "POST"),
+    Route("/run/{name}/ablate", lambda w, r: ablate(w, r.name, r.body), "POST"),
+    Route("/run/{name}/steer", lambda w, r: steer(w, r.name, r.body), "POST"),
+    Route("/run/{name}/latent/{latent}/effects", lambda w, r: effects(w, r.name, r.latent, r.number("row"))),
+)
 
 
 def page(workspace: Workspace, name: str) -> dict[str, Any]:
@@ -23,16 +31,6 @@ def page(workspace: Workspace, name: str) -> dict[str, Any]:
     return {"page": "prompt", "title": f"Prompt, {name}", "run": name, "limits": limits, "others": [
         other for other in workspace.members if other != name
     ], "model": member.saved.origin.get("model")}  # fmt: skip
-
-
-def lens_of(workspace: Workspace, member: Member) -> Lens:
-    """The model through this SAE; one for each SAE."""
-    held: dict[str, Lens] = workspace.__dict__.setdefault("lenses", {})
-    if member.name not in held:
-        if member.sae.d_in != workspace.model(member).d_in:
-            raise ValueError(f"{member.name} reads other rows than {workspace.model(member).name} gives")
-        held[member.name] = Lens(member.sae, workspace.model(member))
-    return held[member.name]
 
 
 def _spelled(lens: Lens, text: Any) -> Spelled:
@@ -51,7 +49,7 @@ def _spelled(lens: Lens, text: Any) -> Spelled:
 def prompt(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, Any]:
     """Which latents fire on each token of a text; tokens that are parts of one character are one."""
     member = workspace[name]
-    lens = lens_of(workspace, member)
+    lens = workspace.lens(member)
     spelled = _spelled(lens, body.get("text"))
     if not spelled.ids:
         raise ValueError("text has no tokens")
@@ -90,7 +88,7 @@ def _about(member: Member, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
 def ablate(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, Any]:
     """What each latent active at one token of a text does there: exact, by running the model without it."""
     member = workspace[name]
-    lens = lens_of(workspace, member)
+    lens = workspace.lens(member)
     spelled = _spelled(lens, body.get("text"))
     shown, ids = spelled.units(), lens.begun(spelled.ids)
     place = _whole(body, "token", 0, len(shown) - 1)
@@ -109,7 +107,7 @@ def effects(workspace: Workspace, name: str, number: int, row: int) -> dict[str,
     """What a latent does around one row of the corpus: per-token effects of its ablation, and the tokens it moves."""
     member = workspace[name]
     member.need_text()
-    lens = lens_of(workspace, member)
+    lens = workspace.lens(member)
     if not 0 <= number < member.sae.n_latents:
         raise LookupError(f"{name} has no latent {number}")
     if not 0 <= row < member.database.meta()["rows"]:
@@ -145,7 +143,7 @@ def effects(workspace: Workspace, name: str, number: int, row: int) -> dict[str,
 def steer(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, Any]:
     """How the model goes on with a text, unchanged and with latents changed."""
     member = workspace[name]
-    lens = lens_of(workspace, member)
+    lens = workspace.lens(member)
     spelled = _spelled(lens, body.get("text"))
     ids = lens.begun(spelled.ids)
     changes = _changes(body.get("changes"), member.sae.n_latents)

@@ -3,11 +3,17 @@
 from typing import Any
 
 from saelab.core.read import expect
+from saelab.explorer.route import Page, Route
 from saelab.explorer.workspace import Member, Workspace
 from saelab.sae.files import read_config
 
 POINTS = 600
 """Records of a log that are drawn; of a longer one, evenly spaced ones."""
+ROUTES = (
+    Page("/", lambda w, r: runs(w), name="runs", title="Runs", module="runs", in_copies=True),
+    Page("/run/{name}", lambda w, r: run(w, r.name), name="run", title="Run", module="runs", in_copies=True),
+    Route("/run/{name}/log", lambda w, r: log(w, r.name, r.number("after", -1))),
+)
 
 
 def runs(workspace: Workspace) -> dict[str, Any]:
@@ -23,7 +29,7 @@ def runs(workspace: Workspace) -> dict[str, Any]:
 def _line(member: Member) -> dict[str, Any]:
     config = _config(member)
     scores = member.saved.scores
-    last = _log(member)[-1:] or [{}]
+    last = member.saved.training_log[-1:] or [{}]
     return {
         "name": member.name,
         "folder": str(member.folder),
@@ -63,11 +69,6 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _log(member: Member) -> list[dict[str, Any]]:
-    """The records of training; what was measured later stands in the log too, and is left out."""
-    return member.saved.training_log
-
-
 def run(workspace: Workspace, name: str) -> dict[str, Any]:
     """One SAE: settings, scores, training curves."""
     member = workspace[name]
@@ -77,14 +78,14 @@ def run(workspace: Workspace, name: str) -> dict[str, Any]:
         "run": _line(member),
         "config": member.saved.config if member.saved.is_run else _config(member),
         "origin": member.saved.origin,
-        "log": thinned(_log(member)),
+        "log": thinned(member.saved.training_log),
     }
 
 
 def log(workspace: Workspace, name: str, after: int) -> dict[str, Any]:
     """Records of later steps than `after`, for a page that follows a run that is going."""
     member = workspace[name]
-    records = [record for record in _log(member) if record["step"] > after]
+    records = [record for record in member.saved.training_log if record["step"] > after]
     return {"records": thinned(records), "state": "trained" if member.is_trained else "training"}
 
 

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from saelab.core.read import fits
-from saelab.explorer.lens import Lens
 from saelab.explorer.pages.ladder import ladder
-from saelab.explorer.pages.prompt import lens_of
-from saelab.explorer.pages.runs import _log
+from saelab.explorer.route import Page, Route
 from saelab.explorer.windows import label_of
 from saelab.explorer.workspace import Workspace
 from saelab.sae.files import read_config
 
 PASSAGES, PASSAGE = 12, 96
+ROUTES = (
+    Page("/scaling", lambda w, r: scaling(w), name="scaling", title="Scaling", module="scaling"),
+    Route("/run/{name}/norms", lambda w, r: norms(w, r.name)),
+)
 
 
 def scaling(workspace: Workspace) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def scaling(workspace: Workspace) -> dict[str, Any]:
         if not member.is_trained or not member.saved.is_run:
             continue
         config = read_config(member.saved.sae_folder)
-        scores, log = member.saved.scores, _log(member)
+        scores, log = member.saved.scores, member.saved.training_log
         score = scores.get("fvu")
         l0 = scores.get("l0", {}).get("value") or (log[-1]["l0"] if log else None)
         loss = score or ({"value": log[-1]["fvu"], "low": None, "high": None} if log else None)
@@ -83,7 +85,7 @@ def norms(workspace: Workspace, name: str) -> dict[str, Any]:
     """
     member = workspace[name]
     member.need_text()
-    lens: Lens = lens_of(workspace, member)
+    lens = workspace.lens(member)
     rows, points = member.database.meta()["rows"], []
     for first in np.linspace(0, max(0, rows - PASSAGE), PASSAGES).astype(int).tolist():
         corpus = member.database.corpus(first, first + PASSAGE)

@@ -21,7 +21,7 @@ const GROUPS = {
   dead: "never fired, left out",
 };
 
-export function drawCompare(data, main) {
+function drawCompare(data, main) {
   const pick = (side) =>
     h(
       "select",
@@ -567,3 +567,5 @@ function scoreTable(data) {
     ),
   );
 }
+
+export const draw = { compare: drawCompare };

@@ -9,7 +9,7 @@ import { chips, example, view } from "./tokens.js";
 
 const KINDS = { top: "Top", intervals: "Intervals", random: "Random", near: "Near misses" };
 
-export function drawLatent(data, main) {
+function drawLatent(data, main) {
   const own = data.numbers,
     path = `/run/${data.run}/latent/${data.latent}`;
   const query = parameters();
@@ -446,3 +446,5 @@ function noteBox(data, path) {
     h("div", { class: "bar", style: { margin: "8px 0 0" } }, tags, h("button", { onclick: save }, "Save"), share, said),
   );
 }
+
+export const draw = { latent: drawLatent };

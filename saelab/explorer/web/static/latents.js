@@ -55,7 +55,7 @@ function meter(density) {
   return h("span", { class: "meter" }, h("i", { style: { width: `${Math.min(100, share)}%` } }));
 }
 
-export function drawLatents(data, main) {
+function drawLatents(data, main) {
   const path = `/run/${data.run}/latents.json`;
   const state = () => Object.fromEntries(parameters());
   let cache = new Map(),
@@ -277,3 +277,5 @@ export function drawLatents(data, main) {
   drawRows();
   if (isStatic) filter.disabled = false;
 }
+
+export const draw = { latents: drawLatents };

@@ -1,65 +1,38 @@
 // The frame around every page, and which module draws it.
 
 import { get, isStatic, link } from "./api.js";
-import { drawCompare } from "./compare.js";
 import { h, hideTip, svg } from "./dom.js";
 import { forgetKeys, help, key, listen } from "./keys.js";
-import { drawLatent } from "./latent.js";
-import { drawLatents } from "./latents.js";
-import { drawManifolds } from "./manifolds.js";
-import { drawMeta, drawMetaLatent } from "./meta.js";
-import { drawPrompt } from "./prompt.js";
-import { drawRun, drawRuns } from "./runs.js";
-import { drawScaling } from "./scaling.js";
 
-const DRAW = {
-  runs: drawRuns,
-  run: drawRun,
-  latents: drawLatents,
-  latent: drawLatent,
-  prompt: drawPrompt,
-  compare: drawCompare,
-  meta: drawMeta,
-  meta_latent: drawMetaLatent,
-  scaling: drawScaling,
-  manifolds: drawManifolds,
-  error: drawError,
-};
-const OF_RUN = [
-  ["", "Run", "run"],
-  ["/latents", "Latents", "latents latent"],
-  ["/prompt", "Prompt", "prompt"],
-  ["/manifolds", "Manifolds", "manifolds"],
-  ["/meta", "Meta", "meta meta_latent"],
-];
+// The pages that there are: name, path, module, title of the tab, and the page under whose tab it stands.
+const read = (name) => JSON.parse(document.getElementById(name).textContent);
+const names = read("names");
+const pages = read("pages");
+
+async function drawerOf(name) {
+  const page = pages.find((one) => one.name === name);
+  return page ? (await import(`./${page.module}.js`)).draw[name] : drawError;
+}
 
 function drawError(data, main) {
   main.replaceChildren(h("div", { class: "panel notice" }, h("h1", {}, data.title), h("p", {}, data.error)));
 }
 
-function frame(data, names) {
-  const here = (kinds) => (kinds.split(" ").includes(data.page) ? "here" : "");
+function frame(data) {
+  const page = pages.find((one) => one.name === data.page);
+  const tab = page?.parent ?? page?.name;
   const run = data.run?.name ?? data.run ?? (names.includes(last()) ? last() : names[0]);
   try {
     sessionStorage.setItem("saelab-run", run);
   } catch {
     /* then pages of no run show the first one's tabs */
   }
-  const pages = isStatic ? OF_RUN.slice(1, 2) : OF_RUN;
-  const tabs = [h("a", { href: link("/"), class: here("runs") }, "Runs")];
-  if (run)
-    tabs.push(
-      ...pages.map(([path, title, kinds]) => h("a", { href: link(`/run/${run}${path}`), class: here(kinds) }, title)),
-    );
-  if (!isStatic)
-    tabs.push(
-      h("a", { href: link("/compare"), class: here("compare") }, "Compare"),
-      h("a", { href: link("/scaling"), class: here("scaling") }, "Scaling"),
-    );
-  const same =
-    { latent: "/latents", meta_latent: "/meta" }[data.page] ??
-    OF_RUN.find(([, , kinds]) => kinds.split(" ").includes(data.page))?.[0] ??
-    "";
+  const at = (path, name) => link(path.replace("{name}", name));
+  const tabs = pages
+    .filter((one) => one.title && (run || !one.path.includes("{name}")))
+    .map((one) => h("a", { href: at(one.path, run), class: one.name === tab ? "here" : "" }, one.title));
+  const path = pages.find((one) => one.name === tab)?.path;
+  const same = path?.includes("{name}") ? path : "/run/{name}";
   const choose =
     run && names.length > 1
       ? h(
@@ -67,7 +40,7 @@ function frame(data, names) {
           {
             "aria-label": "SAE",
             onchange: (event) => {
-              location.href = link(`/run/${event.target.value}${same}`);
+              location.href = at(same, event.target.value);
             },
           },
           names.map((name) => h("option", { value: name, selected: name === run }, name)),
@@ -119,28 +92,27 @@ function turn() {
   } catch {
     /* then it lasts as long as the page */
   }
-  show(shown_);
+  show(shown_, asked);
 }
 
 let shown_ = null;
 
-function show(data) {
+// Only the last page asked for is shown, in whatever order answers and modules come.
+let asked = 0;
+
+async function show(data, own = ++asked) {
+  const draw = await drawerOf(data.page);
+  if (own !== asked) return;
   shown_ = data;
   hideTip();
   forgetKeys();
   document.title = `${data.title} · saelab`;
-  frame(data, names);
+  frame(data);
   key("?", "this list", help);
   key("t", "light or dark", turn);
-  DRAW[data.page](data, document.getElementById("main"));
+  draw(data, document.getElementById("main"));
   document.documentElement.dataset.ready = data.page;
 }
-
-const read = (name) => JSON.parse(document.getElementById(name).textContent);
-const names = read("names");
-
-// Only the last address asked for is shown, in whatever order the answers come.
-let asked = 0;
 
 async function route() {
   const own = ++asked;
@@ -149,7 +121,7 @@ async function route() {
     title: "Not found",
     error: error.message,
   }));
-  if (own === asked) show(data);
+  show(data, own);
 }
 
 listen();

@@ -21,7 +21,7 @@ function mixed(share) {
   return `rgb(${ends[low].map((one, n) => Math.round(one + (ends[low + 1][n] - one) * (place - low))).join(" ")})`;
 }
 
-export function drawManifolds(data, main) {
+function drawManifolds(data, main) {
   let density = [],
     cluster = [];
   let map = parameters().get("map") ?? "umap",
@@ -286,3 +286,5 @@ export function drawManifolds(data, main) {
   }
   if (chosen.length) choose(chosen);
 }
+
+export const draw = { manifolds: drawManifolds };

@@ -7,7 +7,7 @@ import { count, number, percent, shown, words } from "./format.js";
 import { metaBox } from "./latent.js";
 import { chips } from "./tokens.js";
 
-export function drawMeta(data, main) {
+function drawMeta(data, main) {
   const bar = h("div", { class: "bar" }, h("h1", { class: "grow" }, "Meta-latents of ", data.run));
   if (data.why_not) return main.replaceChildren(bar, h("div", { class: "panel notice" }, data.why_not));
   const { about } = data;
@@ -77,7 +77,7 @@ function controls(found) {
   return panel("Against controls", h("div", { class: "scrolls" }, h("table", {}, h("tbody", {}, rows))));
 }
 
-export function drawMetaLatent(data, main) {
+function drawMetaLatent(data, main) {
   const step = (by) => link(`/run/${data.run}/meta/${(data.meta + by + data.n_meta) % data.n_meta}`);
   main.replaceChildren(
     h(
@@ -136,3 +136,5 @@ export function drawMetaLatent(data, main) {
     ),
   );
 }
+
+export const draw = { meta: drawMeta, meta_latent: drawMetaLatent };

@@ -15,7 +15,7 @@ const BY = {
   exact: "loss without it (exact)",
 };
 
-export function drawPrompt(data, main) {
+function drawPrompt(data, main) {
   if (!data.model)
     return main.replaceChildren(
       h("div", { class: "panel notice" }, `${data.run} does not read the rows of a model, so there is no text to try.`),
@@ -442,3 +442,5 @@ function parse(text) {
     })
     .filter((one) => Number.isInteger(one.latent) && Number.isFinite(one.value));
 }
+
+export const draw = { prompt: drawPrompt };

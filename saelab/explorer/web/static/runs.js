@@ -8,7 +8,7 @@ import { parameters, remember } from "./api.js";
 
 const MAIN = ["fvu", "l0", "ce_recovered", "dead", "cosine", "nearest_cosine"];
 
-export function drawRuns(data, main) {
+function drawRuns(data, main) {
   const metrics = MAIN.filter((name) => data.runs.some((run) => run.scores[name]));
   const columns = [
     ["name", (run) => run.name],
@@ -120,7 +120,7 @@ export function scoreText(score) {
   return [number(score.value, 4), margin ? h("span", { class: "pm" }, ` ±${number(margin, 2)}`) : null];
 }
 
-export function drawRun(data, main) {
+function drawRun(data, main) {
   const { run } = data;
   const scores = Object.entries(run.scores);
   const curves = h("div", {});
@@ -271,3 +271,5 @@ function drawCurves(records, box) {
     );
   }
 }
+
+export const draw = { runs: drawRuns, run: drawRun };

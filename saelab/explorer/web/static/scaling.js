@@ -6,7 +6,7 @@ import { drawLadder } from "./ladder.js";
 import { number, shown } from "./format.js";
 import { literal, plot, SHADES } from "./plots.js";
 
-export function drawScaling(data, main) {
+function drawScaling(data, main) {
   const { points, fit } = data;
   const loss = h("div", { class: "plot", style: { height: "380px" } }),
     norms = h("div", { class: "plot", style: { height: "420px" } });
@@ -190,3 +190,5 @@ function table(points) {
     ),
   );
 }
+
+export const draw = { scaling: drawScaling };
