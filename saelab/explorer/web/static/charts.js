@@ -55,7 +55,7 @@ export function histogram(counts, low, high, { height = 110, log = false, unit =
 }
 
 // A tree of two levels around a root: { label, act, children: [{ label, size, act, children }] }.
-export function radial(root, { size = 340 } = {}) {
+export function radial(root, { size = 340, margin = 56 } = {}) {
   const middle = size / 2,
     inner = size * 0.2,
     outer = size * 0.36;
@@ -103,7 +103,7 @@ export function radial(root, { size = 340 } = {}) {
   nodes.push(svg("circle", { cx: middle, cy: middle, r: 9, class: "node root", tip: root.label }));
   return svg(
     "svg",
-    { class: "chart", viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": "tree" },
+    { class: "chart", viewBox: `${-margin} 0 ${size + 2 * margin} ${size}`, role: "img", "aria-label": "tree" },
     edges,
     nodes,
   );
