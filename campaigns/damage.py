@@ -3,6 +3,7 @@
 A damaged file may also be one that anybody could have written: another value, another kind of value, a part less.
 """
 
+import contextlib
 import json
 import random
 import sqlite3
@@ -142,11 +143,17 @@ def _table(draw: random.Random, file: Path) -> str:
     with sqlite3.connect(file) as connection:
         (name, column), odd = _column(draw, connection), draw.choice(IN_TABLES)
         change = draw.choice((f"DROP TABLE {name}", f"DELETE FROM {name}", f"UPDATE {name} SET {column} = ?"))
-        try:
-            connection.execute(change, (odd,) if "?" in change else ())
-        except sqlite3.Error:
-            connection.execute(f"DELETE FROM {name}")
+        change = _executed(connection, (change, (odd,) if "?" in change else ()), (f"DELETE FROM {name}", ()))
     return f"{change} {odd!r}"
+
+
+def _executed(connection: sqlite3.Connection, *changes: tuple[str, tuple[Any, ...]]) -> str:
+    """The first of some changes that the table takes: an index without content takes few."""
+    for change, values in changes:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute(change, values)
+            return change
+    return "nothing to change in it"
 
 
 def _row(draw: random.Random, file: Path) -> str:
@@ -158,10 +165,12 @@ def _row(draw: random.Random, file: Path) -> str:
         old = draw.choice(values)
         if isinstance(old, bytes) and draw.random() < 0.5:
             odd = old[: draw.randrange(len(old) + 1)]
-        try:
-            connection.execute(f"UPDATE {name} SET {column} = ? WHERE {column} IS ?", (odd, old))
-        except sqlite3.Error:
-            connection.execute(f"DELETE FROM {name} WHERE {column} IS ?", (old,))
+        where = f"WHERE {column} IS ?"
+        _executed(
+            connection,
+            (f"UPDATE {name} SET {column} = ? {where}", (odd, old)),
+            (f"DELETE FROM {name} {where}", (old,)),
+        )
     return f"{name}.{column} {str(old)[:20]!r} made {str(odd)[:20]!r}"
 
 
