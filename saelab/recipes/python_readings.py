@@ -1,7 +1,7 @@
-"""Which simple reading of Python code fits a latent: "inside a comment", "the name after `def`", "the token `self`".
+"""Which simple reading of Python code fits a latent: "in a comment", "name: of a function defined", "the token `self`".
 
-Every reading is a yes or no for each token of the text, worked out from Python's own tokenizer, and a latent is put
-beside the reading that its strong activations agree with best:
+Every reading is a yes or no for each token of windows of Python files, from the labels of `saelab.tasks`, and a latent
+is put beside the reading that its strong activations agree with best:
 
     F1 = 2 TP / (strong tokens + tokens the reading holds for)        strong: above `STRONG` of the latent's largest
 
@@ -10,26 +10,26 @@ This is a first look for people, not a metric: of many latents and readings the 
 
 # Shape letters: N tokens, K kept per token, L latents.
 
-import io
-import keyword
-import tokenize
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from saelab.core.codes import Codes
+from saelab.models.tokens import TokenRows
+from saelab.tasks.python_labels import TASKS, YES, Labels
+from saelab.tasks.python_tasks import PythonWindow
 
 STRONG = 0.3
 """Share of a latent's largest activation above which it counts as strongly active."""
 FREQUENT_TOKENS = 150
 MIN_TOKENS = 30
 """Readings that hold for fewer tokens are left out."""
-Mark = Callable[[str, tuple[int, int], tuple[int, int]], None]
+TOO_WIDE = ("text: in code", "block: at module level")
+"""Tasks that hold for most of the code there is."""
 SPELLED_OUT = 2
 """At most this many of the chosen latents just stand for one token."""
 
@@ -42,12 +42,26 @@ class TokenizedText:
     """The text of each token; "" for all parts of a character but the first."""
     document: Tensor
     """[N]."""
+    holds: dict[str, np.ndarray] = field(default_factory=dict)
+    """Tokens that a task says yes to, [N] bool, by task."""
 
-    def documents(self) -> list[tuple[int, int]]:
-        """Each document's first token and the one behind its last."""
-        edges = (self.document.diff() != 0).nonzero().flatten() + 1
-        starts = [0, *edges.tolist()]
-        return list(zip(starts, [*starts[1:], len(self.pieces)], strict=True))
+    @classmethod
+    def of(cls, windows: Sequence[PythonWindow], blocks: Sequence[TokenRows]) -> "TokenizedText":
+        """The tokens kept of packed blocks, with spans, whose documents are these windows."""
+        document = torch.cat([block.document[block.keep] for block in blocks])
+        spans = torch.cat([block.spans[block.keep] for block in blocks if block.spans is not None])
+        counts = torch.bincount(document, minlength=len(windows)).tolist()
+        pieces: list[str] = []
+        holds = {task: np.zeros(len(document), bool) for task in TASKS}
+        for window, own in zip(windows, spans.split(counts), strict=True):
+            place = slice(len(pieces), len(pieces) + len(own))
+            for task, yes in tokens_labelled(window.labels, window.text, own[:, 0].numpy()).items():
+                holds[task][place] = yes
+            done = 0
+            for end in own[:, 1].tolist():
+                pieces.append(window.text[done:end])
+                done = end
+        return cls(pieces, document, holds)
 
 
 @dataclass(frozen=True)
@@ -59,14 +73,22 @@ class Reading:
     f1: float
 
 
+def tokens_labelled(labels: Labels, text: str, start: np.ndarray) -> dict[str, np.ndarray]:
+    """Which tokens of a text a task says yes to, [T] bool, by task.
+
+    Args:
+        labels: of the units of the text.
+        text: the text.
+        start: the first visible character of each token, [T].
+    """
+    visible = np.array([place < len(text) and not text[place].isspace() for place in start.tolist()], bool)
+    unit = np.minimum(np.searchsorted(labels.at, start), max(0, len(labels.at) - 1))
+    return {task: visible & (label[unit] == YES) for task, label in labels.of.items()} if len(labels.at) else {}
+
+
 def readings(text: TokenizedText) -> dict[str, np.ndarray]:
     """Yes or no for every token, by the reading's label."""
-    found: dict[str, np.ndarray] = {}
-    for start, end in text.documents():
-        pieces = text.pieces[start:end]
-        for label, where in _syntax("".join(pieces)).items():
-            spans = found.setdefault(label, np.zeros(len(text.pieces), dtype=bool))
-            spans[start:end] = _tokens_in(pieces, where)
+    found = dict(_named(text.holds))
     stripped = [piece.strip() for piece in text.pieces]
     frequent = Counter(piece for piece in stripped if piece.isidentifier() and len(piece) > 1)
     words = np.array(stripped)
@@ -75,77 +97,12 @@ def readings(text: TokenizedText) -> dict[str, np.ndarray]:
     return {label: mask for label, mask in found.items() if mask.sum() >= MIN_TOKENS}
 
 
-def _tokens_in(pieces: list[str], marked: np.ndarray) -> np.ndarray:
-    """Tokens whose first visible character is marked; [tokens] from marks per character."""
-    yes, place = np.zeros(len(pieces), dtype=bool), 0
-    for number, piece in enumerate(pieces):
-        first = place + len(piece) - len(piece.lstrip())
-        yes[number] = first < place + len(piece) and marked[first]
-        place += len(piece)
-    return yes
-
-
-def _syntax(source: str) -> dict[str, np.ndarray]:
-    """Marks per character for every syntactic reading, as far as the source can be tokenized."""
-    lines = np.cumsum([0, *(len(line) + 1 for line in source.split("\n"))])
-    marks: dict[str, np.ndarray] = {}
-
-    def mark(label: str, begin: tuple[int, int], end: tuple[int, int]) -> None:
-        spans = marks.setdefault(label, np.zeros(len(source), dtype=bool))
-        spans[lines[begin[0] - 1] + begin[1] : lines[end[0] - 1] + end[1]] = True
-
-    line: list[tokenize.TokenInfo] = []
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type in (tokenize.INDENT, tokenize.DEDENT, tokenize.NL, tokenize.ENDMARKER):
-                continue
-            if token.type == tokenize.COMMENT:
-                mark("inside a comment", token.start, token.end)
-            elif token.type == tokenize.NEWLINE:
-                _mark_line(line, mark)
-                line = []
-            else:
-                line.append(token)
-    except (tokenize.TokenError, SyntaxError):
-        pass  # the text was cut there; what came before stands
-    return marks
-
-
-def _mark_line(line: list[tokenize.TokenInfo], mark: Mark) -> None:
-    """Mark the readings of one logical line."""
-    if not line:
-        return
-    first = line[0]
-    if len(line) == 1 and first.type == tokenize.STRING:
-        mark("inside a docstring", first.start, first.end)
-        return
-    whole = (first.end, line[-1].end)
-    if first.string in ("import", "from"):
-        mark("in an import statement", *whole)
-    elif first.string == "@":
-        mark("in a decorator", *whole)
-    elif first.string in ("if", "elif", "while"):
-        mark("in the condition of an if or while", *whole)
-    elif first.string in ("for", "with", "return", "raise", "except", "assert", "del", "global"):
-        mark(f"in a line that begins with `{first.string}`", *whole)
-    for before, token in pairwise(line):
-        _mark_token(before, token, first, mark)
-
-
-def _mark_token(before: tokenize.TokenInfo, token: tokenize.TokenInfo, first: tokenize.TokenInfo, mark: Mark) -> None:
-    if token.type == tokenize.NUMBER:
-        mark("a number", token.start, token.end)
-    elif token.type == tokenize.STRING:
-        mark("inside a string", token.start, token.end)
-    elif token.type == tokenize.NAME and not keyword.iskeyword(token.string):
-        if before.string in ("def", "class", "as", "not", "in", "is", "import", "raise", "except"):
-            mark(f"the name after `{before.string}`", token.start, token.end)
-        elif before.string == ".":
-            mark("an attribute, after a dot", token.start, token.end)
-        if first.string == "def" and before.string in ("(", ","):
-            mark("a parameter of a function", token.start, token.end)
-    if before.string in ("==", "=", "->", "**", "[", "{", "%"):
-        mark(f"right after `{before.string}`", token.start, token.end)
+def _named(holds: dict[str, np.ndarray]) -> Iterable[tuple[str, np.ndarray]]:
+    """Tasks that make a reading, under the words that people read: "in a comment" for "text: in a comment"."""
+    for task, mask in holds.items():
+        group, _, rest = task.partition(": ")
+        if group != "letter" and task not in TOO_WIDE:
+            yield rest if rest.startswith("in ") else task, mask
 
 
 def choose(codes: Codes, text: TokenizedText, count: int = 10) -> list[Reading]:

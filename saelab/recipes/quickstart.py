@@ -16,17 +16,19 @@ from saelab.core.files import write_json
 from saelab.core.log import read_training
 from saelab.core.read import Row, read_json
 from saelab.core.run import Run
-from saelab.data.store import Store
 from saelab.metrics import TextEvaluation, measure
 from saelab.metrics.keep import keep_scores
-from saelab.models.harvest import harvest
+from saelab.models.harvest import blocks_of, harvest
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
+from saelab.models.text import Document
+from saelab.models.tokens import pack
 from saelab.recipes.python_readings import TokenizedText, choose, contexts
 from saelab.recipes.score_table import value_and_interval
 from saelab.recipes.train_options import complete, parsed
 from saelab.sae.files import load_sae
 from saelab.sae.sae import SAE
+from saelab.tasks.python_tasks import python_windows
 from saelab.train.job import resume_run
 
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
@@ -34,8 +36,8 @@ SHOWN = ("Density", "DeadLatents", "Downstream", "L0", "NearestCosine", "Reconst
 """What is measured at once; `saelab measure` does the whole suite."""
 READING = {"latent": int, "label": str, "f1": float, "density": float, "contexts": [Row(str, str, str)]}
 READINGS = {"latents": [READING]}
-READ_TOKENS = 60_000
-"""Tokens that the latents shown are chosen on."""
+READ_FILES = 60
+"""Files whose windows the latents shown are chosen on: about 60,000 tokens."""
 
 
 def quickstart(
@@ -100,20 +102,19 @@ def _make(run: Run, tokens: int, measure_tokens: int) -> None:
     sae = load_sae(run.folder)
     evaluation = TextEvaluation(SUBJECT, measure_tokens, model=model)
     measured = measure({"sae": sae}, evaluation, SHOWN)["sae"]
-    write_json(run.folder / "latents.json", {"latents": _latents(sae, store, model)})
+    write_json(run.folder / "latents.json", {"latents": _latents(sae, model)})
     keep_scores(run, measured, evaluation.origin())
 
 
 @torch.no_grad()
-def _latents(sae: SAE, store: Store, model: LanguageModel) -> list[dict[str, Any]]:
+def _latents(sae: SAE, model: LanguageModel) -> list[dict[str, Any]]:
     """Ten latents that a Python programmer recognises, with the code that excites them most."""
-    rows, columns = store.rows(0, 0, READ_TOKENS), store.columns(0)
-    codes = sae.encode(rows.float())
-    document = columns["document"][: len(rows)]
-    of_documents = columns["token"][: len(rows)].split(document.unique_consecutive(return_counts=True)[1].tolist())
-    pieces = [model.token_text.of_ids(tokens.tolist()).pieces() for tokens in of_documents]
-    text = TokenizedText([piece for own in pieces for piece in own], document)
-    density = codes.counts() / len(rows)
+    windows = list(python_windows(SUBJECT.text, READ_FILES))
+    documents = [Document(window.file.name, window.text) for window in windows]
+    blocks = list(pack(documents, model.tokenizer, SUBJECT.seq_len, blocks_of(SUBJECT), spans=True))
+    codes = sae.encode(torch.cat([model.activations(block.ids)[block.keep].float() for block in blocks]))
+    text = TokenizedText.of(windows, blocks)
+    density = codes.counts() / len(codes)
     return [
         {
             "latent": reading.latent,

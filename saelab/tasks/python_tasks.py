@@ -46,6 +46,21 @@ class Line:
         }
 
 
+@dataclass(frozen=True)
+class PythonWindow:
+    """Whole lines of a file, with labels of all their units; places are counted from the window's first character."""
+
+    file: Document
+    text: str
+    labels: Labels
+
+
+def python_windows(source: str = "stdlib", files: int = FILES) -> Iterator[PythonWindow]:
+    """Windows of Python files, up to WINDOWS_A_FILE of each; see `python_lines` for the arguments."""
+    for document in _files(source, files):
+        yield from _windows(document, _draw(document))
+
+
 def python_lines(source: str = "stdlib", files: int = FILES, examples: int = EXAMPLES) -> list[Line]:
     """Windows of Python files with labels.
 
@@ -54,7 +69,7 @@ def python_lines(source: str = "stdlib", files: int = FILES, examples: int = EXA
         files: how many to read.
         examples: of a task, at most; a part has at most half of them.
     """
-    lines = [line for document in _files(source, files) for line in _windows(document)]
+    lines = [line for document in _files(source, files) for line in _lines(document)]
     order = sorted(lines, key=lambda line: _hash(line.text))
     left: dict[tuple[str, str, bool], int] = {}
     for line in order:
@@ -81,19 +96,30 @@ def _files(source: str, count: int) -> Iterator[Document]:
             return
 
 
-def _windows(document: Document) -> Iterator[Line]:
+def _lines(document: Document) -> Iterator[Line]:
+    draw = _draw(document)
+    split = "test" if _hash(document.text) % 2 else "train"
+    for window in _windows(document, draw):
+        line = Line(window.text, document.name, split)
+        _ask(line, window.labels, draw)
+        yield line
+
+
+def _draw(document: Document) -> np.random.Generator:
+    return np.random.default_rng(_hash(document.text))
+
+
+def _windows(document: Document, draw: np.random.Generator) -> Iterator[PythonWindow]:
     try:
         labels = labels_of(document.text)
     except (SyntaxError, ValueError):
         return
-    draw = np.random.default_rng(_hash(document.text))
-    split = "test" if _hash(document.text) % 2 else "train"
     spans = list(_spans(document.text))
     for which in sorted(draw.permutation(len(spans))[:WINDOWS_A_FILE]):
         start, end = spans[which]
-        line = Line(document.text[start:end], document.name, split)
-        _ask(line, labels, slice(*np.searchsorted(labels.at, [start, end])), start, draw)
-        yield line
+        units = slice(*np.searchsorted(labels.at, [start, end]))
+        own = {name: found[units] for name, found in labels.of.items()}
+        yield PythonWindow(document, document.text[start:end], Labels(labels.at[units] - start, own))
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
@@ -109,10 +135,9 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
         yield start, place
 
 
-def _ask(line: Line, labels: Labels, window: slice, start: int, draw: np.random.Generator) -> None:
+def _ask(line: Line, labels: Labels, draw: np.random.Generator) -> None:
     """Draw the units of a window that are asked about."""
-    at = labels.at[window] - start
-    of = {name: found[window] for name, found in labels.of.items()}
+    at, of = labels.at, labels.of
 
     def marks(task: str, units: Iterable[int]) -> list[tuple[int, bool]]:
         return [(int(at[unit]), bool(of[task][unit] == YES)) for unit in units]

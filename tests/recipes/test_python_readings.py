@@ -2,12 +2,24 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 
 from saelab.core.codes import Codes
+from saelab.models.text import Document
+from saelab.models.tokens import TokenRows
 from saelab.recipes import python_readings as module
-from saelab.recipes.python_readings import Reading, TokenizedText, choose, contexts, readings
+from saelab.recipes.python_readings import (
+    Reading,
+    TokenizedText,
+    choose,
+    contexts,
+    readings,
+    tokens_labelled,
+)
+from saelab.tasks.python_labels import Labels, labels_of
+from saelab.tasks.python_tasks import PythonWindow
 
 
 @dataclass
@@ -26,10 +38,31 @@ class Labelled:
             self.document.append(number)
 
     def text(self) -> TokenizedText:
-        return TokenizedText(self.pieces, torch.tensor(self.document))
+        """The text, read as the windows that it is made of."""
+        numbers = torch.tensor(self.document)
+        windows, spans = [], []
+        for number in numbers.unique_consecutive().tolist():
+            pieces = [piece for piece, own in zip(self.pieces, self.document, strict=True) if own == number]
+            text, end = "".join(pieces), np.cumsum([len(piece) for piece in pieces])
+            blank = [len(piece) - len(piece.lstrip() or piece) for piece in pieces]
+            spans.append(np.stack([end - [len(piece) for piece in pieces] + blank, end], 1))
+            windows.append(PythonWindow(Document("a.py", text), text, labels_or_none(text)))
+        order = numbers.unique_consecutive(return_inverse=True)[1]
+        keep = torch.ones(1, len(numbers), dtype=torch.bool)
+        block = TokenRows(
+            keep.long(), order[None], order[None], keep, [], torch.from_numpy(np.concatenate(spans))[None]
+        )
+        return TokenizedText.of(windows, [block])
 
     def where(self, *kinds: str) -> torch.Tensor:
         return torch.tensor([kind in kinds for kind in self.kinds])
+
+
+def labels_or_none(text: str) -> Labels:
+    try:
+        return labels_of(text)
+    except SyntaxError:
+        return Labels(np.empty(0, np.int64), {})
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +95,16 @@ def planted(places: dict[int, torch.Tensor], latents: int = 12, noise: float = 0
 def test_planted_latents_are_found_with_the_right_labels_and_f1_of_one(code):
     codes = planted({3: code.where("comment"), 7: code.where("self"), 5: code.where("name")})
     found = {reading.latent: reading for reading in choose(codes, code.text())}
-    assert found[3] == Reading(3, "inside a comment", 1.0)
+    assert found[3] == Reading(3, "in a comment", 1.0)
     assert found[7] == Reading(7, "the token `self`", 1.0)
-    assert found[5] == Reading(5, "the name after `def`", pytest.approx(2 / 3))  # as its tails are names too
+    assert found[5] == Reading(5, "name: of a function defined", pytest.approx(2 / 3))  # as its tails are names too
     both = planted({5: code.where("name", "name tail")})
-    assert choose(both, code.text())[0] == Reading(5, "the name after `def`", 1.0)
+    assert choose(both, code.text())[0] == Reading(5, "name: of a function defined", 1.0)
 
 
 @pytest.mark.parametrize(
     ("kind", "label"),
-    [("attribute", "an attribute, after a dot"), ("number", "a number"), ("docstring", "inside a docstring")],
+    [("attribute", "name: attribute"), ("number", "mark: number"), ("docstring", "in a docstring")],
 )
 def test_other_readings(code, kind, label):
     kinds = [kind]
@@ -91,22 +124,20 @@ def test_f1_is_worked_out_from_strong_activations(code):
     where[comment[::2]] = True
     others = code.where("number", "parameter").nonzero().flatten()[: len(comment[::2])]
     where[others] = True
-    reading = next(r for r in choose(planted({0: where}), code.text()) if r.label == "inside a comment")
+    reading = next(r for r in choose(planted({0: where}), code.text()) if r.label == "in a comment")
     assert reading.f1 == pytest.approx(2 * len(comment[::2]) / (where.sum().item() + len(comment)))
 
 
 def test_weak_activations_do_not_count(code):
     weak = 0.9 * module.STRONG
-    assert choose(planted({3: code.where("comment")}, noise=weak), code.text())[0] == Reading(
-        3, "inside a comment", 1.0
-    )
+    assert choose(planted({3: code.where("comment")}, noise=weak), code.text())[0] == Reading(3, "in a comment", 1.0)
     strong = choose(planted({3: code.where("comment")}, noise=3 * module.STRONG), code.text())
     assert all(reading.f1 < 0.9 for reading in strong if reading.latent == 3)
 
 
 def test_signed_codes_count_by_their_size(code):
     codes = planted({3: code.where("comment")})
-    assert choose(codes.with_values(-codes.values), code.text())[0] == Reading(3, "inside a comment", 1.0)
+    assert choose(codes.with_values(-codes.values), code.text())[0] == Reading(3, "in a comment", 1.0)
 
 
 def test_sparse_codes_give_the_same_choice_as_full_ones(code):
@@ -140,53 +171,19 @@ def test_rare_readings_are_left_out(code):
     assert readings(short.text()) == {}
 
 
-def marks(source: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The marked characters of every reading, one piece a character."""
-    monkeypatch.setattr(module, "MIN_TOKENS", 1)
-    text = TokenizedText(list(source), torch.zeros(len(source), dtype=torch.int64))
-    return {
-        label: "".join(c for c, yes in zip(source, mask, strict=True) if yes) for label, mask in readings(text).items()
-    }
+def test_a_token_is_what_its_first_visible_character_is():
+    text = "import os  # two\nx = 1\n"
+    start = np.array([0, 7, 11, 13, 16, 17, 21, 22])  # import, os, # and two, the end of the line, x, 1, nothing more
+    found = tokens_labelled(labels_of(text), text, start)
+    assert found["name: imported"].tolist() == [False] * 8  # the alias in an import is no use of the name
+    assert found["text: in a comment"].tolist() == [False, False, True, True, False, False, False, False]
+    assert found["expression: in an import"].tolist() == [True, True, False, False, False, False, False, False]
+    assert found["mark: number"].tolist() == [False, False, False, False, False, False, True, False]
 
 
-def test_each_syntactic_reading_marks_what_it_says(monkeypatch):
-    source = (
-        "from os import path as p\n@cached(1)\ndef area(w, *, h=2):\n    if w == h:\n        raise Oops\n"
-        "    return w ** 2\nclass Box(Base):\n    x.y = 'a b'\nfor i in range(3):\n    assert not i\n"
-    )
-    found = marks(source, monkeypatch)
-    assert found["in an import statement"] == "osimportpathasp"
-    assert found["in a decorator"] == "cached(1)"
-    assert found["in the condition of an if or while"] == "w==h:"
-    assert found["the name after `def`"] == "area"
-    assert found["the name after `class`"] == "Box"
-    assert found["the name after `as`"] == "p"
-    assert found["the name after `raise`"] == "Oops"
-    assert found["a parameter of a function"].startswith("wh")
-    assert found["inside a string"] == "'ab'"
-    assert found["an attribute, after a dot"] == "y"
-    assert found["right after `==`"] == "h"
-    assert found["in a line that begins with `for`"] == "iinrange(3):"
-
-
-def test_text_that_is_cut_keeps_what_came_before(monkeypatch):
-    assert marks("x = 1  # one\ny = (2,\n", monkeypatch)["inside a comment"] == "#one"
-    assert marks("x = 1  # one\ny = '''cut", monkeypatch)["inside a comment"] == "#one"
-    assert marks("x = 1  # one\n        y = 2\n  z\n", monkeypatch)["inside a comment"] == "#one"
-
-
-@pytest.mark.parametrize("break_", ["\x0c\n", "s = '\u2028'\n", "s = '\x1c'\n", "s = '\x85'\n"])
-def test_only_newlines_end_lines(monkeypatch, break_):
-    """The standard library has form feeds between its parts."""
-    assert marks(f"a = 1\n{break_}b = 2  # two\nc = 3\n", monkeypatch)["inside a comment"] == "#two"
-
-
-def test_documents_do_not_run_into_one_another():
-    written = Labelled()
-    for number in range(40):
-        written.add(number, "x", " =", " '''", "open", " for", " ever")  # never closed: its document ends there
-        written.add(number + 1000, "y", " =", (" 2", "number"), "\n")
-    assert torch.equal(torch.from_numpy(readings(written.text())["a number"]), written.where("number"))
+def test_what_holds_for_most_code_is_no_reading(code):
+    assert not {"in code", "text: in code", "block: at module level"} & readings(code.text()).keys()
+    assert not any(label.startswith("letter") for label in readings(code.text()))
 
 
 # ---- contexts ----
