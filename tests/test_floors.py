@@ -73,7 +73,10 @@ TRUSTED = {
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 8
 # Files that may be larger than that, each with its reason: {"saelab/train/trainer.py": "one loop, read top to bottom"}.
-EXCUSED: dict[str, str] = {"saelab/train/step.py": "the constructor's signature is the configuration of a run"}
+EXCUSED: dict[str, str] = {
+    "saelab/sae/sae.py": "the constructor's signature is the configuration of an SAE",
+    "saelab/train/step.py": "the constructor's signature is the configuration of a run",
+}
 VAGUE_NAMES = {"utils.py", "common.py", "helpers.py", "types.py", "registry.py"}
 
 
@@ -360,12 +363,12 @@ def test_foreign_import_in_its_place_is_fine(tmp_path, file, code):
 @pytest.mark.parametrize(
     ("file", "code", "complaint"),
     [
-        ("saelab/sae/sae.py", "x = 0\n" * 400, "saelab/sae/sae.py:1: 401 lines, more than 400"),
-        ("saelab/sae/sae.py", "def long():\n" + "    pass\n" * 60,
-         "saelab/sae/sae.py:2: long has 61 lines, more than 60"),
-        ("saelab/sae/sae.py", "def wide(self, a, b, c, d, e, /, f, g, h, *, i): ...",
-         "saelab/sae/sae.py:2: wide has 9 parameters, more than 8"),
-        ("saelab/sae/sae.py", "try:\n    x = 0\nexcept:\n    raise", "saelab/sae/sae.py:4: bare except"),
+        ("saelab/sae/stack.py", "x = 0\n" * 400, "saelab/sae/stack.py:1: 401 lines, more than 400"),
+        ("saelab/sae/stack.py", "def long():\n" + "    pass\n" * 60,
+         "saelab/sae/stack.py:2: long has 61 lines, more than 60"),
+        ("saelab/sae/stack.py", "def wide(self, a, b, c, d, e, /, f, g, h, *, i): ...",
+         "saelab/sae/stack.py:2: wide has 9 parameters, more than 8"),
+        ("saelab/sae/stack.py", "try:\n    x = 0\nexcept:\n    raise", "saelab/sae/stack.py:4: bare except"),
         ("saelab/sae/utils.py", "",
          "saelab/sae/utils.py:1: a helper lives with the idea that it serves, not in utils.py"),
         ("saelab/assets/make.py", "", "saelab/assets/make.py:1: assets/ holds no Python"),

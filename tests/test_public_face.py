@@ -13,6 +13,7 @@ from saelab.interchange.family import Family
 from saelab.recipes.options import parse, parser_for
 from saelab.recipes.train_options import add_options
 from saelab.sae.base import Activation, Dictionary, Loss
+from saelab.sae.scale import Scale
 from saelab.scaling.law import Law
 from saelab.train.algorithm import Algorithm
 from saelab.train.optimizer import Optimizer
@@ -28,7 +29,7 @@ saelab.SAE(d_in=8, n_latents=16, activation="topk")
 """
 
 
-@pytest.mark.parametrize("kind", [Activation, Dictionary, Loss, Algorithm, Optimizer, Family, Law])
+@pytest.mark.parametrize("kind", [Activation, Dictionary, Loss, Scale, Algorithm, Optimizer, Family, Law])
 def test_a_package_names_every_variant_that_discovery_finds_in_it(kind: type[Component]):
     package = importlib.import_module(kind.home)
     own = {name for name, variant in kind.variants().items() if variant.__module__.startswith(kind.home + ".")}

@@ -3,8 +3,9 @@
 Every SAE carries its input scaling (`saelab.sae.scale`). Two SAEs trained on one site's rows have nearly the same mean
 and scale, up to the sample these come from, and folding takes them to the data's units exactly. Where they are far
 apart the rows cannot have been the same; where one scaling is the identity (a folded or a foreign SAE) the dictionary
-alone cannot tell, and rows have to (`check_reads`). Rows also tell of an SAE that was hardly trained (`doubt`): the
-latents of one that reconstructs nothing can be compared like any others, and what comes out means nothing.
+alone cannot tell, and rows have to (`check_reads`). SAEs that scale every row by itself compare with their like alone.
+Rows also tell of an SAE that was hardly trained (`doubt`): the latents of one that reconstructs nothing can be
+compared like any others, and what comes out means nothing.
 """
 
 # Shape letters: D input width, N rows.
@@ -17,8 +18,6 @@ import torch
 from saelab.analysis.rows import Rows
 from saelab.sae.autoencoder import Autoencoder
 
-FURTHEST_SCALE, FURTHEST_MEAN = 1.5, 0.5
-"""By which factor scales may differ, and by how much of a scale the entries of means (root mean square)."""
 HARDLY = 0.9
 """FVU from which an SAE is said to reconstruct next to nothing; our choice."""
 BLOCK_ROWS = 4096
@@ -67,22 +66,9 @@ def check_origins(first: str, name: str, origins: Mapping[str, Mapping[str, Any]
 
 
 def _check_scales(first: str, one: Autoencoder, name: str, other: Autoencoder) -> None:
-    if one.scale.sites != other.scale.sites:
-        raise ValueError(f"{first} has {one.scale.sites} scales of its rows, {name} has {other.scale.sites}")
-    if is_identity(one) or is_identity(other):
-        return
-    a, b = one.scale.size.double().cpu(), other.scale.size.double().cpu()
-    apart = ((one.scale.mean.double().cpu() - other.scale.mean.double().cpu()) / torch.minimum(a, b)).square().mean()
-    if (a / b).max() > FURTHEST_SCALE or (b / a).max() > FURTHEST_SCALE or apart.sqrt() > FURTHEST_MEAN:
-        raise ValueError(
-            f"{first} and {name} were trained on rows of different normalisation: scale {a.max():.4g} and "
-            f"{b.max():.4g}, means {apart.sqrt():.2g} scales apart"
-        )
-
-
-def is_identity(sae: Autoencoder) -> bool:
-    """Whether an SAE reads rows as they are."""
-    return not sae.scale.mean.any() and bool((sae.scale.scale == 1).all())
+    why = one.scale.difference(other.scale)
+    if why:
+        raise ValueError(f"{first} and {name} {why}")
 
 
 def check_width(name: str, sae: Autoencoder, rows: Rows) -> None:

@@ -51,10 +51,12 @@ class Codes:
         values: [B, K], in the units of the SAE's scaled input; zero marks an unused entry.
         indices: [B, K] int64, the latent of each entry; distinct within a row wherever the value is not zero.
         n_latents: L.
+        row_scale: [B, n], what undoing a scaling that each row has for itself needs to know of the rows
+            (`saelab.sae.scale`); None where one scaling holds for all.
     """
 
-    def __init__(self, values: Tensor, indices: Tensor | Entries, n_latents: int):
-        self.values = values
+    def __init__(self, values: Tensor, indices: Tensor | Entries, n_latents: int, row_scale: Tensor | None = None):
+        self.values, self.row_scale = values, row_scale
         self.entries = indices if isinstance(indices, Entries) else Entries(indices, n_latents)
         self.n_latents = n_latents
 
@@ -75,21 +77,37 @@ class Codes:
 
     def with_values(self, values: Tensor) -> "Codes":
         """The same entries with other values [B, K]."""
-        return Codes(values, self.entries, self.n_latents)
+        return Codes(values, self.entries, self.n_latents, self.row_scale)
+
+    def with_row_scale(self, row_scale: Tensor | None) -> "Codes":
+        """The same codes of rows with these numbers of their own [B, n]."""
+        return Codes(self.values, self.entries, self.n_latents, row_scale)
+
+    def rows(self, chosen: int | slice | Tensor) -> "Codes":
+        """The codes of some rows alone: one, a slice, their numbers [n], or which they are [B] bool."""
+        own = None if self.row_scale is None else self.row_scale[chosen]
+        entries = Entries(self.indices[chosen], self.n_latents, self.is_full)
+        return Codes(self.values[chosen], entries, self.n_latents, own)
+
+    def to(self, device: torch.device | str) -> "Codes":
+        """The same codes on a device."""
+        own = None if self.row_scale is None else self.row_scale.to(device)
+        entries = Entries(self.indices.to(device), self.n_latents, self.is_full)
+        return Codes(self.values.to(device), entries, self.n_latents, own)
 
     def flat(self) -> "Codes":
         """The same codes as [B, K], their leading dimensions flattened."""
-        if self.values.ndim == 2:
-            return self
-        width = self.values.shape[-1]
-        entries = Entries(self.indices.reshape(-1, width), self.n_latents, self.is_full)
-        return Codes(self.values.reshape(-1, width), entries, self.n_latents)
+        return self if self.values.ndim == 2 else self._shaped((-1,))
 
     def unflatten(self, leading: Sequence[int]) -> "Codes":
         """The same codes as [*leading, K]."""
-        shape = (*leading, self.values.shape[-1])
+        return self._shaped(tuple(leading))
+
+    def _shaped(self, leading: tuple[int, ...]) -> "Codes":
+        shape, own = (*leading, self.values.shape[-1]), self.row_scale
+        own = None if own is None else own.reshape(*leading, own.shape[-1])
         entries = Entries(self.indices.reshape(shape), self.n_latents, self.is_full)
-        return Codes(self.values.reshape(shape), entries, self.n_latents)
+        return Codes(self.values.reshape(shape), entries, self.n_latents, own)
 
     @property
     def active(self) -> Tensor:
@@ -128,10 +146,11 @@ class Codes:
             slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
             indices = row.new_zeros(len(active), width)
             indices[row, slot] = latent
-            return Codes(self.values.gather(1, indices).where(used, 0), indices, self.n_latents)
+            return Codes(self.values.gather(1, indices).where(used, 0), indices, self.n_latents, self.row_scale)
         unused_last = self.indices.masked_fill(~active, self.n_latents)
         slots = unused_last.sort(dim=1, stable=True).indices[:, :width]
-        return Codes(self.values.gather(1, slots).where(used, 0), self.indices.gather(1, slots), self.n_latents)
+        values, indices = self.values.gather(1, slots).where(used, 0), self.indices.gather(1, slots)
+        return Codes(values, indices, self.n_latents, self.row_scale)
 
     def table(self) -> dict[str, np.ndarray]:
         """The active entries as columns `row`, `latent` and `value`, rows ascending: what a data frame is made of.
@@ -153,13 +172,14 @@ class Codes:
     def __iter__(self) -> Iterator["Codes"]:
         """The codes [K] of one row after another."""
         flat = self.flat()
-        for values, indices in zip(flat.values, flat.indices, strict=True):
-            yield Codes(values, Entries(indices, self.n_latents, self.is_full), self.n_latents)
+        for row in range(len(flat)):
+            yield flat.rows(row)
 
     def __repr__(self) -> str:
         *rows, kept = self.values.shape
         count = " x ".join(map(str, rows)) or "1"
-        return f"Codes({count} rows, {kept} of {self.n_latents} latents kept, {self.values.dtype})"
+        own = "" if self.row_scale is None else ", each row with a scale of its own"
+        return f"Codes({count} rows, {kept} of {self.n_latents} latents kept, {self.values.dtype}{own})"
 
 
 def _array(column: Tensor) -> np.ndarray:

@@ -16,6 +16,7 @@ from saelab.interchange.plain import Plain, apart, built, check_computes
 from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.files import is_saved
 from saelab.sae.sae import SAE
+from saelab.sae.scale import Scale
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Family(Component, ABC):
     home = "saelab.interchange.families"
     title: ClassVar[str]
     """What the command line calls it."""
+    row_scales: ClassVar[tuple[type[Scale], ...]] = ()
+    """Scalings of each row by itself that `write` can say."""
 
     @abstractmethod
     def claims(self, files: Files) -> bool:
@@ -119,6 +122,8 @@ def write(sae: Autoencoder, folder: str | Path, family: str, source: dict[str, A
     if family not in known:
         raise ValueError(f"unknown family '{family}'{near_miss(family, written())}")
     with whole_folder(folder) as part:
-        plain = apart(sae)
+        plain, library = apart(sae), known[family]
+        if plain.row_scale and family in written() and type(plain.row_scale) not in library.row_scales:
+            raise library.no_form(f"rows that are each scaled by themselves ({plain.row_scale.sentence()})")
         check_computes(sae, folder)
-        return [*plain.notes, *known[family].write(plain, part, source or {})]
+        return [*plain.notes, *library.write(plain, part, source or {})]

@@ -30,6 +30,9 @@ from saelab.sae.base import Activation
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.dictionaries.expander import Expander
 from saelab.sae.sae import SAE
+from saelab.sae.scale import Scale
+from saelab.sae.scales.data_scale import DataScale
+from saelab.sae.scales.identity import Identity
 
 AXES = {
     "W_enc": "LD", "b_enc": "L", "W_dec": "LO", "b_dec": "O", "W_skip": "OD", "threshold": "L", "r_mag": "L",
@@ -51,6 +54,7 @@ class Plain:
         k: latents kept a row, or a row on average where there is a threshold.
         is_transcoder: whether other rows are written than are read.
         scale: what rows are divided by before they are encoded and multiplied with after they are decoded.
+        row_scale: how each row is scaled by itself, in the place of `scale`; None where it is not.
         notes: what was done to the weights.
     """
 
@@ -59,6 +63,7 @@ class Plain:
     k: float | None = None
     is_transcoder: bool = False
     scale: float = 1.0
+    row_scale: Scale | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -117,7 +122,8 @@ def built(plain: Plain, path: Path) -> SAE:
     activation, state = _activation(plain)
     dictionary = Dense(skip_connection="W_skip" in plain.parts)
     try:
-        sae = SAE(d_in, n_latents, activation, dictionary=dictionary, d_out=d_out if plain.is_transcoder else None)
+        d_out_or_none = d_out if plain.is_transcoder else None
+        sae = SAE(d_in, n_latents, activation, dictionary=dictionary, d_out=d_out_or_none, scale=plain.row_scale)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     sae.to(plain.parts["W_enc"].dtype)
@@ -126,7 +132,8 @@ def built(plain: Plain, path: Path) -> SAE:
         if name in plain.parts:
             tensors[f"dictionary.{name}"] = plain.parts[name]
     fit(sae, sae.state_dict() | tensors, path)
-    sae.scale.set(sae.scale.mean.clone(), plain.scale)
+    if isinstance(sae.scale, DataScale):
+        sae.scale.set(torch.zeros(d_in), plain.scale)
     return sae
 
 
@@ -139,7 +146,8 @@ def check_computes(sae: Autoencoder, path: Path) -> None:
         if not finite.all():
             raise ValueError(f"{path}: {name} holds NaN or infinity in {int((~finite).sum()):,} places")
     row = torch.randn(1, sae.d_in, generator=torch.Generator().manual_seed(0))
-    row = sae.scale.undo(row.to(sae.device, sae.dtype))
+    row = row.to(sae.device, sae.dtype)
+    row = sae.scale.undo(row, sae.scale.numbers(row))
     codes = sae.encode(row)
     if not (torch.isfinite(codes.values).all() and torch.isfinite(sae.decode(codes, row)).all()):
         raise ValueError(f"{path}: a row of random numbers is reconstructed as NaN or infinity")
@@ -162,7 +170,11 @@ def _activation(plain: Plain) -> tuple[Activation, dict[str, Tensor]]:
 
 @torch.no_grad()
 def apart(sae: Autoencoder) -> Plain:
-    """An SAE of ours as plain tensors, its scaling folded into them; ValueError for one that has other parts."""
+    """An SAE of ours as plain tensors, scalings that one mean and size make folded into them.
+
+    Raises:
+        ValueError: for one that has other parts.
+    """
     if not isinstance(sae, SAE) or type(sae.dictionary) not in (Dense, Expander):
         found = type(sae.dictionary).__name__ if isinstance(sae, SAE) else type(sae).__name__
         raise ValueError(
@@ -171,10 +183,16 @@ def apart(sae: Autoencoder) -> Plain:
     if sae.mesh.shards > 1:
         raise ValueError("this process holds a part of the SAE's latents: load the saved SAE in one process")
     notes, dtype = [], sae.dtype
-    scales = (sae.scale, sae.target_scale)
-    if any(one.mean.any() or (one.scale != 1).any() for one in scales):
+    row_scale = type(sae.scale)() if sae.scale.per_row else None
+    folded = [one for one in {sae.scale, sae.target_scale} if not (one.per_row or one.is_identity)]
+    if folded:
         notes.append("folded the scaling of rows: codes are in the units of the data")
-    sae = copy.deepcopy(sae).double().fold()
+    sae = copy.deepcopy(sae).double()
+    if row_scale is None:
+        sae.fold()
+    elif sae.d_out:
+        nothing = Identity().setup(sae.d_in).double().fixed()
+        sae.activation.rescale(sae.dictionary.fold(nothing, sae.target_scale.fixed()))
     dictionary = sae.dictionary
     assert isinstance(dictionary, Dense)
     written = dictionary.directions().detach()
@@ -189,4 +207,4 @@ def apart(sae: Autoencoder) -> Plain:
         parts["W_skip"] = dictionary.W_skip.detach()
     reading = sae.activation.plain()
     parts = {name: part.to(dtype) for name, part in (parts | reading.parts).items()}
-    return Plain(parts, reading.kind, reading.k, sae.d_out is not None, notes=notes)
+    return Plain(parts, reading.kind, reading.k, sae.d_out is not None, row_scale=row_scale, notes=notes)

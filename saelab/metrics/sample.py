@@ -67,7 +67,8 @@ def codes_of(sae: Autoencoder, rows: Tensor) -> Codes:
     width = max(part.values.shape[1] for part in parts)
     values = [torch.nn.functional.pad(part.values, (0, width - part.values.shape[1])) for part in parts]
     indices = [torch.nn.functional.pad(part.indices, (0, width - part.indices.shape[1])) for part in parts]
-    return Codes(torch.cat(values), torch.cat(indices), sae.n_latents)
+    own = [part.row_scale for part in parts if part.row_scale is not None]
+    return Codes(torch.cat(values), torch.cat(indices), sae.n_latents, torch.cat(own) if own else None)
 
 
 def _hash(number: np.ndarray) -> np.ndarray:

@@ -15,12 +15,13 @@ from saelab.models.subject import Subject
 from saelab.recipes.options import explained
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.sae.sae import SAE
+from saelab.sae.scale import Scale
 from saelab.train.algorithm import Algorithm
 from saelab.train.config import MeshConfig, SAEConfig, TrainConfig, TrainerConfig
 from saelab.train.optimizer import Optimizer
 from saelab.train.trainer import Trainer
 
-KINDS: list[type[Component]] = [Activation, Loss, Dictionary, Algorithm, Optimizer, World]
+KINDS: list[type[Component]] = [Activation, Loss, Dictionary, Scale, Algorithm, Optimizer, World]
 DEFAULTS = {
     "sae.n_latents": 4096,
     "sae.activation": {"class_path": "TopK", "init_args": {"k": 32}},

@@ -124,6 +124,9 @@ class Autoencoder(nn.Module, ABC):
     def data_directions(self, latents: Tensor | None = None, normalised: bool = False) -> Tensor:
         """What a code of 1 adds to a reconstruction, in the units of the data; [L, D].
 
+        Where every row has a size of its own (`scale.per_row`), it is what a row of size 1 gets: other rows get a
+        multiple of it, which `data_values` says.
+
         Args:
             latents: numbers [n] of those wanted; by default all.
             normalised: whether to bring them to unit norm; sites with scales of their own weigh by these.
@@ -133,8 +136,20 @@ class Autoencoder(nn.Module, ABC):
         return F.normalize(written, dim=1) if normalised else written
 
     def data_bias(self) -> Tensor:
-        """What is decoded when no latent is active, in the units of the data; [D]."""
-        return self.target_scale.undo(self.dictionary.bias())
+        """What is decoded when no latent is active, in the units of the data; [D].
+
+        Where every row has a centre and size of its own, of a row with centre 0 and size 1.
+        """
+        bias = self.dictionary.bias()
+        return bias if self.target_scale.per_row else self.target_scale.undo(bias)
+
+    def data_values(self, codes: Codes) -> Tensor:
+        """Values [..., K] of codes in the unit of `data_directions`: times these they add up to what is decoded.
+
+        Raises:
+            ValueError: where every row has sizes of its own and several sites: there is no one factor then.
+        """
+        return self.target_scale.data_values(codes)
 
     def alive(self, after: int | None = None) -> Tensor:
         """Latents active in the last `after` rows of training, by default as many as `Firing.horizon`; [L] bool.

@@ -21,7 +21,7 @@ from saelab.core.components import Component
 from saelab.core.mesh import ALONE, Mesh
 from saelab.kernels.gradient import LatentGradients, Term
 from saelab.sae.autoencoder import Autoencoder, Decoder
-from saelab.sae.scale import Scale
+from saelab.sae.scale import Fixed
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Dictionary(Component, Decoder, nn.Module, ABC):
         return self.gradients.of(weight) if self.gradients else None
 
     @abstractmethod
-    def fold(self, read: Scale, written: Scale) -> Tensor:
+    def fold(self, read: Fixed, written: Fixed) -> Tensor:
         """Absorb the scalings of the rows read and written, so that rows go in and come out unscaled.
 
         Returns:

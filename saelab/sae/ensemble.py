@@ -6,7 +6,9 @@
 Either is one SAE over the latents of all members: a code is the member's own code in the units of the data, divided
 by S where bagging averages, and the directions are the members' of unit length. So its scaling is the identity, and it
 encodes, decodes and is measured like any other SAE. It is not trained as a whole: `saelab.train.ensemble` trains the
-members. Transcoders are left out.
+members. Members that scale every row by itself are averaged where they all do it in one way, which then is the
+ensemble's too, in whose units codes are; boosting, where members read other rows, leaves them out. So does either
+transcoders.
 """
 
 # Shape letters: B rows, D width, L latents of all members together, S members.
@@ -28,6 +30,7 @@ from saelab.sae.autoencoder import CONFIG, ENSEMBLE, FORMAT, Autoencoder, Decode
 from saelab.sae.firing import Firing
 from saelab.sae.sae import SAE
 from saelab.sae.scale import Scale
+from saelab.sae.scales.identity import Identity
 
 HOW = ("bagging", "boosting")
 MEMBERS = "member-*"
@@ -79,7 +82,8 @@ class Ensemble(Autoencoder):
             members before left over.
 
     Raises:
-        ValueError: for no members, members of different widths, transcoders, or members dealt to several processes.
+        ValueError: for no members, members of different widths, transcoders, members dealt to several processes, or
+            scalings that do not go together.
     """
 
     d_out: None = None
@@ -94,7 +98,7 @@ class Ensemble(Autoencoder):
         self.how, self.d_in = how, saes[0].d_in
         self.n_latents = sum(sae.n_latents for sae in saes)
         self.members = nn.ModuleList(saes)
-        self.scale = Scale(self.d_in).to(saes[0].device, saes[0].dtype)
+        self.scale = _scale_of(saes, how).to(saes[0].device, saes[0].dtype)
         self.dictionary = SideBySide(saes, self.weight)
         self.firing = _counted(saes)
 
@@ -109,7 +113,7 @@ class Ensemble(Autoencoder):
         return 1 / len(self.members) if self.how == "bagging" else 1.0
 
     def encode(self, x: Rows) -> Codes:
-        """Codes over all members' latents of rows x [..., D], in the units of the data."""
+        """Codes over all members' latents of rows x [..., D], in the units of the data, or of scaled rows (see top)."""
         left, leading = flat_rows(x, self.d_in, self.device)
         parts = []
         for number, sae in enumerate(self.saes):
@@ -118,12 +122,14 @@ class Ensemble(Autoencoder):
                 left = left - sae.decode(own)
             factors = self.dictionary.sizes(number) * self.weight
             parts.append(own.with_values(own.values * factors[own.indices]))
-        codes = _beside(parts)
+        codes = _beside(parts).with_row_scale(parts[0].row_scale if self.scale.per_row else None)
         return codes if len(leading) == 1 else codes.unflatten(leading)
 
     def decode(self, codes: Codes, x: Rows | None = None) -> Tensor:
         """Reconstructed rows [..., D], in the units of the data; x is not needed."""
-        return self.dictionary.decode(codes.flat()).view(*codes.values.shape[:-1], self.d_in)
+        flat = codes.flat()
+        x_hat = self.scale.undo(self.dictionary.decode(flat), flat.row_scale)
+        return x_hat.view(*codes.values.shape[:-1], self.d_in)
 
     def config(self) -> dict[str, Any]:
         """What an ensemble is, without its members."""
@@ -152,6 +158,27 @@ def _check(saes: Sequence[SAE]) -> None:
             raise ValueError(f"the members read the same rows: member {number} has d_in={sae.d_in}, not {saes[0].d_in}")
         if sae.mesh.shards > 1:
             raise ValueError(f"an ensemble lives on one process; member {number} is dealt to {sae.mesh.shards} shards")
+
+
+def _scale_of(saes: Sequence[SAE], how: str) -> Scale:
+    """The ensemble's own scaling: the members' where they scale every row by itself, and else none."""
+    first = saes[0].scale
+    for number, sae in enumerate(saes):
+        check_scale(sae, number, how)
+        if (sae.scale.per_row or first.per_row) and not sae.scale.same_as(first):
+            names = f"{sae.scale.sentence()}, member 0 {first.sentence()}"
+            raise ValueError(f"the members scale rows in one way if each row by itself: member {number} has {names}")
+    own = Scale.unused(first) if first.per_row else Identity()
+    return own.setup(saes[0].d_in, first.sites if first.per_row else 1)
+
+
+def check_scale(sae: SAE, number: int, how: str) -> None:
+    """ValueError for a member that does not fit the kind of ensemble."""
+    if how == "boosting" and sae.scale.per_row:
+        raise ValueError(
+            f"boosting adds up what members say of different rows, so none may scale each by itself; member {number} "
+            f"has {sae.scale.sentence()}"
+        )
 
 
 def _counted(saes: Sequence[SAE]) -> Firing:

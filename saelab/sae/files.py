@@ -13,7 +13,10 @@ from saelab.sae.sae import SAE
 
 TOGETHER = {"how": str, "members": int}
 PART = {"name": str}
-DESCRIBED = {"d_in": int, "n_latents": int, "activation": PART, "losses?": [PART], "dictionary?": PART, "seed?": int}
+DESCRIBED = {
+    "d_in": int, "n_latents": int, "activation": PART, "losses?": [PART], "dictionary?": PART, "seed?": int,
+    "scale?": PART,
+}  # fmt: skip
 """What the config of an SAE holds; of an ensemble, the one above."""
 
 

@@ -31,8 +31,8 @@ SLOPE = 1e-4
 def refine(sae: Autoencoder, x: Tensor, codes: Codes, rounds: int = 100, target: Tensor | None = None) -> Codes:
     """The codes with the values that reconstruct best, each of its old sign or zero.
 
-    No row's error becomes larger. The error is that of scaled rows, which is the one in the data's units where there
-    is one scale.
+    No row's error becomes larger. The error is that of scaled rows, which is the one in the data's units where a
+    row has one scale.
 
     Args:
         sae: whose directions are summed; on one process.
@@ -65,7 +65,7 @@ def _without_latents(sae: Autoencoder, x: Tensor, codes: Codes, target: Tensor |
     """What is left for the latents to reconstruct, in scaled units; [B, D]."""
     if x.ndim != 2 or x.shape[1] != sae.d_in or len(x) != len(codes):
         raise ValueError(f"expected the codes' {len(codes)} rows [B, {sae.d_in}], got {list(x.shape)}")
-    scaled = sae.scale.apply_to(x)
+    scaled = sae.scale.apply_to(x, codes.row_scale)
     wanted = scaled
     if sae.d_out:
         if target is None or target.shape != (len(x), sae.d_out):

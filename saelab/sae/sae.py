@@ -25,6 +25,7 @@ from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.firing import Firing
 from saelab.sae.quantile import BLOCK_ENTRIES
 from saelab.sae.scale import Scale
+from saelab.sae.scales.data_scale import DataScale
 
 
 class SAE(Composed):
@@ -39,6 +40,7 @@ class SAE(Composed):
         seed: of the starting weights.
         mesh: the processes that train it together; by default this one alone.
         d_out: makes it a transcoder, which reconstructs other rows, of this width, than it reads.
+        scale: how rows are scaled before they are encoded; `DataScale()` by default.
 
     Raises:
         ValueError: for sizes below 1, what is no component or one that does not fit, or latents that cannot be dealt
@@ -57,6 +59,7 @@ class SAE(Composed):
         seed: int = 0,
         mesh: Mesh = ALONE,
         d_out: int | None = None,
+        scale: Scale | None = None,
     ):
         super().__init__()
         sizes = Sizes.checked(d_in, n_latents, d_out, seed, mesh)
@@ -71,9 +74,11 @@ class SAE(Composed):
         for part in self._parts():
             part.setup(sizes)
             part.in_use = True
-        self.scale = Scale(self.d_in, self.dictionary.sites)
+        self.scale = (DataScale() if scale is None else Scale.unused(scale)).setup(self.d_in, self.dictionary.sites)
         if self.d_out:
-            self.written_scale = Scale(self.d_out, self.dictionary.sites)
+            # Of the rows to be written nothing is known but what codes of other rows say.
+            written = DataScale() if self.scale.per_row else type(self.scale)()
+            self.written_scale = written.setup(self.d_out, self.dictionary.sites)
         self.firing = Firing(sizes.own_latents, mesh)
         # Mean squared deviation of a scaled entry from its mean, fixed once from a sample: the loss's unit.
         self.register_buffer("variance", torch.ones(()))
@@ -107,19 +112,20 @@ class SAE(Composed):
             ValueError: for rows of another width, or what is no array of numbers.
         """
         rows, leading = flat_rows(x, self.d_in, self.device)
-        codes = self.activation(self.dictionary.pre(self.scale.apply_to(rows)))
-        codes = codes.compact() if codes.is_full else codes
+        numbers = self.scale.numbers(rows)
+        codes = self.activation(self.dictionary.pre(self.scale.apply_to(rows, numbers)))
+        codes = (codes.compact() if codes.is_full else codes).with_row_scale(numbers)
         return codes if len(leading) == 1 else codes.unflatten(leading)
 
     def decode(self, codes: Codes, x: Rows | None = None) -> Tensor:
         """Reconstructed rows [..., D], in the units of the data.
 
         Args:
-            codes: of the rows.
+            codes: of the rows, as `encode` gives them: with the rows' own numbers, where each has a scale of its own.
             x: the rows [..., D] themselves, needed where there is a skip connection only.
         """
-        rows = None if x is None else flat_rows(x, self.d_in, self.device)[0]
-        x_hat = self.target_scale.undo(self._past_latents(self.dictionary.decode(codes.flat()), rows))
+        rows, flat = None if x is None else flat_rows(x, self.d_in, self.device)[0], codes.flat()
+        x_hat = self.target_scale.undo(self._past_latents(self.dictionary.decode(flat), rows), flat.row_scale)
         return x_hat.view(*codes.values.shape[:-1], x_hat.shape[1])
 
     def _past_latents(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
@@ -193,12 +199,14 @@ class SAE(Composed):
             gradient: of a loss downstream with respect to the rows [B, D], for components that ask for it.
             downstream: gives the model's loss for reconstructions [B, D], for components that ask for it.
         """
-        x = self.scale.apply_to(self._rows(x))
+        numbers = self.scale.numbers(self._rows(x))
+        x = self.scale.apply_to(x, numbers)
         if self.d_out or target is not None:
-            target = self.target_scale.apply_to(self._rows(self._target(target), self.d_out))
+            target = self._rows(self._target(target), self.d_out)
+            target = self.target_scale.apply_to(target, None if self.d_out else numbers)
         pre = self.dictionary.pre(x)
         pre.gradient = gradient
-        codes = self.activation.forward_train(pre)
+        codes = self.activation.forward_train(pre).with_row_scale(numbers)
         x_hat, skipped = self.dictionary.decode(codes), self.dictionary.skip(x)
         x_hat = x_hat if skipped is None else x_hat + skipped
         return Forward(self, x, x if target is None else target, pre, codes, x_hat, downstream)
@@ -253,10 +261,14 @@ class SAE(Composed):
 
         Codes become larger, as they are then in the units of the data: by the factor `scale.scale` where there is one
         scale.
+
+        Raises:
+            ValueError: where every row has a scale of its own.
         """
-        self.activation.rescale(self.dictionary.fold(self.scale, self.target_scale))
+        read, written = self.scale.fixed(), self.target_scale.fixed()
+        self.activation.rescale(self.dictionary.fold(read, written))
         # With one scale this is exact; with one a site, sites weigh differently in the unit of the data.
-        self.variance *= self.target_scale.scale.square().mean()
+        self.variance *= written.size.square().mean()
         self.scale.reset()
         self.target_scale.reset()
         return self
@@ -300,7 +312,9 @@ class SAE(Composed):
         Raises:
             ValueError: where a component does not have that many latents.
         """
-        made = SAE(self.d_in, n_latents, self.activation, (), self.dictionary, self.seed, d_out=self.d_out)
+        made = SAE(
+            self.d_in, n_latents, self.activation, (), self.dictionary, self.seed, d_out=self.d_out, scale=self.scale
+        )
         made.to(self.device, self.dtype)
         made.load_state_dict({name: part for name, part in state.items() if not name.startswith("losses.")})
         return made.train(self.training)
@@ -315,12 +329,17 @@ class SAE(Composed):
             "losses": [loss.config() for loss in self._losses()],
             "dictionary": self.dictionary.config(),
             "seed": self.seed,
-        } | ({"d_out": self.d_out} if self.d_out else {})
+        } | self._unusual()
+
+    def _unusual(self) -> dict[str, Any]:
+        """What a config holds only where it is not the default, as files had it before there was a choice."""
+        scale = {} if type(self.scale) is DataScale else {"scale": self.scale.config()}
+        return ({"d_out": self.d_out} if self.d_out else {}) | scale
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "SAE":
         """An SAE with fresh weights from `config()`; components are looked up by name among the known ones."""
-        known = ("d_in", "n_latents", "activation", "losses", "dictionary", "seed", "d_out")
+        known = ("d_in", "n_latents", "activation", "losses", "dictionary", "seed", "d_out", "scale")
         for key in config:
             if key not in known and key != "format":
                 raise ValueError(f"unknown key '{key}' of an SAE{near_miss(key, known)}")
@@ -338,6 +357,7 @@ class SAE(Composed):
             dictionary=Dictionary.build(config.get("dictionary", {"name": "Dense"})),
             seed=config.get("seed", 0),
             d_out=config.get("d_out"),
+            scale=Scale.build(config["scale"]) if "scale" in config else None,
         )
 
     def sharded_names(self) -> set[str]:

@@ -25,6 +25,7 @@ from saelab.kernels.select import topk_linear
 from saelab.sae.base import Forward
 from saelab.sae.dictionaries.dense import Dense, DensePre
 from saelab.sae.sae import SAE
+from saelab.sae.scale import Scale
 
 STACKED = ("W_enc", "W_dec", "b_enc", "b_dec")
 
@@ -69,19 +70,23 @@ class Stack:
 
     def forward_train(self, x: Tensor) -> list[Forward]:
         """Every member's training pass on rows x [B, D]; see `SAE.forward_train`."""
-        rows = self._scaled(x)
+        scale = self._scale()
+        numbers = scale.numbers(x)
+        rows = scale.apply_to(x, numbers)
         pres, joined = self._pre_activations(rows)
-        codes = [sae.activation.forward_train(pre) for sae, pre in zip(self.saes, pres, strict=True)]
+        codes = [
+            sae.activation.forward_train(pre).with_row_scale(numbers) for sae, pre in zip(self.saes, pres, strict=True)
+        ]
         x_hats = self._decode(codes, pres, joined)
         members = zip(self.saes, pres, codes, x_hats, strict=True)
         return [Forward(sae, rows, rows, pre, own, x_hat) for sae, pre, own, x_hat in members]
 
-    def _scaled(self, x: Tensor) -> Tensor:
+    def _scale(self) -> Scale:
         first = self.saes[0].scale
         for sae in self.saes[1:]:
-            if not (torch.equal(sae.scale.mean, first.mean) and torch.equal(sae.scale.scale, first.scale)):
+            if not sae.scale.same_as(first):
                 raise ValueError("SAEs that train together need the same scaling: initialise them with the same sample")
-        return first.apply_to(x)
+        return first
 
     def _joint(self, name: str) -> Tensor:
         """A parameter of all members [M, ...] whose gradient reaches each member's own."""

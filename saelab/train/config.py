@@ -13,6 +13,7 @@ from saelab.models.subject import Subject
 from saelab.sae.activations.topk import TopK
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.sae.losses.auxk import AuxK
+from saelab.sae.scale import Scale
 from saelab.train.algorithm import Algorithm
 from saelab.train.optimizer import Optimizer
 from saelab.train.optimizers.adam import Adam
@@ -28,6 +29,7 @@ class SAEConfig:
     losses: Sequence[Loss] = field(default_factory=lambda: [AuxK()])
     dictionary: Dictionary | None = None
     seed: int = 0
+    scale: Scale | None = None
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch import Tensor
 from saelab.core.components import near_miss
 from saelab.data.source import Batch, Source
 from saelab.geometry import nearest
-from saelab.sae.ensemble import HOW, Ensemble
+from saelab.sae.ensemble import HOW, Ensemble, check_scale
 from saelab.sae.sae import SAE
 from saelab.train.trainer import Trainer
 
@@ -106,7 +106,9 @@ def train_ensemble(
         source.restore(start)
         boosts = how == "boosting" and trained
         seen = BoostedSource(source, Ensemble(trained, how)) if boosts else source
-        trained.append(Trainer(make(number), **(settings or {})).fit(seen, rows, show=show))
+        made = make(number)
+        check_scale(made, number, how)  # before hours of training
+        trained.append(Trainer(made, **(settings or {})).fit(seen, rows, show=show))
     return Ensemble(trained, how)
 
 

@@ -13,7 +13,7 @@ from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.base import Activation
 from saelab.sae.dictionaries.dense import Dense, geometric_median
-from saelab.sae.scale import Scale
+from saelab.sae.scales import DataScale
 
 D, L = 16, 64
 
@@ -180,7 +180,7 @@ def test_folding_is_the_same_map_of_unscaled_rows():
         dictionary.b_enc.copy_(torch.randn(L))
         f = dictionary.pre((x - mean) / scale).dense().relu()
         x_hat = dictionary.decode(Codes.full(f)) * scale + mean
-        known = Scale(D)
+        known = DataScale().setup(D)
         known.set(mean, scale)
         torch.testing.assert_close(dictionary.fold(known, known), torch.full((L,), 2.5))
         torch.testing.assert_close(dictionary.pre(x).dense().relu(), f * scale, rtol=1e-5, atol=1e-5)

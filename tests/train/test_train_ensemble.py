@@ -12,7 +12,7 @@ from saelab.metrics import Evaluation, measure
 from saelab.metrics.chunks import Chunk
 from saelab.sae import SAE, Ensemble
 from saelab.sae.activations.topk import TopK
-from saelab.sae.scale import Scale
+from saelab.sae.scales import DataScale
 from saelab.train import Trainer
 from saelab.train import ensemble as home
 from saelab.train.ensemble import BoostedSource, diversity, train_ensemble
@@ -244,7 +244,7 @@ def test_diversity_is_the_distance_to_the_nearest_direction_of_another_sae():
 def test_diversity_compares_directions_in_the_units_of_the_data():
     """With a scale a site, directions point elsewhere there."""
     saes = [SAE(2, 1, TopK(1)), SAE(2, 1, TopK(1))]
-    saes[1].scale = Scale(2, sites=2)
+    saes[1].scale = DataScale().setup(2, sites=2)
     saes[1].scale.set(torch.zeros(2), torch.tensor([1.0, 2.0]))
     with torch.no_grad():
         saes[0].dictionary.W_dec.copy_(torch.tensor([[1.0, 2]]))

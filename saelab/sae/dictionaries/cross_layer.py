@@ -27,7 +27,7 @@ from saelab.kernels.select import topk_linear
 from saelab.sae.base import PreActivations, Sizes
 from saelab.sae.dictionaries.crosscoder import check_sites
 from saelab.sae.dictionaries.dense import Dense
-from saelab.sae.scale import Scale
+from saelab.sae.scale import Fixed
 
 
 class CrossLayerPre(PreActivations):
@@ -110,7 +110,7 @@ class CrossLayer(Dense):
     def pre(self, x: Tensor) -> PreActivations:
         return CrossLayerPre(self, x, self.centre(x), self.b_enc, self.sizes.mesh)
 
-    def fold_reading(self, read: Scale, factor: Tensor) -> None:
+    def fold_reading(self, read: Fixed, factor: Tensor) -> None:
         means, sizes = (part.expand_as(read.mean).chunk(self.sites) for part in (read.mean, read.size))
         for site, start, stop in self.blocks:
             weight = self.W_enc[start:stop]

@@ -30,7 +30,7 @@ from saelab.kernels.decode import DENSE_SHARE, decode
 from saelab.kernels.gradient import Term, take
 from saelab.kernels.select import above_threshold, centred_linear, topk_linear
 from saelab.sae.base import Activation, Dictionary, PreActivations, Sizes
-from saelab.sae.scale import Scale
+from saelab.sae.scale import Fixed
 
 MEDIAN_ROWS = 32_768
 PROBES = 256
@@ -206,10 +206,10 @@ class Dense(Dictionary):
         return self.W_dec
 
     @torch.no_grad()
-    def fold(self, read: Scale, written: Scale) -> Tensor:
+    def fold(self, read: Fixed, written: Fixed) -> Tensor:
         # One factor for all latents, so that those with the largest codes stay the same. Where sites have scales of
         # their own, directions then are not of unit norm: what they write in the data's units is not either.
-        size = written.scale.square().mean().sqrt()
+        size = written.size.square().mean().sqrt()
         factor = size.expand(len(self.W_dec)).clone()
         self.W_dec.mul_(written.size / size)
         self.fold_reading(read, factor)
@@ -220,7 +220,7 @@ class Dense(Dictionary):
             self.b_dec.sub_(self.W_skip @ read.mean)
         return factor
 
-    def fold_reading(self, read: Scale, factor: Tensor) -> None:
+    def fold_reading(self, read: Fixed, factor: Tensor) -> None:
         """Make the encoder read unscaled rows and answer `factor` [L] times larger, but for the bias's own part."""
         if self.sizes.is_transcoder:
             self.b_enc.sub_(self.W_enc @ (read.mean / read.size))
