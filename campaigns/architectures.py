@@ -90,6 +90,7 @@ FAMILIES: dict[str, Family] = {
     "EXAONE 4": ("Exaone4", Sizes.grouped, LAYERS),
     "Falcon": ("Falcon", Sizes.plain, H),
     "Falcon, new": ("Falcon", lambda s: s.plain() | {"new_decoder_architecture": True, "num_kv_heads": 2}, H),
+    "Falcon, sequential": ("Falcon", lambda s: s.plain() | {"parallel_attn": False}, H),
     "Gemma": ("Gemma", Sizes.grouped, LAYERS),
     "Gemma 2": ("Gemma2", lambda s: s.grouped() | {"final_logit_softcapping": 5.0}, LAYERS),
     "Gemma 3": ("Gemma3Text", Sizes.grouped, LAYERS),
@@ -106,6 +107,7 @@ FAMILIES: dict[str, Family] = {
         H,
     ),
     "GPT-NeoX": ("GPTNeoX", Sizes.plain, "gpt_neox.layers"),
+    "GPT-NeoX, sequential": ("GPTNeoX", lambda s: s.plain() | {"use_parallel_residual": False}, "gpt_neox.layers"),
     "gpt-oss": ("GptOss", Sizes.experts, LAYERS),
     "Granite": (
         "Granite",

@@ -24,7 +24,8 @@ from transformer_lens.pretrained.weight_conversions import (
 )
 from transformers import PreTrainedModel
 
-from saelab.interchange.sites import SITES, architecture, hook_of, site_of
+from saelab.core.site_names import HOOKED, families
+from saelab.interchange.sites import architecture, hook_of, site_of
 from saelab.models.sites import sites_of
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 8192}
@@ -98,7 +99,8 @@ def test_hooks_and_sites(tmp_path: Path, kind: str) -> None:
     found = architecture(str(folder))
     assert found is not None
     tokens, seen = torch.randint(0, 8000, (2, 9)), {}
-    hooks = [f"blocks.{layer}.{name}" for layer in (0, 1) for name in SITES[found][1]]
+    places = [name for name in HOOKED if name in families()[found]["sites"]]
+    hooks = [f"blocks.{layer}.{name}" for layer in (0, 1) for name in places]
     sites = {hook: site_of(str(folder), hook) for hook in hooks}
     handles = [
         sites_of(model, kind, site)[0].hook(

@@ -1,8 +1,7 @@
-"""Names of places in a model: TransformerLens' hooks and module paths of transformers, where one is the other for sure.
+"""Names of places in a model for when there is no model but its name: hooks of TransformerLens and sites of ours.
 
-Only architectures whose modules were compared with the hooks stand here. A hook has no site where TransformerLens
-works on changed weights (`center_writing_weights`, `fold_ln`), or where a module's value is something else, such as
-`ln2.hook_normalized`, which lies before the layer norm's weights.
+What families of models themselves told is in `saelab.core.site_names`; here is which family a name is of. A hook has no
+site where TransformerLens works on changed weights (`center_writing_weights`, `fold_ln`), or where that is not certain.
 """
 
 import re
@@ -10,57 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from saelab.core.read import read_json
-
-LLAMA = {
-    "hook_resid_pre": ":in",
-    "hook_resid_mid": ".post_attention_layernorm:in",
-    "hook_resid_post": "",
-    "hook_attn_out": ".self_attn",
-    "attn.hook_z": ".self_attn.o_proj:in",
-    "hook_mlp_out": ".mlp",
-    "mlp.hook_post": ".mlp.down_proj:in",
-}
-SITES: dict[str, tuple[str, dict[str, str]]] = {
-    "llama": ("model.layers", LLAMA),
-    "gpt2": ("transformer.h", {
-        "hook_resid_pre": ":in",
-        "hook_resid_mid": ".ln_2:in",
-        "hook_resid_post": "",
-        "hook_attn_out": ".attn",
-        "attn.hook_z": ".attn.c_proj:in",
-        "hook_mlp_out": ".mlp",
-        "mlp.hook_post": ".mlp.c_proj:in",
-    }),
-    "gpt_neox": ("gpt_neox.layers", {
-        "hook_resid_pre": ":in",
-        "hook_resid_post": "",
-        "hook_attn_out": ".attention",
-        "attn.hook_z": ".attention.dense:in",
-        "hook_mlp_out": ".mlp",
-        "mlp.hook_post": ".mlp.dense_4h_to_h:in",
-    }),
-    # What attention and MLP give passes a norm before it is added to the residual stream, and the hooks see it there.
-    "gemma2": ("model.layers", LLAMA | {
-        "hook_resid_mid": ".pre_feedforward_layernorm:in",
-        "hook_attn_out": ".post_attention_layernorm",
-        "hook_mlp_out": ".post_feedforward_layernorm",
-    }),
-}  # fmt: skip
-"""By architecture: where its blocks are, and what follows a block's path for a hook's name."""
-
-TYPES = {
-    "gpt2": "gpt2", "gpt_neox": "gpt_neox", "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama",
-    "gemma": "llama", "gemma2": "gemma2", "gemma3_text": "gemma2",
-}  # fmt: skip
-"""The model_type of a model's config, and the architecture it has here."""
+from saelab.core.site_names import HOOKED, families, family_of, hook_parts
 
 NAMES = (
-    (r"(distil)?gpt2(-small|-medium|-large|-xl)?", "gpt2"),
-    (r"pythia-.*", "gpt_neox"),
-    (r"gemma-2-.*|gemma-3-(270m|1b).*", "gemma2"),
-    (r"gemma-(2b|7b).*|(meta-)?llama-[23][.-](?!.*vision).*|deepseek-r1-distill-.*|mistral-7b-.*", "llama"),
-    (r"qwen(2|2\.5|3)-[\d.]+b(-instruct|-base)?|smollm2?-.*|pycode-7m", "llama"),
-)  # fmt: skip
+    (r"(distil)?gpt2(-small|-medium|-large|-xl)?", "GPT-2"),
+    (r"pythia-.*", "GPT-NeoX"),
+    (r"gemma-2-.*", "Gemma 2"),
+    (r"gemma-3-(270m|1b).*", "Gemma 3"),
+    (r"gemma-(2b|7b).*", "Gemma"),
+    (r"(meta-)?llama-[23][.-](?!.*vision).*|deepseek-r1-distill-llama.*|smollm2?-.*|pycode-7m", "Llama"),
+    (r"mistral-7b-.*", "Mistral"),
+    (r"qwen(2|2\.5)-[\d.]+b(-instruct|-base)?|deepseek-r1-distill-qwen.*", "Qwen 2"),
+    (r"qwen3-[\d.]+b(-instruct|-base)?", "Qwen 3"),
+    (r"phi-(1|1_5|2)", "Phi"),
+    (r"phi-3(\.5)?-(mini|medium)-\d+k-instruct", "Phi-3"),
+    (r"olmo-2-.*", "OLMo 2"),
+    (r"opt-([\d.]+b|125m)", "OPT"),
+    (r"opt-350m", "OPT, projected"),
+    (r"bloomz?(-\d+[bm]\d?)?", "BLOOM"),
+    (r"falcon-7b(-instruct)?", "Falcon"),
+    (r"falcon-(40b|180b)(-instruct|-chat)?", "Falcon, new"),
+    (r"mamba-[\d.]+[bm]-hf", "Mamba"),
+)
 OWNERS = {"pythia-": "EleutherAI", "gemma-": "google"}
 CHANGES = ("center_writing_weights", "fold_ln", "fold_value_biases", "refactor_factored_attn_matrices")
 
@@ -75,11 +45,11 @@ def model_called(name: str) -> str:
 
 
 def architecture(model: str) -> str | None:
-    """Which of SITES a model is, from its folder's config or its name; None if that is not certain."""
+    """The family of a model, from its folder's config or its name; None if that is not certain."""
     config = Path(model) / "config.json"
     if config.is_file():
         try:
-            return TYPES.get(read_json(config, {"model_type": str}, foreign=True)["model_type"])
+            return family_of(read_json(config, {"model_type": str}, foreign=True))
         except (OSError, ValueError):
             return None
     owner, _, last = model.rpartition("/")
@@ -90,11 +60,10 @@ def architecture(model: str) -> str | None:
 
 def site_of(model: str, hook: str) -> str | None:
     """The site of a hook such as `blocks.8.hook_resid_pre`; None if that is not certain."""
-    found, kind = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook), architecture(model)
-    if not found or not kind or found[2] not in SITES[kind][1]:
+    found, kind = hook_parts(hook), architecture(model)
+    if not found or not kind or found[1] not in families()[kind]["sites"]:
         return None
-    blocks, places = SITES[kind]
-    return f"{blocks}.{found[1]}{places[found[2]]}"
+    return f"{families()[kind]['blocks']}.{found[0]}{families()[kind]['sites'][found[1]]}"
 
 
 def hook_of(model: str, site: str) -> str | None:
@@ -102,9 +71,9 @@ def hook_of(model: str, site: str) -> str | None:
     kind = architecture(model)
     if not kind:
         return None
-    blocks, places = SITES[kind]
-    found = re.fullmatch(rf"{re.escape(blocks)}\.(\d+)(.*?)(:out)?", site)
-    hooks = [hook for hook, after in places.items() if found and after == found[2]]
+    found = re.fullmatch(rf"{re.escape(families()[kind]['blocks'])}\.(\d+)(.*?)(:out)?", site)
+    places = families()[kind]["sites"]
+    hooks = [hook for hook in HOOKED if found and hook in places and places[hook] == found[2]]
     return f"blocks.{found[1]}.{hooks[0]}" if found and hooks else None
 
 
@@ -113,7 +82,7 @@ def module_path(model: str, path: str) -> str | None:
     kind = architecture(model)
     if not kind:
         return None
-    head, below = SITES[kind][0].split(".", 1)
+    head, below = families()[kind]["blocks"].split(".", 1)
     return f"{head}.{path}" if re.match(rf"{below}\.\d+(\.|$)", path) else None
 
 

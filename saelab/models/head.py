@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from saelab.models.loading import rounding
 from saelab.models.sites import Site, with_first
-
-TRIAL = (2, 3)
-"""Texts and tokens on which a model is tried."""
+from saelab.models.structure import in_lists, trial_of
 
 
 class Head:
@@ -45,8 +43,7 @@ class Head:
 
     def __init__(self, model: Any, name: str, one_pass: threading.Lock):
         self._model, self._name, self._one_pass = model, name, one_pass
-        known = model.get_input_embeddings().num_embeddings
-        self._trial = torch.arange(1, 1 + TRIAL[0] * TRIAL[1], device=model.device).view(TRIAL) % known
+        self._trial = trial_of(model)
         with torch.no_grad():
             logits, outputs = self._watched()
             if not outputs:
@@ -109,7 +106,7 @@ class Head:
         """Logits of the trial's texts, and what each module of an outermost list gave, in the order they ran."""
         outputs: dict[str, Any] = {}
         with self._one_pass, ExitStack() as hooks:
-            for path, module in _in_lists(self._model):
+            for path, module in in_lists(self._model):
 
                 def note(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
                     outputs.pop(path, None)
@@ -144,15 +141,6 @@ class Head:
 
     def _unknown(self, why: str) -> ValueError:
         return ValueError(f"what a direction promotes cannot be told of {self._name}: {why}")
-
-
-def _in_lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Path and module of every member of a list of modules that does not itself lie in one."""
-    lists: list[str] = []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(path.startswith(f"{outer}.") for outer in lists):
-            lists.append(path)
-            yield from ((f"{path}.{child}", inner) for child, inner in module.named_children())
 
 
 def _handing_on(output: Any) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from saelab.core.components import near_miss
 from saelab.core.mesh import device_named
 from saelab.models.head import Head
 from saelab.models.loading import check_causal, check_tokenizer, fingerprint_of, loaded_model, named, trial_ids
-from saelab.models.sites import Site, sites_of
+from saelab.models.sites import Site, joined, sites_of
 from saelab.models.token_text import TokenText
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -35,7 +35,8 @@ class LanguageModel:
     Args:
         name: a folder, a name on the hub, or `pycode-7m`, the model that comes with saelab; or a model itself, of
             transformers, which is then used as it is: set to evaluation, its weights without gradient.
-        site: where to read activations, `module.path`, `module.path:in` or `module.path:out`; several joined by commas.
+        site: where to read activations, `module.path`, `module.path:in` or `module.path:out`, or the name that
+            TransformerLens, nnsight or nnterp has for such a place; several joined by commas.
         device: e.g. `cpu`, `cuda:1`; by default `cpu` or where a model that is given is.
         dtype: of its weights and activations: float32, bfloat16, float16 or float64; by default float32 or what a model
             that is given has.
@@ -50,6 +51,7 @@ class LanguageModel:
         n_layers: number of its blocks, None if its config does not say.
         context: the longest row it takes, None if its config does not say.
         name: of the model.
+        site: as paths of modules, joined by commas; target likewise, None where there is none.
         fingerprint: hex digest of its config and of a sample of every parameter; the same wherever it was loaded
             from, another for other weights.
 
@@ -69,7 +71,6 @@ class LanguageModel:
     ):
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"unknown dtype '{dtype}'{near_miss(dtype, DTYPES)}")
-        self.site, self.target = site, target or None
         # A hook sees every pass of the model, also one that another thread runs (a live source's, say).
         self._one_pass = threading.Lock()
         if isinstance(name, str):
@@ -85,6 +86,7 @@ class LanguageModel:
         self.model.to(self.device).eval().requires_grad_(False)
         read = sites_of(self.model, self.name, site)
         targets = sites_of(self.model, self.name, target) if target else []
+        self.site, self.target = joined(read, site), joined(targets, target) if target else None
         if [(one.path, one.side) for one in read] == [(one.path, one.side) for one in targets]:
             raise ValueError(f"the target '{target}' is the site itself; leave it out, or name another")
         self._sites, self._written = [*read, *targets], targets or read

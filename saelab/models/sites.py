@@ -2,7 +2,8 @@
 
 A site is a module's path and a side: `model.layers.3` or `model.layers.3:out` is what the module gives (the first
 element if it gives several), `model.layers.3:in` what it is given. Several sites are joined by commas; their values
-stand side by side in one row, in the order they are named.
+stand side by side in one row, in the order they are named. Names of other libraries, such as `blocks.3.hook_resid_pre`,
+are translated (`saelab.models.structure`). A value may come with its rows of tokens one after the other, [R T, D].
 """
 
 # Shape letters: R rows of tokens, T tokens a row, D width at the site.
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from saelab.models.structure import site_called
+
 SIDES = ("in", "out")
 
 
@@ -25,17 +28,20 @@ class Site:
     Args:
         model: the model.
         model_name: what errors call it.
-        name: `module.path`, `module.path:in` or `module.path:out`.
+        name: `module.path`, `module.path:in` or `module.path:out`, or another library's name of one of them.
+
+    Attributes:
+        name: as a module's path and a side.
 
     Raises:
-        ValueError: for a side that is neither, or a module that the model has not.
+        ValueError: for a side that is neither, a module that the model has not, or a hook that it has no place for.
     """
 
     def __init__(self, model: nn.Module, model_name: str, name: str):
-        self.name, self.model_name = name, model_name
-        self.path, colon, side = name.partition(":")
+        self.name, self.model_name = site_called(model, model_name, name), model_name
+        self.path, colon, side = self.name.partition(":")
         if colon and side not in SIDES:
-            raise ValueError(f"the side '{side}' of the site '{name}' is neither {' nor '.join(SIDES)}")
+            raise ValueError(f"the side '{side}' of the site '{self.name}' is neither {' nor '.join(SIDES)}")
         self.side = side or "out"
         self.module = _module(model, model_name, self.path)
 
@@ -50,15 +56,17 @@ class Site:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             # Some callers name even the first input.
             key = None if args else next(iter(inspect.signature(module.forward).parameters), None)
-            new = see(self._value(args[0] if args else kwargs.get(key or ""), shape))
+            value: Any = args[0] if args else kwargs.get(key or "")
+            new = see(self._value(value, shape))
             if new is None:
                 return None
+            new = new.reshape(value.shape)
             return ((new, *args[1:]), kwargs) if args else (args, kwargs | {key: new})
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            many = isinstance(output, tuple | list)
-            new = see(self._value(output[0] if many else output, shape))
-            return None if new is None else with_first(output, new)
+            value = output[0] if isinstance(output, tuple | list) else output
+            new = see(self._value(value, shape))
+            return None if new is None else with_first(output, new.reshape(value.shape))
 
         if self.side == "in":
             return self.module.register_forward_pre_hook(before, with_kwargs=True)
@@ -76,8 +84,8 @@ class Site:
     def _value(self, value: Any, shape: torch.Size) -> Tensor:
         found = f"a {type(value).__name__}"
         if isinstance(value, Tensor):
-            if value.ndim == 3 and value.shape[:2] == shape and value.is_floating_point():
-                return value
+            if value.is_floating_point() and value.shape[:-1] in (shape, (shape.numel(),)):
+                return value.view(*shape, value.shape[-1])
             found = f"{value.dtype} of shape {list(value.shape)}"
         raise ValueError(
             f"the site '{self.name}' of {self.model_name} holds {found} for token ids of shape {list(shape)}, "
@@ -100,6 +108,12 @@ def sites_of(model: nn.Module, model_name: str, names: str) -> list[Site]:
         if places.count(place) > 1:
             raise ValueError(f"the site '{site.name}' is named {places.count(place)} times; name it once")
     return sites
+
+
+def joined(sites: list[Site], names: str) -> str:
+    """The names of sites in one text: as they were given if they are paths of the model, otherwise translated."""
+    own = [site.name for site in sites]
+    return names if own == [name.strip() for name in names.split(",")] else ",".join(own)
 
 
 def _module(model: nn.Module, name: str, path: str) -> nn.Module:

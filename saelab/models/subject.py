@@ -22,7 +22,9 @@ class Subject:
     Args:
         model: folder or hub name of a transformers causal language model; `pycode-7m` is bundled.
         site: module path in the model, e.g. `model.layers.3` or `transformer.h.8`; `:in` after it means the module's
-            input instead of its output. Several are joined by commas: a row then is their activations side by side.
+            input instead of its output. Names of TransformerLens, nnsight and nnterp, such as
+            `blocks.8.hook_resid_post`, are understood. Several are joined by commas: a row then is their activations
+            side by side.
         text: `stdlib` (the Python standard library of this machine), a .txt, .jsonl, .jsonl.gz or .parquet file, a
             folder or glob of them, or `hf:NAME[:CONFIG][@SPLIT]` for a data set of the hub, streamed.
         field: which field of a .jsonl, .parquet or hub row holds the text.
@@ -85,7 +87,7 @@ class Subject:
         return {
             "model": self.model,
             "fingerprint": model.fingerprint,
-            "site": self.site,
+            "site": model.site,
             "text": self.text,
             "field": self.field,
             "piece": self.piece,
@@ -93,6 +95,6 @@ class Subject:
             "seq_len": self.seq_len,
             "seed": self.seed,
             "precision": self.precision,
-            "target": self.target,
+            "target": model.target,
             "average": self.average,
         }
