@@ -19,7 +19,8 @@ from recipes.world import SITE, SMALL, command, die, files, in_process
 from saelab import cli, load
 from saelab.core.log import read_log
 from saelab.data.store import Store
-from saelab.models.harvest import LiveSource
+from saelab.models.harvest import LiveSource, harvest
+from saelab.models.harvest_config import HarvestConfig
 from saelab.models.subject import Subject
 from saelab.recipes import commands, quick
 from saelab.recipes.table import COMMANDS, GROUPS
@@ -411,6 +412,18 @@ def test_harvest_says_what_it_kept_and_dropped(saelab, subject_words, tmp_path):
 def test_harvest_says_when_the_text_ended_early(saelab, subject_words, tmp_path):
     ended = saelab("harvest", "--out", tmp_path / "acts", "--tokens", 10**6, *subject_words)
     assert "the text ended before 1,000,000 tokens were kept" in ended.out
+
+
+def test_a_harvest_from_a_file_is_that_of_the_same_options(saelab, subject_words, tmp_path):
+    model, site, text, seq_len = subject_words[1::2]
+    config = HarvestConfig(Subject(model, site, text, seq_len=int(seq_len)), tokens=400, split="all", dtype="fp32")
+    (tmp_path / "harvest.yaml").write_text(yaml.safe_dump(config.settings()))
+    assert saelab("harvest", "--out", tmp_path / "file", "--config", tmp_path / "harvest.yaml").status == 0
+    harvest(**vars(config), out=tmp_path / "python", show=False)
+    assert files(tmp_path / "file") == files(tmp_path / "python")
+    ended = saelab("harvest", "--out", tmp_path / "more", "--config", tmp_path / "harvest.yaml", "--split", "train")
+    assert ended.status == 0
+    assert Store(tmp_path / "more").manifest.origin["split"] == "train"
 
 
 # ---- train ----

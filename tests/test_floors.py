@@ -49,7 +49,7 @@ FOREIGN = {
     "tensorboard": ["core/log.py"],
     "torch.utils.tensorboard": ["core/log.py"],
     "wandb": ["core/log.py"],
-    "jsonargparse": ["cli.py", "recipes/*"],
+    "jsonargparse": ["recipes/commands.py", "recipes/options.py"],
     "rich": ["core/*", "cli.py", "recipes/*"],
 }
 HEAVY = ["transformers", "datasets", "scipy", "pyarrow", "plotly", "jsonargparse", "rich", "tensorboard"]

@@ -10,8 +10,7 @@ from mypy import api
 import saelab
 from saelab.core.components import Component
 from saelab.interchange.family import Family
-from saelab.recipes.options import parse, parser_for
-from saelab.recipes.train_options import add_options
+from saelab.recipes.options import add_train_options, parse, parser_for
 from saelab.sae.base import Activation, Dictionary, Loss
 from saelab.sae.scale import Scale
 from saelab.scaling.law import Law
@@ -51,7 +50,7 @@ def test_every_public_name_is_there_and_where_it_says():
 def test_what_the_package_shows_can_still_be_chosen_by_options():
     """jsonargparse names a class by the shortest path to it, and options take only paths that are known."""
     parser = parser_for("train")
-    add_options(parser)
+    add_train_options(parser)
     for words in (["--world", "SparseWorld", "--world.d_in", "8", "--world.n_features", "9", "--world.l0", "3"],
                   ["--live.text", "here"]):  # fmt: skip
         assert parse(parser, ["--out", "new", *words]).rows

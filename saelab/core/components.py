@@ -19,7 +19,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from saelab.core.read import fits, words
 
@@ -47,11 +47,13 @@ def check_kinds(built: Callable[..., Any], arguments: Mapping[str, Any]) -> None
 
 def kind_of(hint: Any) -> Any:
     """A signature's annotation as `saelab.core.read` says what is expected; Any for one that it cannot."""
-    if isinstance(hint, UnionType):
+    if get_origin(hint) in (Union, UnionType):
         kinds = tuple(kind_of(part) for part in get_args(hint))
         return Any if Any in kinds else kinds
     if get_origin(hint) in (list, Sequence):
         return [kind_of(get_args(hint)[0])]
+    if get_origin(hint) is Literal:
+        return get_args(hint)
     return None if hint is NoneType else hint if hint in (int, float, bool, str) else Any
 
 
@@ -142,6 +144,9 @@ class Component:
                 where = f"{kind} {variant.__name__}"
                 raise ValueError(f"unknown key '{key}' of {where}{near_miss(key, variant.options())}")
         check_kinds(variant, arguments)
+        needed = [key for key, part in inspect.signature(variant).parameters.items() if part.default is part.empty]
+        if missing := [key for key in needed if key not in arguments]:
+            raise ValueError(f"{variant.__name__} needs {', '.join(missing)}")
         return variant(**arguments)
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from jsonargparse import set_parsing_settings
 
 from saelab.core.components import near_miss
-from saelab.recipes.options import parse, parser_for
+from saelab.recipes.options import add_config, add_train_options, add_vary, parse, parser_for, settings_of, varied
 
 
 def quickstart(words: list[str]) -> None:
@@ -24,35 +24,54 @@ def quickstart(words: list[str]) -> None:
 
 
 def harvest(words: list[str]) -> None:
+    from saelab.models.harvest_config import HarvestConfig
     from saelab.models.subject import Subject
     from saelab.recipes.harvest import harvest_to
 
     parser = parser_for("harvest")
-    parser.add_function_arguments(harvest_to, skip={"subject"})
+    add_config(parser, "a YAML file of these options")
+    parser.add_argument("--out", type=str, required=True, help="the store's folder")
+    parser.add_class_arguments(HarvestConfig, skip={"subject"}, as_group=False)
     parser.add_class_arguments(Subject)
-    options = vars(parse(parser, words))
-    subject = Subject(**{key: options.pop(key) for key in Subject.__dataclass_fields__})
-    harvest_to(subject=subject, **options)
+    options = parse(parser, words)
+    harvest_to(options.out, HarvestConfig.from_settings(settings_of(options)))
 
 
 def train(words: list[str]) -> None:
-    from saelab.recipes.train import train_from_options
-    from saelab.recipes.train_options import add_options
+    from saelab.train.config import TrainConfig
+    from saelab.train.job import resume_run, train_run
 
     parser = parser_for("train")
-    add_options(parser)
+    add_train_options(parser)
     others = [word for word in words if word.startswith("-") and not word.startswith("--resume")]
     if others and any(word.startswith("--resume") for word in words):
         raise ValueError(f"--resume takes every setting from the run; leave out {', '.join(others)}")
-    train_from_options(parser, parse(parser, words))
+    options = parse(parser, words)
+    settings = settings_of(options)
+    if options.resume:
+        resume_run(options.resume)
+        return
+    if not options.out:
+        raise ValueError("--out is missing: the folder for the new run (or --resume RUN to go on with one)")
+    train_run(TrainConfig.from_settings(settings), options.out)
 
 
 def sweep(words: list[str]) -> None:
-    from saelab.recipes.sweep import add_sweep_options, sweep_from_options
+    from saelab.train.grid import SweepConfig, resume_sweep, sweep_run
 
     parser = parser_for("sweep")
-    add_sweep_options(parser)
-    sweep_from_options(parser, parse(parser, words))
+    add_train_options(parser)
+    add_vary(parser)
+    options = parse(parser, _bracketed(words, ["--vary"]))
+    settings = settings_of(options)
+    if options.resume:
+        resume_sweep(options.resume)
+        return
+    if not options.out:
+        raise ValueError("--out is missing: the folder for the sweep's runs (or --resume DIR to go on with one)")
+    if not options.vary:
+        raise ValueError("--vary is missing: which setting takes which values, e.g. --vary sae.activation.k=16,32,64")
+    sweep_run(SweepConfig.from_settings(settings | {"vary": varied(options.vary)}), options.out)
 
 
 def measure(words: list[str]) -> None:

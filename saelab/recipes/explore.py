@@ -131,9 +131,9 @@ def _corpus(member: Member, model: LanguageModel | None, tokens: int, store: str
     if model is not None and member.saved.subject is not None:
         return TextCorpus(member.saved.subject, model, tokens, member.saved.origin.get("split", "train"))
     if config.get("world"):
-        from saelab.recipes.train_options import parsed
+        from saelab.train.config import TrainConfig
 
-        world = parsed(config, f"{member.saved.files.config_file} is damaged").world
+        world = TrainConfig.of_run(member.saved.files).world
         assert world is not None
         return BareCorpus(world, tokens, config["world"])
     raise ValueError(f"{member.name} does not say what its rows come from: give --store")

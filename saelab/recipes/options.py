@@ -1,7 +1,8 @@
 """Options of commands: how they are parsed, and what is said of a wrong one.
 
 Their types and help come from the signatures and docstrings of the functions and classes they belong to. A wrong
-setting is one line that names it and the nearest right one.
+setting is one line that names it and the nearest right one. What is parsed is plain values, of which settings are made
+(`saelab.core.settings`) as they are of a file.
 """
 
 import ast
@@ -11,10 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+import saelab
 from saelab.core.components import Component, near_miss
-from saelab.core.read import read_yaml
+from saelab.core.read import parse_yaml, read_yaml
+from saelab.core.run import FORMAT
+from saelab.core.settings import component_kinds
 from saelab.recipes.quick import near_option
 from saelab.recipes.table import COMMANDS
 
@@ -29,6 +33,69 @@ def parser_for(command: str) -> ArgumentParser:
     return ArgumentParser(
         prog=f"saelab {command}", description=COMMANDS[command].help, exit_on_error=False, allow_abbrev=False
     )
+
+
+def add_train_options(parser: ArgumentParser) -> None:
+    """The options of `saelab train`: the settings of a `TrainConfig`, explained where they are used."""
+    from saelab.core.mesh import Mesh
+    from saelab.sae.sae import SAE
+    from saelab.train.config import TrainConfig
+    from saelab.train.trainer import Trainer
+
+    # A config may come from anyone: what it names is looked up among our own classes, never imported.
+    known = ["saelab.sae", "saelab.models", "saelab.train", *(home for kind in _kinds() for home in kind.homes())]
+    known += [f"saelab.{name}" for name in saelab.__all__]  # the package shows some of them itself
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=known)
+    for kind in _kinds():
+        kind.variants()  # imports every variant, so that each is an option by its name
+    add_config(parser, "a YAML file of these options, such as a run's config.yaml")
+    parser.add_argument("--out", type=str | None, help="the run's folder, new or empty")
+    text = "go on with this run, with its own settings, from its newest checkpoint"
+    parser.add_argument("--resume", type=str | None, help=text)
+    parser.add_class_arguments(TrainConfig, skip={"sae", "trainer", "mesh"}, as_group=False)
+    parser.add_argument("--format", type=int, default=FORMAT, help="of the config file; written by saelab")
+    parser.add_class_arguments(SAE, "sae", skip={"d_in", "d_out", "mesh"}, instantiate=False)
+    parser.add_class_arguments(Trainer, "trainer", skip={"sae"}, instantiate=False)
+    parser.add_class_arguments(Mesh, "mesh", instantiate=False)
+    defaults = TrainConfig().settings()
+    groups = [(group, defaults[group]) for group in ("sae", "trainer", "mesh")]
+    parser.set_defaults({f"{group}.{key}": value for group, own in groups for key, value in own.items()})
+
+
+def add_config(parser: ArgumentParser, text: str) -> None:
+    """The option that reads others from a file."""
+    parser.add_argument("--config", action="config", help=text)
+
+
+def settings_of(options: Namespace) -> dict[str, Any]:
+    """Options as plain values, without those that say where results go.
+
+    Raises:
+        ValueError: if they are of a config that a newer saelab wrote.
+    """
+    found = options.as_dict()
+    if found.pop("format", FORMAT) > FORMAT:
+        raise ValueError(f"the config has format {options.format}, newer than {FORMAT}; update saelab")
+    return {key: value for key, value in found.items() if key not in ("out", "resume")}
+
+
+def add_vary(parser: ArgumentParser) -> None:
+    """The option that says what varies between the members of a sweep."""
+    text = "a setting and its values, such as sae.activation.k=16,32,64; several make a grid"
+    parser.add_argument("--vary", type=list[str] | dict[str, list[Any]], default=[], help=text)
+
+
+def varied(vary: list[str] | dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Settings and their values; from "sae.activation.k=16,32", or as a config has them already."""
+    if isinstance(vary, dict):
+        return vary
+    found = dict[str, list[Any]]()
+    for text in vary:
+        path, _, values = text.partition("=")
+        if not path or not values:
+            raise ValueError(f"--vary takes SETTING=VALUE,VALUE,..., such as sae.activation.k=16,32; got '{text}'")
+        found[path] = [parse_yaml(value, f"--vary {path}", Any, "mend that value") for value in values.split(",")]
+    return found
 
 
 def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
@@ -89,13 +156,9 @@ def _check_config(path: Path) -> None:
 
 
 def _kinds() -> list[type[Component]]:
-    from saelab.data.synthetic.world import World
-    from saelab.sae.base import Activation, Dictionary, Loss
-    from saelab.train.algorithm import Algorithm
-    from saelab.train.optimizer import Optimizer
-    from saelab.train.ramp import Ramp
+    from saelab.train.config import TrainConfig
 
-    return [Activation, Dictionary, Loss, Algorithm, Optimizer, Ramp, World]
+    return list(component_kinds(TrainConfig))
 
 
 def explained(parser: ArgumentParser, message: str) -> str:

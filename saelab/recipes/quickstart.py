@@ -25,10 +25,12 @@ from saelab.models.text import Document
 from saelab.models.tokens import pack
 from saelab.recipes.python_readings import TokenizedText, choose, contexts
 from saelab.recipes.score_table import value_and_interval
-from saelab.recipes.train_options import complete, parsed
+from saelab.sae.activations.topk import TopK
 from saelab.sae.files import load_sae
+from saelab.sae.losses.auxk import AuxK
 from saelab.sae.sae import SAE
 from saelab.tasks.python_tasks import python_windows
+from saelab.train.config import SAEConfig, TrainConfig, TrainerConfig
 from saelab.train.job import resume_run
 
 SUBJECT = Subject(model="pycode-7m", site="model.layers.3", text="stdlib", piece=2000, seq_len=256)
@@ -63,32 +65,27 @@ def quickstart(
         seed: of weights and order.
     """
     folder = Path(out)
-    settings = {
-        "store": str((folder / "acts").resolve()),
-        "rows": rows,
-        "seed": seed,
-        "sae": {
-            "n_latents": n_latents,
-            "activation": {"class_path": "TopK", "init_args": {"k": k}},
-            # Dead means silent for an eighth of the run: ten million rows, the usual horizon, is longer than all of it.
-            "losses": [{"class_path": "AuxK", "init_args": {"dead_after": max(1, rows // 8)}}],
-            "seed": seed,
-        },
-        "trainer": {"lr": 4e-3, "batch": 1024, "decay": 0.7},
-    }
-    run = _run(folder, complete(settings), {"tokens": tokens, "measure_tokens": measure_tokens})
+    config = TrainConfig(
+        store=str((folder / "acts").resolve()),
+        rows=rows,
+        seed=seed,
+        # Dead means silent for an eighth of the run: ten million rows, the usual horizon, is longer than all of it.
+        sae=SAEConfig(n_latents, TopK(k), [AuxK(dead_after=max(1, rows // 8))], seed=seed),
+        trainer=TrainerConfig(lr=4e-3, batch=1024, decay=0.7),
+    )
+    run = _run(folder, config, {"tokens": tokens, "measure_tokens": measure_tokens})
     if not run.measured_file.exists():  # the last that is written
         _make(run, tokens, measure_tokens)
     _show(run, Console())
 
 
-def _run(folder: Path, settings: dict[str, Any], amounts: dict[str, int]) -> Run:
+def _run(folder: Path, config: TrainConfig, amounts: dict[str, int]) -> Run:
     """A new run, or the one in the folder if it has the same settings."""
     own = folder / "quickstart.json"
     if not (folder / "config.yaml").exists():
-        return Run.create(folder, settings, {own.name: amounts})
+        return Run.create(folder, config.settings(), {own.name: amounts})
     run = Run.open(folder)
-    if run.config() != settings or (own.exists() and read_json(own) != amounts):
+    if TrainConfig.of_run(run).settings() != config.settings() or (own.exists() and read_json(own) != amounts):
         raise ValueError(f"{folder} holds a run with other settings; choose another --out, or remove that folder")
     return run
 
@@ -98,7 +95,7 @@ def _make(run: Run, tokens: int, measure_tokens: int) -> None:
     model = SUBJECT.language_model()
     store = harvest(SUBJECT, run.folder / "acts", tokens, model=model)
     write_json(run.source_file, store.manifest.origin)
-    resume_run(run, parsed(run.config(), f"{run.config_file} is not the config of a training run"))
+    resume_run(run.folder)
     sae = load_sae(run.folder)
     evaluation = TextEvaluation(SUBJECT, measure_tokens, model=model)
     measured = measure({"sae": sae}, evaluation, SHOWN)["sae"]

@@ -1,7 +1,11 @@
-"""Floor 5: one training loop for every architecture."""
+"""Floor 6: one training loop for every architecture."""
 
 from saelab.train.config import MeshConfig, SAEConfig, TrainConfig, TrainerConfig
-from saelab.train.job import train_run
+from saelab.train.grid import SweepConfig, resume_sweep, sweep_run
+from saelab.train.job import resume_run, train_run
 from saelab.train.trainer import Trainer
 
-__all__ = ["MeshConfig", "SAEConfig", "TrainConfig", "Trainer", "TrainerConfig", "train_run"]
+__all__ = [
+    "MeshConfig", "SAEConfig", "SweepConfig", "TrainConfig", "Trainer", "TrainerConfig", "resume_run", "resume_sweep",
+    "sweep_run", "train_run",
+]  # fmt: skip

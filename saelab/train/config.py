@@ -4,10 +4,11 @@ The parts hold real components; their other defaults are those of the constructo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Self
 
-from saelab.core.components import Component
+from saelab.core.run import Run
+from saelab.core.settings import Config
 from saelab.data.synthetic.world import World
 from saelab.models.subject import Subject
 from saelab.sae.activations.topk import TopK
@@ -57,52 +58,47 @@ class MeshConfig:
 
 
 @dataclass
-class TrainConfig:
-    """All that a training run is a function of. One of store, live and world says where rows come from."""
+class TrainConfig(Config):
+    """All that a training run is a function of. One of store, live and world says where rows come from.
+
+    Args:
+        store: train on this store of activations.
+        live: train on activations computed on the fly.
+        world: train on a synthetic world, whose features are known.
+        downstream: what a live model adds for those that ask: kl, ce, gradient.
+        rows: rows (tokens) to train on in all.
+        converge: end before --rows once the mean FVU falls by less than this share over a doubling of rows, e.g. 0.02.
+        seed: of the order in which a store's rows are seen.
+        window_rows: rows of a store that are shuffled together in memory.
+        device: where to train; auto is the GPU if there is one.
+        log_every: steps between records in log.jsonl.
+        save_every: steps between checkpoints.
+        tensorboard: write TensorBoard's event files into the run's folder too.
+        sae: the SAE.
+        trainer: how it is trained.
+        mesh: how processes share the work.
+    """
 
     store: str | None = None
-    """Folder of a store of activations."""
     live: Subject | None = None
-    """Activations computed on the fly."""
     world: World | None = None
-    """A synthetic world."""
     downstream: str | None = None
-    """What a live model adds for losses that ask: kl, ce, gradient."""
     rows: int = 2_000_000
-    """Rows to train on in all."""
     converge: float | None = None
-    """Ends training once the FVU falls by less than this share over a doubling of rows."""
     seed: int = 0
-    """Of the order in which a store's rows are seen."""
     window_rows: int = 1 << 17
-    """Rows of a store that are shuffled together in memory."""
     device: str = "auto"
     log_every: int = 50
-    """Steps between records."""
     save_every: int = 1000
-    """Steps between checkpoints."""
     tensorboard: bool = False
     sae: SAEConfig = field(default_factory=SAEConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     @classmethod
-    def names(cls) -> list[str]:
-        """Names of the settings, in the order of config.yaml."""
-        return [part.name for part in fields(cls)]
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values, as config.yaml keeps them: what is None is left out, a component is its class and arguments."""
-        found: dict[str, Any] = _plain(self)
-        return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Component):
-        arguments = {key: getattr(value, key) for key in value.options()}
-        arguments = {key: _plain(part) for key, part in arguments.items() if part is not None}
-        return {"class_path": type(value).__name__} | ({"init_args": arguments} if arguments else {})
-    if is_dataclass(value):
-        parts = {part.name: getattr(value, part.name) for part in fields(value)}
-        return {key: _plain(part) for key, part in parts.items() if part is not None}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+    def of_run(cls, run: Run) -> Self:
+        """The settings that a run keeps in its config.yaml; ValueError that names the file if it is of another kind."""
+        try:
+            return cls.from_settings(run.config())
+        except ValueError as error:
+            raise ValueError(f"{run.config_file} is not the config of a training run: {error}") from error

@@ -1,6 +1,5 @@
 """A training run as a whole: source, processes, SAE and trainer put together from its settings, in a run folder."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,32 @@ def train_run(config: TrainConfig, out: str | Path) -> Run:
     Raises:
         ValueError: for settings that do not fit, or a folder that is not empty.
     """
-    if config.store:
-        config = replace(config, store=str(Path(config.store).resolve()))  # so that a resume finds it from anywhere
+    config = as_saved(config)
     job = Job(config)
     run = job.new_run(str(out), config.settings())
     job.train(run)
     return run
 
 
-def resume_run(run: Run, config: TrainConfig) -> None:
-    """Go on with a run that has these settings from its newest checkpoint, or its beginning if it has none."""
-    job = Job(config)
+def resume_run(folder: str | Path) -> Run:
+    """Go on with a run, with its own settings, from its newest checkpoint, or its beginning if it has none.
+
+    Raises:
+        ValueError: for a folder that is not a training run's, or data that changed since.
+    """
+    run = Run.open(folder)
+    job = Job(TrainConfig.of_run(run))
     check_origin(run, job.origin)
     job.train(run)
+    return run
+
+
+def as_saved(config: TrainConfig) -> TrainConfig:
+    """The config as it comes back from a run's folder: checked, and with a store that is found from anywhere."""
+    settings = config.settings()
+    if config.store:
+        settings["store"] = str(Path(config.store).resolve())
+    return TrainConfig.from_settings(settings)
 
 
 def check_origin(run: Run, origin: dict[str, Any]) -> None:

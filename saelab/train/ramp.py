@@ -27,6 +27,8 @@ class Ramp(Component):
         steps: after how many steps it has its own value.
     """
 
+    home = "saelab.train"
+
     def __init__(self, setting: str, start: float, steps: int):
         self.setting = setting
         self.start = start

@@ -13,6 +13,7 @@ from saelab.core.read import read_json
 from saelab.data.store import Store
 from saelab.models import harvest as module
 from saelab.models.harvest import harvest
+from saelab.models.harvest_config import HarvestConfig
 from saelab.models.language_model import LanguageModel
 from saelab.models.subject import Subject
 from saelab.recipes.harvest import harvest_to
@@ -114,11 +115,11 @@ def test_a_store_that_does_not_say_its_text_is_gone_on_with(subject, model, tmp_
     manifest = read_json(path)
     del manifest["notes"][module.TEXT]
     path.write_text(json.dumps(manifest))
-    harvest_to(str(tmp_path / "acts"), subject, 700, "all", "fp32")
+    harvest_to(str(tmp_path / "acts"), HarvestConfig(subject, 700, "all", "fp32"))
     assert (
         "acts does not say which text it is of, so whether that has changed cannot be told" in capsys.readouterr().out
     )
     once = harvest(subject, tmp_path / "once", 700, "all", "fp32", model=model, show=False)
     assert torch.equal(rows_of(Store(tmp_path / "acts"))[:700], rows_of(once)[:700])
-    harvest_to(str(tmp_path / "acts"), subject, 800, "all", "fp32")  # now it says it
+    harvest_to(str(tmp_path / "acts"), HarvestConfig(subject, 800, "all", "fp32"))  # now it says it
     assert "does not say" not in capsys.readouterr().out

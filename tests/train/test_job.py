@@ -1,18 +1,22 @@
 """Training from Python as the command line does: the same settings on disk, the same weights; earlier runs resume."""
 
+import inspect
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from saelab.cli import main
+from saelab.core.mesh import Mesh
 from saelab.core.run import Run
-from saelab.data.synthetic import HierarchicalWorld
-from saelab.recipes.train_options import complete, parsed
+from saelab.data.synthetic import HierarchicalWorld, SparseWorld
+from saelab.sae import SAE
 from saelab.sae.activations import TopK
-from saelab.train import SAEConfig, TrainConfig, TrainerConfig, train_run
-from saelab.train.job import resume_run
+from saelab.train import MeshConfig, SAEConfig, TrainConfig, Trainer, TrainerConfig, resume_run, train_run
 
+NOT_SET = ("d_in", "d_out", "mesh", "sae")
+"""What has no setting of its own: rows say widths, and one makes the other."""
 # As saelab wrote it before there was a TrainConfig.
 EARLIER = """\
 format: 1
@@ -105,24 +109,37 @@ def test_an_earlier_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text(EARLIER)
     for path in (folder / "sae").iterdir():
         path.unlink()
-    run = Run.open(folder)
-    resume_run(run, parsed(run.config(), "damaged"))
+    run = resume_run(folder)
     for path in whole.sae.iterdir():
         assert (run.sae / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("source", [{"store": "/acts"}, {"live": {"model": "m", "site": "s", "text": "t"}}])
-def test_defaults_are_those_of_the_command_line(source: dict[str, object]) -> None:
-    settings = complete(dict(source))
-    assert list(parsed(settings, "").settings().items()) == list(settings.items())
-    own = TrainConfig(store="/acts").settings()
-    assert {**own, "store": 0} == {**settings, "store": 0} or "live" in source
+def test_the_command_line_and_python_have_the_same_defaults(tmp_path: Path) -> None:
+    run_cli("train", "--world", "SparseWorld(8, 12, 2)", "--rows", "100", "--out", str(tmp_path / "cli"))
+    train_run(TrainConfig(world=SparseWorld(8, 12, 2), rows=100), tmp_path / "python")
+    config = (tmp_path / "cli" / "config.yaml").read_text()
+    assert config == (tmp_path / "python" / "config.yaml").read_text()
+    assert "l0: 2.0\n" in config  # a whole number, where the option takes any
+
+
+@pytest.mark.parametrize(("kind", "config"), [(SAE, SAEConfig), (Trainer, TrainerConfig), (Mesh, MeshConfig)])
+def test_a_config_has_the_settings_of_what_it_is_for(kind: type, config: type) -> None:
+    own = {part.name: part for part in fields(config)}
+    theirs = inspect.signature(kind).parameters
+    assert [name for name in theirs if name in own] == [name for name in theirs if name not in NOT_SET]
+    assert own.keys() <= theirs.keys()
+    for name, part in own.items():
+        if part.default is not MISSING and theirs[name].default is not inspect.Parameter.empty:
+            assert part.default == theirs[name].default, name
 
 
 def test_settings_come_back_from_their_dump() -> None:
     settings = small().settings()
-    assert (
-        parsed(settings, "").settings()
-        == settings
-        == {k: v for k, v in yaml.safe_load(EARLIER).items() if k != "format"}
-    )
+    assert settings == {k: v for k, v in yaml.safe_load(EARLIER).items() if k != "format"}
+    assert TrainConfig.from_settings(settings).settings() == settings
+
+
+def test_a_run_that_is_none_of_training_is_not_resumed(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"stitch": {}})
+    with pytest.raises(ValueError, match=r"run/config.yaml is not the config of a training run: .*'stitch'"):
+        resume_run(run.folder)

@@ -1,64 +1,83 @@
-"""`saelab sweep`: a grid of SAEs on one stream of rows; those of one shape are trained as one computation.
+"""A grid of SAEs on one stream of rows, each in a run of its own; those of one shape are trained as one computation.
 
-Settings that change shapes (`sae.n_latents`, another dictionary, the batch) make groups, which are trained one after
+Config that change shapes (`sae.n_latents`, another dictionary, the batch) make groups, which are trained one after
 another, each from the same row on. A sweep that is stopped goes on in the group that it was in.
 """
 
-import copy
 import itertools
 import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
-from saelab.core.components import near_miss
+from saelab.core.components import Component, near_miss
 from saelab.core.files import hint_on_full_disk, whole_folder, write_json
 from saelab.core.log import read_training
-from saelab.core.read import parse_yaml
 from saelab.core.run import SWEEP, Run, members_of
-from saelab.recipes.train_options import add_options, dumped, parsed, saved
+from saelab.core.settings import Config, plain
 from saelab.sae.autoencoder import CONFIG
 from saelab.train.config import TrainConfig
 from saelab.train.convergence import Convergence, at_full_rate
-from saelab.train.job import Job, check_origin
+from saelab.train.job import Job, as_saved, check_origin
 from saelab.train.loop import LoopConfig
 from saelab.train.sweep import Sweep
 
-
-def add_sweep_options(parser: ArgumentParser) -> None:
-    """The options of `saelab sweep`: those of `saelab train`, and what varies."""
-    add_options(parser)
-    text = "a setting and its values, such as sae.activation.k=16,32,64; several make a grid"
-    parser.add_argument("--vary", nargs="+", type=str, default=[], help=text)
+OF_ALL = ("store", "live", "world", "downstream", "seed", "window_rows", "mesh")
+"""Config that make the rows, which all members share, and the processes that read them."""
 
 
-def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
-    """What `saelab sweep` does with its options."""
-    vary = options.pop("vary")
-    if options.resume:
-        made, runs = _members_of(Path(options.resume))
-        _train(made, runs, _check(made))
-        return
-    if not options.out:
-        raise ValueError("--out is missing: the folder for the sweep's runs (or --resume DIR to go on with one)")
-    if not vary:
-        raise ValueError("--vary is missing: which setting takes which values, e.g. --vary sae.activation.k=16,32,64")
-    out = Path(options.out)
-    if options.store:
-        options.store = str(Path(options.store).resolve())
-    settings = saved(dumped(parser, options))
-    grid = [_values(one) for one in vary]
-    members = {}
-    for choice in itertools.product(*grid):
-        own = copy.deepcopy(settings)
-        for path, value in choice:
-            _set(own, path, value)
-        name = "-".join(f"{path.rpartition('.')[2]}{value}" for path, value in choice)
-        if name in members:
-            raise ValueError(f"two members of the sweep are called {name}: a value is given twice")
-        members[name] = own
-    made = [parsed(own, f"the member {name} of the sweep does not fit") for name, own in members.items()]
+@dataclass
+class SweepConfig(Config):
+    """What a sweep is a function of.
+
+    Args:
+        base: the settings that all members have.
+        vary: for settings, named by dots, the values they take, e.g. {"sae.activation.k": [16, 32, 64]}; a loss is
+            named by its class, as in sae.losses.AuxK.weight. Several settings make a grid.
+    """
+
+    beside = "base"
+    base: TrainConfig
+    vary: Mapping[str, Sequence[Any]]
+
+    def members(self) -> dict[str, TrainConfig]:
+        """The settings of every member, by its name: what varies, and its value.
+
+        Raises:
+            ValueError: if nothing varies, for a setting that there is not, a value that does not fit or comes twice.
+        """
+        if not self.vary:
+            raise ValueError("nothing varies: give a setting its values, such as sae.activation.k=16,32,64")
+        for path, values in self.vary.items():
+            if path.partition(".")[0] in OF_ALL:
+                raise ValueError(f"{path} cannot vary: the members of a sweep see the same rows, in the same order")
+            if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+                raise ValueError(f"{path} varies over a list of values, got {values!r}")
+        choices = itertools.product(*([(path, value) for value in values] for path, values in self.vary.items()))
+        base, members = as_saved(self.base), dict[str, TrainConfig]()
+        for choice in choices:
+            settings = base.settings()
+            for path, value in choice:
+                _set(settings, path, plain(value))
+            name = "-".join(f"{path.rpartition('.')[2]}{_word(value)}" for path, value in choice)
+            if name in members:
+                raise ValueError(f"two members of the sweep are called {name}: a value is given twice")
+            try:
+                members[name] = TrainConfig.from_settings(settings)
+            except ValueError as error:
+                raise ValueError(f"the member {name} of the sweep does not fit: {error}") from error
+        return members
+
+
+def sweep_run(config: SweepConfig, out: str | Path) -> list[Run]:
+    """Train as `saelab sweep` does: a run for each member, in the folder `out`, a new one or one of the same sweep.
+
+    Raises:
+        ValueError: for settings that do not fit, or a folder that holds something else.
+    """
+    out, members = Path(out), config.members()
+    made = list(members.values())
     if (out / SWEEP).exists():
         _check_same(out, members)
         first = _check(made)
@@ -68,14 +87,29 @@ def sweep_from_options(parser: ArgumentParser, options: Namespace) -> None:
             first.trainer.prepare(first.source)  # reads rows, so that nothing is made in vain
             write_json(folder / SWEEP, {"members": list(members)})
             for name, own in members.items():
-                Run.create(folder / name, own, {"source.json": first.origin})
-    _train(made, [Run.open(out / name) for name in members], first)
+                Run.create(folder / name, own.settings(), {"source.json": first.origin})
+    runs = [Run.open(out / name) for name in members]
+    _train(made, runs, first)
+    return runs
 
 
-def _check_same(folder: Path, members: dict[str, dict[str, Any]]) -> None:
+def resume_sweep(folder: str | Path) -> list[Run]:
+    """Go on with a sweep that was stopped, with its own settings.
+
+    Raises:
+        ValueError: for a folder that is no sweep, or data that changed since.
+    """
+    made, runs = _members_of(Path(folder))
+    _train(made, runs, _check(made))
+    return runs
+
+
+def _check_same(folder: Path, members: dict[str, TrainConfig]) -> None:
     """ValueError unless a folder holds the sweep of these members, which then is gone on with."""
-    found = {run.folder.name: run.config() for run in _members_of(folder)[1]}
-    differing = [name for name in {**found, **members} if found.get(name) != members.get(name)]
+    made, runs = _members_of(folder)
+    found = {run.folder.name: one.settings() for one, run in zip(made, runs, strict=True)}
+    wanted = {name: one.settings() for name, one in members.items()}
+    differing = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if differing:
         raise ValueError(
             f"{folder} holds a sweep with other settings, first of {differing[0]}: `saelab sweep --resume {folder}` "
@@ -92,7 +126,7 @@ def _members_of(folder: Path) -> tuple[list[TrainConfig], list[Run]]:
             why = f"it lacks {member.name}; remove it, begin anew"
             raise ValueError(f"{folder} was stopped while it was being made: {why}")
     runs = [Run.open(member) for member in members]
-    return [parsed(run.config(), f"{run.config_file} is damaged") for run in runs], runs
+    return [TrainConfig.of_run(run) for run in runs], runs
 
 
 def _check(made: list[TrainConfig]) -> Job:
@@ -154,12 +188,9 @@ def _ended(run: Run, tolerance: float) -> str:
     return f"{when}, trained on {records[-1]['rows']:,}; FVU of the last batch {records[-1]['fvu']:.4f}"
 
 
-def _values(text: str) -> list[tuple[str, Any]]:
-    """The setting and each of its values, from "sae.activation.k=16,32"."""
-    path, equals, values = text.partition("=")
-    if not equals or not values or not path:
-        raise ValueError(f"--vary takes SETTING=VALUE,VALUE,..., such as sae.activation.k=16,32; got '{text}'")
-    return [(path, parse_yaml(value, f"--vary {path}", Any, "mend that value")) for value in values.split(",")]
+def _word(value: Any) -> str:
+    """A value as part of a folder's name."""
+    return type(value).__name__ if isinstance(value, Component) else str(value)
 
 
 def _set(settings: dict[str, Any], path: str, value: Any) -> None:
@@ -170,12 +201,12 @@ def _set(settings: dict[str, Any], path: str, value: Any) -> None:
         if isinstance(place, list):
             named = {part["class_path"].rpartition(".")[2]: part for part in place}
         else:
-            named = place["init_args"] if "class_path" in place else place
+            named = place.get("init_args", {}) if "class_path" in place else place
         if step not in named or named[step] is None:
-            raise ValueError(f"--vary {path}: there is no {step} in these settings{near_miss(step, named)}")
+            raise ValueError(f"{path}: there is no {step} in these settings{near_miss(step, named)}")
         place = named[step]
     if isinstance(place, dict) and "class_path" in place:
         place = place.setdefault("init_args", {})
     if not isinstance(place, dict):
-        raise ValueError(f"--vary {path}: {last} is no setting of a {type(place).__name__}")
+        raise ValueError(f"{path}: {last} is no setting of a {type(place).__name__}")
     place[last] = value  # whether there is such a setting is said when the settings are read
