@@ -4,18 +4,19 @@ A file, or a folder of results, is written under a temporary name beside its pla
 What a reader finds under the final name is complete, whenever the writer was killed.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,15 @@ AGAIN = "run the same again"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 HEADER = "saelab"
 """The key of a safetensors file's header under which its description stands, as JSON."""
+CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
+    torch.int16: "I16", torch.int8: "I8", torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""What a safetensors file calls a precision."""
+BLOCK_BYTES = 1 << 24
+"""Of a tensor that is read or written in parts."""
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -141,19 +151,78 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
+class Streamed(Protocol):
+    """A tensor that is made some rows at a time, so that it is never whole in memory."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its sizes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its precision."""
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """The entries first <= i < last along its first axis."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Streamed], about: dict[str, Any] | None = None) -> None:
     """Write a safetensors file whole, with a description, and a checksum of both, in its header."""
-    plain, memory = {}, set[int]()
-    for key, value in tensors.items():
-        part = value.detach().cpu().contiguous()
-        place = part.untyped_storage().data_ptr()
-        plain[key] = part.clone() if place in memory else part  # the format has no tensors that share memory
-        memory.add(place)
     said = json.loads(json.dumps(about or {}, allow_nan=False))
     # One key only: several would come in any order, and equal content should give equal files.
-    header = {HEADER: json.dumps({**said, "sha256": _digest(plain, said)})}
-    data = safetensors.torch.save(plain, header)
-    write_whole(path, lambda file: file.write(data))
+    described = json.dumps({**said, "sha256": _digest(tensors, said)})
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # so that each is aligned
+    header: dict[str, Any] = {"__metadata__": {HEADER: described}}
+    end = 0
+    for name in order:
+        part = tensors[name]
+        start, end = end, end + part.shape.numel() * part.dtype.itemsize
+        header[name] = {"dtype": CODES[part.dtype], "shape": list(part.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            for block in _blocks(tensors[name]):
+                file.write(block)
+
+    write_whole(path, write)
+
+
+def _blocks(tensor: Tensor | Streamed) -> Iterator[memoryview]:
+    """The bytes of a tensor, some rows at a time."""
+    if isinstance(tensor, Tensor):
+        tensor = tensor.detach() if tensor.ndim else tensor.detach().reshape(1)
+    for first, last in spans(tensor):
+        part = tensor[first:last] if isinstance(tensor, Tensor) else tensor.rows(first, last)
+        yield part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def spans(tensor: Tensor | Streamed) -> Iterator[tuple[int, int]]:
+    """First and last row of parts of a tensor of so many bytes that neither time nor memory is wasted."""
+    rows = tensor.shape[0]
+    step = max(1, BLOCK_BYTES // max(1, tensor.shape[1:].numel() * tensor.dtype.itemsize))
+    return ((first, min(first + step, rows)) for first in range(0, rows, step))
+
+
+def forget(path: Path) -> None:
+    """Let go of what was looked at of a file that is mapped into memory; it is read again when it is looked at again.
+
+    Without this all of a large file would stand in memory once its tensors were gone through. Does nothing where the
+    system does not say what is mapped.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return
+    place = str(path.resolve())
+    for line in lines:
+        span, *_, name = line.split(maxsplit=5)
+        if name == place:
+            first, last = (int(end, 16) for end in span.split("-"))
+            size = ctypes.c_size_t(last - first)
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, mmap.MADV_DONTNEED)
 
 
 def read_tensors(path: Path, foreign: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -218,12 +287,13 @@ class TensorFile:
             raise ValueError(f"{self.path} is damaged ({' '.join(str(error).split())}); {REMEDY}") from None
 
 
-def _digest(tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> str:
+def _digest(tensors: Mapping[str, Tensor | Streamed], about: dict[str, Any] | None = None) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for block in _blocks(tensor):
+            digest.update(block)
     if about is not None:
         digest.update(json.dumps(about, sort_keys=True).encode())
     return digest.hexdigest()

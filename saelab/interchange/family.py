@@ -5,18 +5,22 @@ two become a `Plain`, from which ours is built; the last becomes what a run keep
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from saelab.core.components import Component, near_miss
 from saelab.core.files import whole_folder
-from saelab.interchange.files import Files
+from saelab.interchange.files import DEEPEST, Files
 from saelab.interchange.plain import Plain, apart, built, check_computes
 from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.files import is_saved
 from saelab.sae.sae import SAE
 from saelab.sae.scale import Scale
+
+MANY = 9
+"""Names of SAEs that a complaint lists."""
 
 
 @dataclass
@@ -43,6 +47,10 @@ class Family(Component, ABC):
     """What the command line calls it."""
     row_scales: ClassVar[tuple[type[Scale], ...]] = ()
     """Scalings of each row by itself that `write` can say."""
+    dictionaries: ClassVar[tuple[str, ...]] = ("Dense",)
+    """Of those that a `Plain` may have, the ones it has a form for."""
+    is_set: ClassVar[bool] = False
+    """Whether what is written of several SAEs lies in one folder, each under a name of its own."""
 
     @abstractmethod
     def claims(self, files: Files) -> bool:
@@ -90,17 +98,50 @@ def read(path: str | Path) -> tuple[SAE, Description]:
         ValueError: naming the file: of no known family, damaged, mis-shaped, holding NaN, or computing something that
             our SAE does not hold exactly.
     """
+    plain, description = opened(path)
+    return built(plain, Path(path)), description
+
+
+def opened(path: str | Path) -> tuple[Plain, Description]:
+    """As `read`, with the weights left in their file until they are asked for."""
     files = Files(path)
     if is_saved(path):
         raise ValueError(f"{path} is saelab's own: `saelab.load` opens it")
-    for family in families().values():
-        if family.claims(files):
-            plain, description = family.read(files)
-            description.notes[:0] = plain.notes
-            sae = built(plain, files.path)
-            check_computes(sae, files.path)
-            return sae, description
-    raise ValueError(f"{path} is of no family that saelab reads ({', '.join(families())}): {files.seen()}")
+    family = _family_of(files)
+    if not family:
+        raise ValueError(_unknown(files))
+    plain, description = family.read(files)
+    description.notes[:0] = plain.notes
+    check_computes(plain, files.path)
+    return plain, description
+
+
+def _family_of(files: Files) -> Family | None:
+    return next((family for family in families().values() if family.claims(files)), None)
+
+
+def members(path: str | Path) -> dict[str, Path]:
+    """The SAEs in a folder of several, by their names in it: of other libraries, and saelab's own; empty for one SAE.
+
+    Folders inside it are searched, those of an SAE not further.
+    """
+    return {place.relative_to(path).as_posix(): place for place in _members(Files(path), DEEPEST)}
+
+
+def _members(files: Files, deep: int) -> Iterator[Path]:
+    for one in files.below():
+        if is_saved(one.path) or _family_of(one):
+            yield one.path
+        elif deep > 1:
+            yield from _members(one, deep - 1)
+
+
+def _unknown(files: Files) -> str:
+    """What to say of a file or folder that is of no family."""
+    if found := list(members(files.path)):
+        names = found if len(found) < MANY else [*found[: MANY - 2], "...", found[-1]]
+        return f"{files.path} holds {len(found)} SAEs: {', '.join(names)}; take one of them, or several by --only"
+    return f"{files.path} is of no family that saelab reads ({', '.join(families())}): {files.seen()}"
 
 
 def write(sae: Autoencoder, folder: str | Path, family: str, source: dict[str, Any] | None = None) -> list[str]:
@@ -118,12 +159,40 @@ def write(sae: Autoencoder, folder: str | Path, family: str, source: dict[str, A
     Raises:
         ValueError: for an unknown family, an SAE that it has no form for, or a folder that is not empty.
     """
-    folder, known = Path(folder), families()
-    if family not in known:
-        raise ValueError(f"unknown family '{family}'{near_miss(family, written())}")
+    known = family_called(family)
     with whole_folder(folder) as part:
-        plain, library = apart(sae), known[family]
-        if plain.row_scale and family in written() and type(plain.row_scale) not in library.row_scales:
-            raise library.no_form(f"rows that are each scaled by themselves ({plain.row_scale.sentence()})")
-        check_computes(sae, folder)
-        return [*plain.notes, *library.write(plain, part, source or {})]
+        plain = apart(sae)
+        return [*plain.notes, *write_plain(plain, part, known, source or {}, Path(folder))]
+
+
+def family_called(title: str) -> Family:
+    """The family that the command line calls so; ValueError for an unknown one."""
+    known = families()
+    if title not in known:
+        raise ValueError(f"unknown family '{title}'{near_miss(title, written())}")
+    return known[title]
+
+
+def write_plain(plain: Plain, folder: Path, family: Family, source: dict[str, Any], name: Path) -> list[str]:
+    """Write plain weights for another library into a folder that others may have been written to.
+
+    Args:
+        plain: which may be changed.
+        folder: where to.
+        family: the library.
+        source: what a run's source.json says of model and site.
+        name: the SAE, for complaints.
+
+    Returns:
+        What could not be said.
+
+    Raises:
+        ValueError: for an SAE that the library has no form for.
+    """
+    check_computes(plain, name)
+    is_written = type(family).write is not Family.write  # else it says itself that it is not
+    if is_written and plain.row_scale and type(plain.row_scale) not in family.row_scales:
+        raise family.no_form(f"rows that are each scaled by themselves ({plain.row_scale.sentence()})")
+    if is_written and plain.dictionary not in family.dictionaries:
+        raise family.no_form(f"the dictionary {plain.dictionary}")
+    return family.write(plain, folder, source)

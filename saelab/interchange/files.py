@@ -1,10 +1,13 @@
 """Files of strangers: read without running anything, with one line that names the file when something is wrong.
 
-Pickles are read by torch's reader that makes tensors and plain containers only, .npz files without pickles.
+Pickles are read by torch's reader that makes tensors and plain containers only, .npz files without pickles. Tensors
+stay in their file until they are looked at: what is read of them at once is a part of one (see `matrix.py`), so that
+memory is bounded by the largest vector, whatever the size of the file. An archive that would unpack to much more than
+it is, and a tensor that claims more entries than its file holds, are refused before memory is taken.
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,16 @@ import torch
 from torch import Tensor
 
 from saelab.core.components import near_miss
-from saelab.core.files import read_tensors
+from saelab.core.files import TensorFile, forget
 from saelab.core.read import expect, fits, read_json
+from saelab.interchange.matrix import Matrix
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
 AGAIN = "restore it from a copy or download it again"
+PACKED_MORE = 50
+"""How many times its own size an archive may unpack to: weights are hardly smaller packed, zeros a thousand times."""
+DEEPEST = 4
+"""Folders inside each other that are searched for SAEs."""
 
 
 class Files:
@@ -49,12 +57,19 @@ class Files:
         """The file that was named, or the only file of weights in the folder."""
         if self.path.is_file():
             return self.path if self.path.suffix in WEIGHTS else None
-        found = [path for path in self.folder.iterdir() if path.suffix in WEIGHTS]
+        found = [path for path in self.folder.iterdir() if path.suffix in WEIGHTS and path.is_file()]
         return found[0] if len(found) == 1 else None
 
     def lone_has(self, *names: str, suffixes: tuple[str, ...] = WEIGHTS) -> bool:
         """Whether there is one file of weights, of one of these kinds, with all these entries."""
         return self.lone is not None and self.lone.suffix in suffixes and set(names) <= self.entries(self.lone).keys()
+
+    def numbered(self, before: str, after: str) -> list[Path]:
+        """The files called `before` N `after` for N = 0, 1, ..., as far as they are there."""
+        found: list[Path] = []
+        while (path := self.folder / f"{before}{len(found)}{after}").is_file():
+            found.append(path)
+        return found
 
     def entries(self, path: Path) -> Mapping[str, Any]:
         """Everything in a file of weights, by name."""
@@ -71,6 +86,13 @@ class Files:
         """A JSON file in the folder."""
         return Settings.of(self.folder / name)
 
+    def below(self) -> Iterator["Files"]:
+        """The folders inside this one, and its files of weights, each alone; not what lies outside it."""
+        if self.path.is_dir():
+            for path in sorted(self.path.iterdir(), key=_by_number):
+                if (path.is_dir() and not path.is_symlink()) or (path.is_file() and path.suffix in WEIGHTS):
+                    yield Files(path)
+
     def seen(self) -> str:
         """What there is, for a complaint."""
         if self.path.is_file():
@@ -80,16 +102,21 @@ class Files:
         return f"it holds {', '.join(names[:6])}" if names else "it is empty"
 
 
+def _by_number(path: Path) -> tuple[Any, ...]:
+    """Layer 9 before layer 10."""
+    words = "".join(letter if letter.isdigit() else " " for letter in path.name).split()
+    return path.name.rstrip("0123456789"), [int(word) for word in words if len(word) < 19], path.name
+
+
 def _entries(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
-        return read_tensors(path, foreign=True)[0]
+        file = TensorFile(path)
+        return {name: file.get(name) for name in file.names}
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        if path.suffix == ".npz":
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        is_archive = zipfile.is_zipfile(path)
+        found = _npz(path) if path.suffix == ".npz" else _pickled(path, is_archive)
     except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({_line(error)}); {AGAIN}") from None
     except Exception as error:  # torch's reader passes on whatever a broken pickle leads it to
@@ -98,6 +125,52 @@ def _entries(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds a {type(found).__name__}, expected tensors by name")
     return found
+
+
+def _pickled(path: Path, is_archive: bool) -> Any:
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            # torch packs nothing, and what is packed could unpack to any size.
+            if packed := [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]:
+                raise ValueError(f"{packed[0]} in it is packed, which torch does not do")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+
+
+def _npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of an .npz file, mapped where they are not packed."""
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > PACKED_MORE * path.stat().st_size:
+            raise ValueError(f"it would unpack to more than {PACKED_MORE} times its size")
+        for entry in entries:
+            with archive.open(entry) as file:
+                shape, by_columns, dtype = _npy_header(file)
+                size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+                if dtype.hasobject or size > entry.file_size:
+                    raise ValueError(f"{entry.filename} holds {'objects' if dtype.hasobject else 'less than it says'}")
+                order: Any = "F" if by_columns else "C"
+                if entry.compress_type == zipfile.ZIP_STORED:
+                    place = _start(path, entry) + file.tell()
+                    array = np.memmap(path, dtype, "c", place, shape, order) if size else np.empty(shape, dtype)
+                else:
+                    array = np.frombuffer(bytearray(file.read(size)), dtype).reshape(shape, order=order)
+            found[entry.filename.removesuffix(".npy")] = torch.from_numpy(array)
+    return found
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _start(path: Path, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of an entry begin: behind its own header, whose length the archive's list does not say."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset)
+        header = file.read(30)
+    return entry.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
 
 
 def _line(error: Exception) -> str:
@@ -121,21 +194,51 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self.entries
 
+    def under(self, prefix: str) -> "Tensors":
+        """Those whose names begin with a prefix, by what follows it; all of them where none does."""
+        found = {str(name).removeprefix(prefix): entry for name, entry in self.entries.items()}
+        return Tensors(self.path, found)
+
     def take(self, name: str, axes: str) -> Tensor:
-        """A tensor in float32, or float64 where it is kept so.
+        """A vector or a number in float32, or float64 where it is kept so; it may be of whole numbers.
 
         Args:
             name: its name in the file.
             axes: a letter an axis; the same letter means the same size wherever it stands.
 
         Raises:
-            ValueError: if it is missing, no tensor, mis-shaped, or holds NaN or infinity.
+            ValueError: if it is missing, no tensor, mis-shaped, of another kind, or holds NaN or infinity.
         """
+        tensor = self._found(name, axes)
+        tensor = tensor.clone() if tensor.dtype == torch.float64 else tensor.float()
+        self._check_finite(name, tensor)
+        return tensor
+
+    def matrix(self, name: str, axes: str, flipped: bool = False) -> Matrix:
+        """A matrix that stays in the file, with the same checks.
+
+        Args:
+            name: its name in the file.
+            axes: as in `take`, of the tensor as the file has it.
+            flipped: whether its rows are wanted as columns.
+        """
+        tensor = self._found(name, axes)
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{self.path}: {name} is of {kind}, expected floating-point numbers")
+        found = Matrix([tensor], forget=lambda: forget(self.path))
+        for _, block in found.blocks():
+            self._check_finite(name, block)
+        return found.T if flipped else found
+
+    def _found(self, name: str, axes: str) -> Tensor:
         if name not in self.entries:
             raise ValueError(f"{self.path} has no tensor '{name}'{near_miss(name, map(str, self.entries))}")
         tensor = self.entries[name]
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{self.path}: {name} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+            raise ValueError(f"{self.path}: {name} is no ordinary tensor of numbers")
         wanted = [self.sizes.get(axis) for axis in axes]
         fits = tensor.ndim == len(axes) and all(w in (None, n) for w, n in zip(wanted, tensor.shape, strict=True))
         if not fits:
@@ -143,11 +246,14 @@ class Tensors:
             raise ValueError(f"{self.path}: {name} should be [{shape}], the file holds {list(tensor.shape)}")
         if 0 in tensor.shape:
             raise ValueError(f"{self.path}: {name} is empty, {list(tensor.shape)}")
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{self.path}: {name} says to be {list(tensor.shape)}, which is more than the file holds")
         self.sizes |= dict(zip(axes, tensor.shape, strict=True))
-        tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+        return tensor.detach()
+
+    def _check_finite(self, name: str, tensor: Tensor) -> None:
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{self.path}: {name} holds NaN or infinity; {AGAIN}")
-        return tensor
 
 
 class Settings:

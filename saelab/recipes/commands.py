@@ -222,7 +222,9 @@ def convert(words: list[str]) -> None:
     parser = parser_for("convert")
     parser.add_argument("path", type=str, help="folder or file that another library wrote, or a run of saelab")
     parser.add_argument("out", type=str, help="output folder; must not exist")
-    parser.add_function_arguments(convert, skip={"path", "out"})
+    only = "of a folder of several SAEs, which: names as the complaint lists them, * standing for anything; one becomes"
+    parser.add_argument("--only", nargs="+", type=str, default=[], help=f"{only} OUT, several a folder each in it")
+    parser.add_function_arguments(convert, skip={"path", "out", "only"})
     convert(**vars(parse(parser, words)))
 
 

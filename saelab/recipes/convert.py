@@ -1,18 +1,17 @@
 """`saelab convert`: SAEs of other libraries into runs of ours, and ours into files that they load."""
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from saelab.core.components import near_miss
 from saelab.core.files import whole_folder
 from saelab.core.run import Run
-from saelab.interchange import Description, read, write
+from saelab.interchange.family import Description, Family, family_called, members, opened, write_plain
+from saelab.interchange.plain import READ_AS, Plain, apart, save
 from saelab.runs import open_run
-from saelab.sae.activations.gated import Gated
-from saelab.sae.activations.jump_relu import JumpReLU
-from saelab.sae.activations.relu import ReLU
-from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.files import is_saved
-from saelab.sae.sae import SAE
 
 ROUNDING = 1e-3
 """How far norms may be from 1."""
@@ -23,44 +22,68 @@ It was read from files of {family} by `saelab convert`; `config.yaml` says from 
 """
 
 
-def convert(path: str, out: str, to: str | None = None, unit_norm: bool = False) -> None:
+def convert(path: str, out: str, to: str | None = None, only: Sequence[str] = (), unit_norm: bool = False) -> None:
     """Convert an SAE of another library into a run, or a run into another library's files; the format is detected.
 
     Args:
-        path: folder or file that another library wrote, or a run or saved SAE of saelab.
+        path: folder or file that another library wrote, or a run or saved SAE of saelab, or a folder of several.
         out: output folder; must not exist.
-        to: write it for this library: sae_lens, dictionary_learning or sparsify; by default it becomes a run of saelab,
-            to be measured, explored and compared like any other.
+        to: write it for this library: sae_lens, dictionary_learning, sparsify or circuit_tracer; by default it becomes
+            a run of saelab, to be measured, explored and compared like any other.
+        only: of a folder of several SAEs, which: names as the complaint lists them, * standing for anything. One
+            becomes `out`, several a folder each in it.
         unit_norm: bring directions to unit norm, codes being multiplied by the norms they had, as dictionary_learning's
             loader does by default; otherwise both are as the file has them. Reconstructions are the same.
     """
-    is_own = is_saved(path)
-    if is_own and not to:
-        raise ValueError(f"{path} is saelab's own already: say which library to convert it to, e.g. --to sae_lens")
+    family, chosen = family_called(to) if to else None, _chosen(path, only)
     with whole_folder(out) as folder:
-        sae, found = _own(path) if is_own else read(path)
-        notes = list(found.notes)
-        if "dictionary_learning" in (found.family, to) and not unit_norm:
-            notes += _norms(sae)
-        if unit_norm:
-            _bring_to_unit_norm(sae, path)
-            notes.append("directions were brought to unit norm, and codes are larger by the norms that they had")
-        if to:
-            notes += write(sae, folder, to, found.source)
-        else:
-            _write_run(folder, sae, found, str(path), Path(out).name)
-    print(f"{out}: {_sentence(sae, found)}")
-    for note in notes:
-        print(f"note: {note}")
-    if not to:
-        print(_next(out, found))
+        lines = []
+        for name, place in chosen.items():
+            is_apart = len(chosen) > 1 and not (family and family.is_set)
+            lines += _convert(place, folder / name if is_apart else folder, family, unit_norm, Path(out, name))
+    print("\n".join(lines))
 
 
-def _norms(sae: Autoencoder) -> list[str]:
+def _chosen(path: str, only: Sequence[str]) -> dict[str, Path]:
+    """The SAEs to convert, by their names below the output folder."""
+    if not only:
+        return {"": Path(path)}
+    found = members(path)
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise ValueError(f"no SAE in {path} is called {pattern}{near_miss(pattern, found)}")
+    wanted = {name: place for name, place in found.items() if any(fnmatchcase(name, one) for one in only)}
+    return {"": next(iter(wanted.values()))} if len(wanted) == 1 else wanted
+
+
+def _convert(path: Path, folder: Path, family: Family | None, unit_norm: bool, out: Path) -> list[str]:
+    """Convert one SAE into a folder, which will be `out`; what to tell of it."""
+    is_own = is_saved(path)
+    if is_own and not family:
+        raise ValueError(f"{path} is saelab's own already: say which library to convert it to, e.g. --to sae_lens")
+    plain, found = _own(path) if is_own else opened(path)
+    notes = [*plain.notes] if is_own else [*found.notes]
+    if unit_norm:
+        try:
+            plain.bring_to_unit_norm()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; leave --unit_norm out") from None
+        notes.append("directions were brought to unit norm, and codes are larger by the norms that they had")
+    elif "dictionary_learning" in (found.family, family.title if family else ""):
+        notes += _norms(plain)
+    told = f"{out}: {_sentence(plain, found)}"
+    if family:
+        notes += write_plain(plain, folder, family, found.source, path)
+        return [told, *(f"note: {note}" for note in notes)]
+    _write_run(folder, plain, found, path, out)
+    return [told, *(f"note: {note}" for note in notes), _next(str(out), found)]
+
+
+def _norms(plain: Plain) -> list[str]:
     """What dictionary_learning's loader does to directions that are not of unit norm: to those of its AutoEncoder."""
-    if not isinstance(sae, SAE) or type(sae.activation) is not ReLU:
+    if plain.kind != "relu":
         return []
-    norms = sae.dictionary.directions().norm(dim=1)
+    norms = plain.matrices["W_dec"].norms()
     if (norms - 1).abs().max() <= ROUNDING:
         return []
     kept = f"directions keep the norms that they have, {norms.min():.3g} to {norms.max():.3g}"
@@ -68,36 +91,27 @@ def _norms(sae: Autoencoder) -> list[str]:
     return [f"{kept}; {theirs} these norms: --unit_norm true does the same here"]
 
 
-def _bring_to_unit_norm(sae: Autoencoder, path: str) -> None:
-    """ValueError where latents are chosen by size among others, and would be others; or have no direction."""
-    if not isinstance(sae, SAE) or type(sae.activation) not in (ReLU, JumpReLU, Gated):
-        name = type(getattr(sae, "activation", sae)).__name__
-        raise ValueError(f"{path}: {name} may keep other latents of directions of unit norm; leave --unit_norm out")
-    if (sae.dictionary.directions().norm(dim=1) == 0).any():
-        raise ValueError(f"{path} has latents whose directions are zero; leave --unit_norm out")
-    sae.unit_directions()
-
-
-def _own(path: str) -> tuple[Autoencoder, Description]:
+def _own(path: Path) -> tuple[Plain, Description]:
     """An SAE of ours, and what its folder says of it."""
     run = open_run(path)
     sae, origin = run.load(), run.origin
     source = {key: origin.get(key) for key in ("model", "site", "target", "seq_len")}
     name = type(getattr(sae, "activation", sae)).__name__
-    return sae, Description("saelab", name, source if origin.get("model") else {})
+    return apart(sae), Description("saelab", name, source if origin.get("model") else {})
 
 
-def _write_run(folder: Path, sae: Autoencoder, found: Description, path: str, name: str) -> None:
-    about = {"from": path, "family": found.family, "architecture": found.architecture, "said": found.said}
+def _write_run(folder: Path, plain: Plain, found: Description, path: Path, out: Path) -> None:
+    about = {"from": str(path), "family": found.family, "architecture": found.architecture, "said": found.said}
     beside = {"source.json": found.source} if found.source else {}
-    readme = README.replace("{family}", found.family).replace("{name}", name)
+    readme = README.replace("{family}", found.family).replace("{name}", out.name)
     Run.create(folder, {"convert": about}, beside, readme)
-    sae.save(folder / "sae")
+    save(plain, folder / "sae", path)
 
 
-def _sentence(sae: Autoencoder, found: Description) -> str:
-    widths = f"{sae.d_in:,} -> {sae.n_latents:,} latents -> {sae.d_out or sae.d_in:,}"
-    return f"{found.family} {found.architecture}, {widths}, read as {type(sae.activation).__name__}"
+def _sentence(plain: Plain, found: Description) -> str:
+    n_latents, d_in, d_out = plain.sizes
+    widths = f"{d_in:,} -> {n_latents:,} latents -> {d_out:,}"
+    return f"{found.family} {found.architecture}, {widths}, read as {READ_AS[plain.kind]}"
 
 
 def _next(out: str, found: Description) -> str:

@@ -7,6 +7,7 @@ Training is left out: see `saelab.sae.base.Composed` and `saelab.sae.sae`.
 # Shape letters: B rows, D width of what is reconstructed, L latents.
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saelab.core.codes import Codes
+from saelab.core.files import Streamed, write_json, write_tensors
 from saelab.core.mesh import Mesh
 from saelab.core.rows import Rows
 from saelab.sae.firing import Firing
@@ -24,6 +26,12 @@ FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 ENSEMBLE = "ensemble"
 """What the config of an ensemble says under `kind`; an SAE's has no such key."""
+
+
+def write_files(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor | Streamed]) -> None:
+    """Write what a saved SAE is, each file whole or not at all."""
+    write_tensors(folder / WEIGHTS, tensors, {"config": config})
+    write_json(folder / CONFIG, config)
 
 
 class Decoder(ABC):

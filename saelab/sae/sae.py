@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from saelab.core.codes import Codes
 from saelab.core.components import Component, check_kinds, near_miss
-from saelab.core.files import write_json, write_tensors
 from saelab.core.mesh import ALONE, Mesh
 from saelab.core.rows import Rows, flat_rows
-from saelab.sae.autoencoder import CONFIG, FORMAT, WEIGHTS
+from saelab.sae.autoencoder import FORMAT, write_files
 from saelab.sae.base import Activation, Composed, Dictionary, Forward, Loss, Sizes
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.firing import Firing
@@ -385,8 +384,7 @@ class SAE(Composed):
         """Write `config.json` and `weights.safetensors` into a folder, each whole or not at all."""
         folder, tensors = Path(folder), self.whole(self.state_dict())
         if self.mesh.is_first:
-            write_tensors(folder / WEIGHTS, tensors, {"config": self.config()})
-            write_json(folder / CONFIG, self.config())
+            write_files(folder, self.config(), tensors)
         self.mesh.wait()
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from interchange.foreign import D, L, O, check, random, rows, save, weights
 from saelab import SAE
 from saelab.core.codes import Codes
 from saelab.interchange import Description, Family, read, write
-from saelab.interchange.family import families
+from saelab.interchange.family import families, members
 from saelab.interchange.plain import apart, check_computes
 from saelab.sae.activations.abs_topk import AbsTopK
 from saelab.sae.activations.batch_topk import BatchTopK
@@ -134,7 +134,11 @@ def test_float64_stays(tmp_path):
     ("sae", "family", "words"),
     [
         (lambda: ours(TopK(3)), "saelens", "unknown family 'saelens'; did you mean 'sae_lens'?"),
-        (lambda: SAE(D, L, TopK(3), dictionary=Crosscoder()), "sae_lens", "Crosscoder has no form elsewhere"),
+        (
+            lambda: SAE(D, L, TopK(3), dictionary=Crosscoder()),
+            "sae_lens",
+            "sae_lens has no form for the dictionary Crosscoder",
+        ),
         (lambda: SAE(D, L, BlockTopK(k=2)), "sae_lens", "BlockTopK has no form elsewhere"),
         (lambda: ours(TopK(3), d_out=D), "sae_lens", "sae_lens has no form for a transcoder that reads with topk"),
         (lambda: ours(ReLU(), d_out=D), "dictionary_learning", "dictionary_learning has no form for transcoders"),
@@ -185,6 +189,37 @@ def test_a_truncated_file_is_one_clear_line(tmp_path, family, share):
         read(tmp_path / "out")
     assert "is damaged" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def several(folder):
+    """Two SAEs of SAELens, one of dictionary_learning, one of saelab, in folders of a folder."""
+    for layer in (10, 9):
+        write(ours(TopK(3)), folder / f"blocks.{layer}", "sae_lens")
+    write(ours(ReLU()), folder / "more" / "trainer_0", "dictionary_learning")
+    ours(TopK(4)).save(folder / "own")
+    (folder / "notes.txt").write_text("notes")
+    return folder
+
+
+def test_a_folder_of_several_says_what_it_holds(tmp_path):
+    folder = several(tmp_path / "all")
+    names = ["blocks.9", "blocks.10", "more/trainer_0", "own"]
+    assert list(members(folder)) == names
+    assert members(folder / "blocks.9") == {"sae_weights.safetensors": folder / "blocks.9" / "sae_weights.safetensors"}
+    with pytest.raises(ValueError, match=f"all holds 4 SAEs: {', '.join(names)}; take one of them, or several by"):
+        read(folder)
+    for number in range(12):
+        ours(TopK(4)).save(folder / f"z{number}")
+    with pytest.raises(ValueError, match=r"holds 16 SAEs: blocks.9, .*, z2, \.\.\., z11; take"):
+        read(folder)
+
+
+def test_what_links_lead_to_is_not_searched(tmp_path):
+    several(tmp_path / "elsewhere")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "here" / "round").symlink_to(tmp_path / "here", target_is_directory=True)
+    assert members(tmp_path / "here") == {}
 
 
 class Hostile:
@@ -287,14 +322,14 @@ def test_what_is_no_pickle_at_all_is_said_to_be_none(tmp_path):
 
 
 def test_what_is_not_finite_once_put_together_is_refused(tmp_path):
-    sae = SAE(4, 8, TopK(2))
-    check_computes(sae, tmp_path)
-    with torch.no_grad():
-        sae.dictionary.W_dec[3, 1] = torch.inf
+    plain = apart(ours(TopK(3)))
+    check_computes(plain, tmp_path)
+    plain.matrices["W_dec"].pieces[0][3, 1] = 1e30
+    wide = plain.matrices["W_dec"]
+    plain.matrices["W_dec"] = wide.times(torch.full((L, 1), 1e20))
     with pytest.raises(ValueError, match=rf"{tmp_path}: dictionary.W_dec holds NaN or infinity in 1 places"):
-        check_computes(sae, tmp_path)
-    with torch.no_grad():
-        sae.dictionary.W_dec[3, 1] = 0
-        sae.dictionary.W_enc.fill_(3e38)
+        check_computes(plain, tmp_path)
+    wide.pieces[0][3, 1] = 0
+    plain.matrices["W_enc"].pieces[0].fill_(3e38)[::2] *= -1
     with pytest.raises(ValueError, match="a row of random numbers is reconstructed as NaN or infinity"):
-        check_computes(sae, tmp_path)
+        check_computes(plain, tmp_path)

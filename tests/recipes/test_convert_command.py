@@ -164,3 +164,23 @@ def test_directions_whose_norms_choose_latents_stay_as_they_are(saelab, tmp_path
     assert ended.status == 2
     assert "TopK may keep other latents of directions of unit norm; leave --unit_norm out" in ended.complaint
     assert not (tmp_path / "out").exists()
+
+
+def test_several_of_a_folder_become_a_run_each(saelab, tmp_path):
+    (tmp_path / "set").mkdir()
+    for layer in range(3):
+        foreign(tmp_path / "set" / f"blocks.{layer}", model_name="gpt2")
+    said = saelab("convert", tmp_path / "set", tmp_path / "out").complaint
+    assert "set holds 3 SAEs: blocks.0, blocks.1, blocks.2; take one of them, or several by --only" in said
+    assert (
+        "called block.1; did you mean 'blocks.1'?"
+        in saelab("convert", tmp_path / "set", tmp_path / "out", "--only", "block.1").complaint
+    )
+    ended = saelab("convert", tmp_path / "set", tmp_path / "out", "--only", "blocks.1", "blocks.2*")
+    assert ended.status == 0, ended.err
+    assert f"{tmp_path / 'out' / 'blocks.2'}: sae_lens standard, 4 -> 8 latents -> 4" in ended.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["blocks.1", "blocks.2"]
+    assert load(tmp_path / "out" / "blocks.1").d_in == 4
+    ended = saelab("convert", tmp_path / "set", tmp_path / "one", "--only", "blocks.0", "--to", "dictionary_learning")
+    assert ended.status == 0, ended.err
+    assert sorted(files(tmp_path / "one")) == ["ae.pt", "config.json"]

@@ -13,7 +13,7 @@ from typing import Any
 from saelab.core.read import read_yaml
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import AGAIN, Files, Settings
-from saelab.interchange.plain import Plain, parts_from
+from saelab.interchange.plain import Plain, plain_from
 from saelab.interchange.sites import site_of, source
 
 CONFIG = "config.yaml"
@@ -45,8 +45,8 @@ class CircuitTracer(Family):
             raise config.refuse(f"the activation {how}", "ReLU and JumpReLU are read")
         is_jump = how is None and THRESHOLD["threshold"] in tensors
         layout = LAYOUT | (SKIP if "W_skip" in tensors else {}) | (THRESHOLD if is_jump else {})
-        plain = Plain(parts_from(tensors, layout, True), "jumprelu" if is_jump else "relu", is_transcoder=True)
-        if is_jump and (plain.parts["threshold"] < 0).any():
+        plain = plain_from(tensors, layout, "jumprelu" if is_jump else "relu", True)
+        if is_jump and (plain.vectors["threshold"] < 0).any():
             raise config.refuse("a threshold below zero", "it would pass negative codes")
         layer = files.lone.stem.removeprefix("layer_")
         found, said = _source_of(config, layer)

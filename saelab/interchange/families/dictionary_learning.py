@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saelab.core.files import write_json, write_whole
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files, Settings, Tensors
-from saelab.interchange.plain import Plain, laid_out, parts_from
+from saelab.interchange.plain import Plain, laid_out, plain_from
 from saelab.interchange.sites import architecture, hook_of, site_of, source
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
@@ -74,10 +75,9 @@ class DictionaryLearning(Family):
         if name not in FORMS:
             raise trainer.refuse(f"the class {name}", f"those that are read: {', '.join(FORMS)}")
         kind, layout = FORMS[name]
-        plain = Plain(parts_from(tensors, layout), kind)
+        plain = plain_from(tensors, layout, kind)
         if name in NOT_CENTRED:
-            plain.shift(1)
-            plain.notes.append("folded b_dec into the encoder's bias, because it is not subtracted there")
+            plain.shift()
         if kind in MARKS:
             _selection(plain, tensors, trainer)
         found, said = _source_of(trainer, config.part("buffer"))
@@ -88,13 +88,15 @@ class DictionaryLearning(Family):
         kind, layout = FORMS[name]
         if name in NOT_CENTRED:
             plain.shift(-1)
-        tensors = laid_out(plain, layout)
+        tensors = {
+            key: part if isinstance(part, Tensor) else part.whole() for key, part in laid_out(plain, layout).items()
+        }
         n_latents, d_in, _ = plain.sizes
         trainer = {"dict_class": name, "activation_dim": d_in, "dict_size": n_latents}
         if kind in MARKS:
             assert plain.k is not None
             trainer["k"] = max(1, round(plain.k))
-            threshold = plain.parts["threshold"][0].item() if kind == "batchtopk" else -1.0
+            threshold = plain.vectors["threshold"][0].item() if kind == "batchtopk" else -1.0
             tensors |= {"k": torch.tensor(trainer["k"], dtype=torch.int), "threshold": torch.tensor(threshold)}
         place, notes = _place(source)
         write_whole(folder / WEIGHTS, lambda file: torch.save(tensors, file))
@@ -105,7 +107,7 @@ class DictionaryLearning(Family):
         if plain.is_transcoder:
             raise self.no_form("transcoders")
         if plain.kind == "batchtopk":
-            threshold = plain.parts["threshold"]
+            threshold = plain.vectors["threshold"]
             return "BatchTopKSAE" if (threshold == threshold[0]).all() else "JumpReluAutoEncoder"
         if plain.kind == "abstopk":
             raise self.no_form("AbsTopK")
@@ -148,7 +150,7 @@ def _selection(plain: Plain, tensors: Tensors, trainer: Settings) -> None:
         plain.kind = "topk"
         plain.notes.append(f"its threshold was never set: read by the {plain.k} largest of each row")
     else:
-        plain.parts["threshold"] = threshold.to(plain.parts["b_enc"]).expand_as(plain.parts["b_enc"]).clone()
+        plain.set_threshold(threshold)
 
 
 def _source_of(trainer: Settings, buffer: Settings) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files, Settings, Tensors
-from saelab.interchange.plain import Plain, parts_from
+from saelab.interchange.plain import Plain, plain_from
 from saelab.interchange.sites import architecture, site_of, source
 
 ONE, TWO, CONFIG = "params.npz", "params.safetensors", "config.json"
@@ -48,10 +48,9 @@ class GemmaScope(Family):
         layout |= {"W_skip": f"{SKIP}.T"} if SKIP in tensors else {}
         if getattr(tensors.entries.get(layout["W_dec"]), "ndim", 2) == 3:
             raise config.refuse("a cross-layer transcoder", "SAEs and transcoders of one layer are read")
-        plain = Plain(parts_from(tensors, layout, is_transcoder), "jumprelu", is_transcoder=is_transcoder)
+        plain = plain_from(tensors, layout, "jumprelu", is_transcoder)
         if not is_transcoder:
-            plain.shift(1)
-            plain.notes.append("folded b_dec into the encoder's bias, because it is not subtracted there")
+            plain.shift()
         found, said = _source_of(where, config)
         notes = ["it reads embeddings before they are multiplied by sqrt(D)"] if "/embedding/" in where else []
         kind = "JumpReLU " + ("skip " * ("W_skip" in layout)) + ("transcoder" if is_transcoder else "SAE")

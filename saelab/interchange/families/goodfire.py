@@ -9,7 +9,7 @@ import re
 
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files
-from saelab.interchange.plain import Plain, parts_from
+from saelab.interchange.plain import Plain, plain_from
 from saelab.interchange.sites import site_of, source
 
 LAYOUT = {
@@ -30,9 +30,8 @@ class Goodfire(Family):
 
     def read(self, files: Files) -> tuple[Plain, Description]:
         assert files.lone is not None
-        plain = Plain(parts_from(files.tensors(files.lone.name), LAYOUT), "relu")
-        plain.shift(1)
-        plain.notes.append("folded b_dec into the encoder's bias, because it is not subtracted there")
+        plain = plain_from(files.tensors(files.lone.name), LAYOUT, "relu")
+        plain.shift()
         found = re.fullmatch(r"(Llama-3\.\d-\d+B-Instruct)-SAE-l(\d+)", files.lone.stem)
         model = f"meta-llama/{found[1]}" if found else ""
         place = source(model, site_of(model, f"blocks.{found[2]}.hook_resid_post")) if found else {}

@@ -13,7 +13,7 @@ from typing import Any
 
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files, Settings
-from saelab.interchange.plain import Plain, parts_from
+from saelab.interchange.plain import Plain, plain_from
 from saelab.interchange.sites import site_of, source
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
@@ -43,10 +43,10 @@ class LlamaScope(Family):
             raise config.refuse("hook_point_out other than hook_point_in", "SAEs are read")
         tensors.sizes = {"D": config.need("d_model", int)}
         factor = _factor(config)
-        plain = Plain(parts_from(tensors, LAYOUT), "jumprelu", scale=1 / factor)
-        threshold = config.need("jump_relu_threshold", float) * factor
-        plain.parts["threshold"] = plain.parts["b_enc"].new_full(plain.parts["b_enc"].shape, threshold)
-        plain.shift(1)
+        plain = plain_from(tensors, LAYOUT, "jumprelu")
+        plain.scale = 1 / factor
+        plain.set_threshold(config.need("jump_relu_threshold", float) * factor)
+        plain.shift()
         plain.notes = [f"rows are scaled by {factor:.6g}, their mean norm's share of sqrt(D)"]
         said: dict[str, Any] = {"hook_point_in": read} if read else {}
         is_known = REPOSITORY in files.folder.resolve().name

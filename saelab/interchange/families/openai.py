@@ -12,7 +12,7 @@ from typing import Any
 
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files, Settings
-from saelab.interchange.plain import Plain, parts_from
+from saelab.interchange.plain import Plain, plain_from
 from saelab.interchange.sites import site_of, source
 
 LAYOUT = {"W_enc": "encoder.weight", "b_enc": "latent_bias", "W_dec": "decoder.weight.T", "b_dec": "pre_bias"}
@@ -42,7 +42,7 @@ class OpenAI(Family):
             raise Settings(files.lone, {}).refuse(what, "its SAEs with a ReLU are read")
         if how != "ReLU":
             raise Settings(files.lone, {}).refuse(f"the activation {how}", "ReLU is read")
-        plain = Plain(parts_from(tensors, LAYOUT), "relu")
+        plain = plain_from(tensors, LAYOUT, "relu")
         return plain, Description(
             self.title, "ReLU SAE", _source_of((files.folder.resolve() / files.lone.name).as_posix())
         )

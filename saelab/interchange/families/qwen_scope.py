@@ -9,7 +9,7 @@ import re
 
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files
-from saelab.interchange.plain import Plain, parts_from
+from saelab.interchange.plain import Plain, plain_from
 from saelab.interchange.sites import site_of, source
 
 LAYOUT = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec.T", "b_dec": "b_dec"}
@@ -26,14 +26,13 @@ class QwenScope(Family):
 
     def read(self, files: Files) -> tuple[Plain, Description]:
         assert files.lone is not None
-        parts = parts_from(files.tensors(files.lone.name), LAYOUT)
+        plain = plain_from(files.tensors(files.lone.name), LAYOUT, "topk")
         found = re.search(r"SAE-Res-(Qwen[^/]+)-W\d+K-L0_(\d+)", files.folder.resolve().as_posix())
         if not found:
             named = "put it into a folder named as on the hub, such as SAE-Res-Qwen3-8B-Base-W64K-L0_50"
             raise ValueError(f"{files.lone} does not say how many latents a row keeps: {named}")
-        plain = Plain(parts, "topk", int(found[2]))
-        plain.shift(1)
-        plain.notes.append("folded b_dec into the encoder's bias, because it is not subtracted there")
+        plain.k = int(found[2])
+        plain.shift()
         model, layer = f"Qwen/{found[1]}", files.lone.name.removeprefix("layer").partition(".")[0]
         place = source(model, site_of(model, f"blocks.{layer}.hook_resid_post"))
         return plain, Description(self.title, "TopK SAE", place, {"model": model, "layer": int(layer)})

@@ -20,7 +20,7 @@ from saelab.core.files import write_json, write_tensors
 from saelab.interchange.families.sae_lens_source import metadata_of, source_of
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files, Settings, Tensors
-from saelab.interchange.plain import Plain, laid_out, parts_from
+from saelab.interchange.plain import Plain, laid_out, plain_from
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 DENSE = {"W_enc": "W_enc.T", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -41,6 +41,7 @@ FORMS = {
     "jumprelu_skip_transcoder": ("jumprelu", JUMPRELU | SKIP),
 }
 """Their architectures: how ours reads the same, and what the tensors are called."""
+ROW_BY_ROW = ("layer_norm", "constant_norm_rescale")
 OLD_NAMES = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",
@@ -68,15 +69,14 @@ class SAELens(Family):
         _tell_sizes(tensors, config, is_transcoder)
         if kind == "jumprelu" and "threshold" not in tensors and "log_threshold" in tensors:
             layout = layout | {"threshold": "log_threshold"}  # of early versions
-        plain = Plain(parts_from(tensors, layout, is_transcoder), kind, is_transcoder=is_transcoder)
+        plain = plain_from(tensors, layout, kind, is_transcoder)
         if "log_threshold" in layout.values():
-            plain.parts["threshold"] = plain.parts["threshold"].exp()
+            plain.vectors["threshold"] = plain.vectors["threshold"].exp()
         _selection(plain, config, tensors)
         _finetuned(plain, config, tensors)
         _scaling(plain, config, files)
         if not is_transcoder and not config.get("apply_b_dec_to_input", bool, True):
-            plain.shift(1)
-            plain.notes.append("folded b_dec into the encoder's bias, because it is not subtracted there")
+            plain.shift()
         source, said, notes = source_of(config)
         return plain, Description(self.title, name, source, said, notes)
 
@@ -85,7 +85,7 @@ class SAELens(Family):
         if plain.is_transcoder:
             if name not in ("standard", "jumprelu"):
                 raise self.no_form(f"a transcoder that reads with {plain.kind}")
-            name = ("jumprelu_" if name == "jumprelu" else "") + "skip_" * ("W_skip" in plain.parts) + "transcoder"
+            name = ("jumprelu_" if name == "jumprelu" else "") + "skip_" * ("W_skip" in plain.matrices) + "transcoder"
         metadata, notes = metadata_of(source)
         if plain.kind == "batchtopk":
             metadata |= {"training_architecture": "batchtopk", "training_architecture_details": {"k": plain.k}}
@@ -94,7 +94,7 @@ class SAELens(Family):
             "architecture": name,
             "d_in": d_in,
             "d_sae": n_latents,
-            "dtype": str(plain.parts["W_enc"].dtype).removeprefix("torch."),
+            "dtype": str(plain.dtype).removeprefix("torch."),
             "device": "cpu",
             "apply_b_dec_to_input": not plain.is_transcoder,
             "normalize_activations": "none",
@@ -134,8 +134,7 @@ def _selection(plain: Plain, config: Settings, tensors: Tensors) -> None:
     trained = config.part("metadata")
     if plain.kind == "batchtopk":
         plain.k = config.need("k", float)
-        threshold = tensors.take("topk_threshold", "")
-        plain.parts["threshold"] = threshold.to(plain.parts["b_enc"]).expand_as(plain.parts["b_enc"]).clone()
+        plain.set_threshold(tensors.take("topk_threshold", ""))
     elif "batchtopk" in (trained.get("training_architecture", str) or "") and plain.kind == "jumprelu":
         plain.k = trained.part("training_architecture_details").get("k", float)
         plain.kind = "batchtopk" if plain.k else plain.kind
@@ -153,7 +152,7 @@ def _finetuned(plain: Plain, config: Settings, tensors: Tensors) -> None:
         return
     if not config.get("finetuning_scaling_factor", bool, False):
         raise config.refuse("a scaling_factor while finetuning_scaling_factor is off", "say which of both is meant")
-    plain.parts["W_dec"] = plain.parts["W_dec"] * factor[:, None]
+    plain.matrices["W_dec"] = plain.matrices["W_dec"].times(factor[:, None])
     plain.notes.append("folded scaling_factor into the decoder")
 
 
@@ -163,10 +162,8 @@ def _scaling(plain: Plain, config: Settings, files: Files) -> None:
     if how == "none":
         return
     if how != "expected_average_only_in" or plain.is_transcoder:
-        why = "it scales every row by itself" if how in ("layer_norm", "constant_norm_rescale") else "it is not folded"
-        raise config.refuse(
-            f"normalize_activations '{how}'", f"{why}: fold it with SAELens if it can be, and save again"
-        )
+        why = "rows scaled alike are read" if how in ROW_BY_ROW else "fold it with SAELens and save again"
+        raise config.refuse(f"normalize_activations '{how}'", why)
     if not (files.folder / SCALER).is_file():
         instead = f"its factor is not in the file: put {SCALER} beside it, or call fold_activation_norm_scaling_factor"
         raise config.refuse("normalize_activations 'expected_average_only_in'", f"{instead} in SAELens and save again")

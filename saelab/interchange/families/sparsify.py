@@ -15,7 +15,7 @@ from typing import Any
 from saelab.core.files import write_json, write_tensors
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files, Settings
-from saelab.interchange.plain import Plain, laid_out, parts_from
+from saelab.interchange.plain import Plain, laid_out, plain_from
 from saelab.interchange.sites import module_path, source
 
 CONFIG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
@@ -44,7 +44,8 @@ class Sparsify(Family):
         n_latents = config.get("num_latents", int) or width * config.get("expansion_factor", int, 0)
         tensors.sizes |= {"L": n_latents} if n_latents else {}
         layout = LAYOUT | (SKIP if config.get("skip_connection", bool, False) else {})
-        plain = Plain(parts_from(tensors, layout, is_transcoder), "topk", config.need("k", int), is_transcoder)
+        plain = plain_from(tensors, layout, "topk", is_transcoder)
+        plain.k = config.need("k", int)
         if "W_skip" in layout and not is_transcoder:
             # Only our transcoders have a skip connection, and they subtract nothing.
             plain.shift(-1)
@@ -64,7 +65,7 @@ class Sparsify(Family):
             raise self.no_form(
                 f"a transcoder from rows {d_in} wide to rows {d_out} wide: both widths have to be the same"
             )
-        norms = plain.parts["W_dec"].norm(dim=1)
+        norms = plain.matrices["W_dec"].norms()
         config = {
             "activation": "topk",
             "expansion_factor": n_latents // d_in,
@@ -72,11 +73,11 @@ class Sparsify(Family):
             "num_latents": n_latents,
             "k": plain.k,
             "multi_topk": False,
-            "skip_connection": "W_skip" in plain.parts,
+            "skip_connection": "W_skip" in plain.matrices,
             "transcode": plain.is_transcoder,
             "d_in": d_in,
         }
-        write_tensors(folder / WEIGHTS, laid_out(plain, LAYOUT | (SKIP if "W_skip" in plain.parts else {})))
+        write_tensors(folder / WEIGHTS, laid_out(plain, LAYOUT | (SKIP if "W_skip" in plain.matrices else {})))
         write_json(folder / CONFIG, config)
         return ["sparsify keeps the model in the folder above and the module in the folder's name: neither is written"]
 
