@@ -59,7 +59,7 @@ def diagnosed(world: dict[str, Any], rows: int) -> dict[str, Any]:
     beta = 2 / max(world["m"], 1)
     allocator = Allocator(p, [DiscreteCurve(), ShiftCurve(beta)], kinds)
     now, later = allocator.allocate(world["n"]), allocator.allocate(10 * world["n"])
-    growth = math.log10(later.found / now.found)
+    growth = math.log10(later.n_found / now.n_found)
     dims = np.where((now.count > 1), world["m"] + 1, 1)
     width = int(dims.sum())
     directions, starts = [], np.concatenate([[0], dims.cumsum()])

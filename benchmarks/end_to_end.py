@@ -121,7 +121,10 @@ def main() -> None:
             allocator = Allocator(world.probability.numpy(), curve)
             expected = allocator.allocate(n)
             line = {"world": name} | measured(world, expected, seed, start, options)
-            line |= {"predicted": expected.found, "predicted_latents": expected.of(world.n_features).tolist()}
+            line |= {
+                "predicted": expected.n_found,
+                "predicted_latents": expected.per_feature(world.n_features).tolist(),
+            }
             line |= {"predicted_loss": expected.loss}
             result["lines"].append(line)
             write_json(path, result)

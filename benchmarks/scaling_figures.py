@@ -25,10 +25,10 @@ from saelab.data.synthetic.shapes import shape_named
 from saelab.figures.scaling import (
     Circle,
     diagnosis_figure,
+    feature_latents_figure,
     growth_figure,
     law_figure,
     manifold_figure,
-    shared_figure,
     tiling_figure,
     title_of,
 )  # fmt: skip
@@ -59,7 +59,7 @@ def main() -> None:
     if options.worlds:
         lines = read_json(options.worlds / "end_to_end.json")["lines"]
         own = [line for line in lines if (line["world"], line["start"]) == ("circles", "random")]
-        made["shared"] = shared_figure(own, "Circles, alpha = 0.5, from random directions")
+        made["shared"] = feature_latents_figure(own, "Circles, alpha = 0.5, from random directions")
     if options.diagnosis:
         made["diagnosis"] = diagnosis_figure(read_json(options.diagnosis))
     made["growth"] = regimes(options.out, options.features)

@@ -25,7 +25,7 @@ from campaigns.trials import run_campaign
 from saelab.core.components import Component
 from saelab.data.store import StoreWriter
 from saelab.explorer.database import Database
-from saelab.explorer.notes import Notes, beside
+from saelab.explorer.notes import Notes, notes_file
 from saelab.explorer.workspace import Workspace
 from saelab.models import harvest as harvesting
 from saelab.sae.base import Activation, Dictionary, Loss
@@ -263,7 +263,7 @@ def send_notes() -> None:
 def noted(folder: Path, whole: Path) -> str | None:
     """Which acknowledged note is not there: in the file of notes or, being its latent's last one, as it is shown."""
     file = folder / "read" / "explorer.sqlite"
-    kept, shown = {note.note.split()[1] for note in Notes(beside(file)).since()[0]}, Database(file)
+    kept, shown = {note.note.split()[1] for note in Notes(notes_file(file)).since()[0]}, Database(file)
     for number in range(NOTED):
         if str(number) not in kept:
             return f"note {number} was acknowledged and is not in the file of notes"

@@ -483,7 +483,7 @@ def test_rows_that_come_again_are_said_before_training_and_after(saelab, train, 
     assert ended.status == 0, ended.err
     found = re.search(r"note: 10,000 rows are ([\d.]+) passes over the ([\d,]+) that there are", ended.out)
     assert found, ended.out
-    rows = LiveSource(Subject(subject_words[1], SITE, subject_words[5], seq_len=16)).held(10_000)
+    rows = LiveSource(Subject(subject_words[1], SITE, subject_words[5], seq_len=16)).distinct_rows(10_000)
     assert int(found[2].replace(",", "")) == rows
     assert f"rows, {10_112 / rows:,.3g} passes over" in ended.out
 

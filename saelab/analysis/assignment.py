@@ -77,7 +77,7 @@ def assign(a: Tensor, b: Tensor, by: str = "cosine", exact_entries: int = EXACT_
     table = Table(small, large, by)
     exact = len(a) * len(b) <= exact_entries
     partner, bound = (_exactly(table), 0.0) if exact else _by_auction(table)
-    similarity = table.of(torch.arange(len(small)), partner)
+    similarity = table.similarities(torch.arange(len(small)), partner)
     if small is b:
         turned, values = torch.full((len(a),), -1), torch.full((len(a),), torch.nan, dtype=torch.float64)
         turned[partner], values[partner] = torch.arange(len(b)), similarity
@@ -117,7 +117,7 @@ class Table:
         values, columns = (torch.cat(part) for part in zip(*parts, strict=True))
         return values, columns
 
-    def of(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def similarities(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Similarities of pairs [N]; float64 on the CPU."""
         small, large = self.small[rows].double(), self.large[columns].double()
         found = (small * large).sum(1) - self.row[rows].double() - self.column[columns].double()
@@ -145,7 +145,7 @@ def _by_auction(table: Table) -> tuple[Tensor, float]:
             worth[outbid] = table.largest(outbid, 1, prices)[0].squeeze(1).double()
     _leftover(table, partner)
     best = worth.sum() + prices.sum()
-    reached = table.of(rows, partner).sum()
+    reached = table.similarities(rows, partner).sum()
     return partner, max(0.0, (best - reached).item() / table.n)
 
 

@@ -4,7 +4,7 @@ Every SAE carries its input scaling (`saelab.sae.scale`). Two SAEs trained on on
 and scale, up to the sample these come from, and folding takes them to the data's units exactly. Where they are far
 apart the rows cannot have been the same; where one scaling is the identity (a folded or a foreign SAE) the dictionary
 alone cannot tell, and rows have to (`check_reads`). SAEs that scale every row by itself compare with their like alone.
-Rows also tell of an SAE that was hardly trained (`doubt`): the latents of one that reconstructs nothing can be
+Rows also show an SAE that was hardly trained (`poor_fit_warning`): the latents of one that reconstructs nothing can be
 compared like any others, and what comes out means nothing.
 """
 
@@ -105,7 +105,7 @@ def _worse(fvu: str) -> str:
     )
 
 
-def doubt(name: str, fvu: float) -> str:
+def poor_fit_warning(name: str, fvu: float) -> str:
     """One line if an SAE reconstructs the rows hardly better than their mean does, or worse; empty if it does."""
     if fvu < HARDLY:
         return ""

@@ -46,7 +46,7 @@ from saelab.data.source import generator_for
 from saelab.geometry import components, nearest, pairs_above
 from saelab.sae.autoencoder import Autoencoder
 
-WAYS = ("directions", "weights")
+METHODS = ("directions", "weights")
 KINDS = ("shared", "split", "merged", "tangled", "unique", "dead")
 RESULT = {
     **dict.fromkeys(("a", "b", "by"), str), **dict.fromkeys(("n_a", "n_b"), int),
@@ -150,10 +150,10 @@ def stability(cosine: Tensor) -> list[float]:
     return ((len(ordered) - below).double() / max(1, len(ordered))).tolist()
 
 
-def check_way(by: str, threshold: float) -> None:
+def check_method(by: str, threshold: float) -> None:
     """ValueError for settings that `match` does not take."""
-    if by not in WAYS:
-        raise ValueError(f"unknown way to match '{by}'{near_miss(by, WAYS)}")
+    if by not in METHODS:
+        raise ValueError(f"unknown matching method '{by}'{near_miss(by, METHODS)}")
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
 
@@ -182,7 +182,7 @@ def match(
     Raises:
         ValueError: for SAEs of different widths, settings out of their range, or fewer than one living latent each.
     """
-    check_way(by, threshold)
+    check_method(by, threshold)
     directions = [sae.data_directions(normalised=True).detach() for sae in (a, b)]
     if directions[0].shape[1] != directions[1].shape[1]:
         raise ValueError(

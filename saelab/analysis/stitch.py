@@ -150,7 +150,7 @@ class Stitched:
     """A ladder of SAEs and what was found about its neighbours."""
 
     names: list[str]
-    own: list[Point]
+    points: list[Point]
     """Each SAE's own error and L0."""
     pairs: list[Pair]
     settings: StitchSettings
@@ -164,7 +164,7 @@ class Stitched:
         saes = [
             {"name": name, "n_latents": p.n_latents, "mse": p.mse, "fvu": p.mse / self.variance, "l0": p.l0}
             | {"fvu_trained": mse / self.variance}
-            for name, p, mse in zip(self.names, self.own, self.trained, strict=True)
+            for name, p, mse in zip(self.names, self.points, self.trained, strict=True)
         ]
         about = {"settings": asdict(self.settings), "rows": self.rows, "variance": self.variance}
         return {"saes": saes, "pairs": [pair.summary() for pair in self.pairs], **about}

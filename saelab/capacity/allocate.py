@@ -43,11 +43,11 @@ class Allocation:
     """Latents that no step could use."""
 
     @property
-    def found(self) -> int:
+    def n_found(self) -> int:
         """D, the number of features with a latent."""
         return len(self.feature)
 
-    def of(self, n_features: int) -> Array:
+    def per_feature(self, n_features: int) -> Array:
         """Latents of every feature [F] int64."""
         counts = np.zeros(n_features, dtype=np.int64)
         counts[self.feature] = self.count

@@ -66,7 +66,7 @@ WIDER, LONGER, SHOWS = (4, 16), 10, 0.5
 
 
 @dataclass
-class Seen:
+class FiringPass:
     """What one pass over rows leaves."""
 
     together: Coactivation
@@ -126,7 +126,7 @@ def diagnose(
     return result | verdict(result)
 
 
-def _look(sae: Autoencoder, rows: Iterable[Tensor]) -> Seen:
+def _look(sae: Autoencoder, rows: Iterable[Tensor]) -> FiringPass:
     together, kept = Coactivation(sae.n_latents), list[Tensor]()
     for block in rows:
         for x in block.split(CHUNK):
@@ -135,7 +135,7 @@ def _look(sae: Autoencoder, rows: Iterable[Tensor]) -> Seen:
                 kept.append(x.float())
     if not together.rows:
         raise ValueError("there are no rows to look at")
-    return Seen(together, torch.cat(kept))
+    return FiringPass(together, torch.cat(kept))
 
 
 def frequency_exponent(density: np.ndarray, rows: int) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _spread(values: np.ndarray, crowded: float) -> dict[str, Any]:
     return {"mean": float(values.mean()), "p50": p50, "p90": p90, "p99": p99, "crowded": share, "histogram": counts}
 
 
-def _clusters(directions: Tensor, seen: Seen, alive: Tensor, close: float) -> tuple[list[Tensor], int]:
+def _clusters(directions: Tensor, seen: FiringPass, alive: Tensor, close: float) -> tuple[list[Tensor], int]:
     """Tiling clusters at a threshold, largest first, and how many pairs are duplicates."""
     i, j, _ = pairs_above(directions[alive], None, close)
     left, right = alive[i], alive[j]
@@ -226,7 +226,7 @@ def _cloud(sae: Autoencoder, directions: Tensor, sample: Tensor, cluster: Tensor
     }  # fmt: skip
 
 
-def _line(cluster: Tensor, seen: Seen, cloud: dict[str, Any] | None) -> dict[str, Any]:
+def _line(cluster: Tensor, seen: FiringPass, cloud: dict[str, Any] | None) -> dict[str, Any]:
     density = float(seen.together.left[cluster].max()) / seen.together.rows
     keys = ("dimension", "participation", "radial", "beta", "beta_low", "beta_high")
     return {"latents": cluster.tolist(), "density": density} | {key: cloud[key] if cloud else None for key in keys}

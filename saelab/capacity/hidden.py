@@ -130,7 +130,7 @@ class HypotheticalWorld:
         tiles = self.tiles(found)
         return float((tiles * self.manifolds[1])[tiles > 1].sum()) / self.latents(found)
 
-    def found(self, latents: float) -> float:
+    def features_found(self, latents: float) -> float:
         """D of N, to 1e-4, by the secant rule in ln N against ln D between bounds."""
         if not self.m:
             return latents
@@ -206,7 +206,7 @@ def joined_share(n: Array, m: int, density: Array, together: int, sight: Sight, 
 
 def view(world: HypotheticalWorld, latents: int, l0: float, sight: Sight) -> DiagnosisView:
     """What the diagnosis would see of a world, in an SAE of so many live latents, l0 of them active."""
-    found = world.found(latents)
+    found = world.features_found(latents)
     (ranks, several), tiles = world.manifolds, world.tiles(found)
     ranks, several, tiles = (part[tiles > 1] for part in (ranks, several, tiles))
     edges = np.exp(STEPS * math.log(max(found, 2)))
@@ -292,7 +292,7 @@ class Weighed:
 
     def later(self) -> tuple[Array, Array]:
         """D and the share of latents on manifolds with several, at LATER; [H, 3] each."""
-        found = np.array([[world.found(self.latents * times) for times in LATER] for world in self.worlds])
+        found = np.array([[world.features_found(self.latents * times) for times in LATER] for world in self.worlds])
         tiling = np.array([[world.tiling(d) for d in line] for world, line in zip(self.worlds, found, strict=True)])
         return found.reshape(-1, len(LATER)), tiling.reshape(-1, len(LATER))
 

@@ -21,7 +21,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from saelab.core.read import fits, words
+from saelab.core.read import fits, type_words
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
@@ -42,7 +42,7 @@ def check_kinds(built: Callable[..., Any], arguments: Mapping[str, Any]) -> None
     for key, value in arguments.items():
         hint = hints.get(key, Any)
         if not fits(value, kind_of(hint)):
-            raise ValueError(f"{built.__name__}: {key} must be {words(kind_of(hint))}, got {value!r}")
+            raise ValueError(f"{built.__name__}: {key} must be {type_words(kind_of(hint))}, got {value!r}")
 
 
 def kind_of(hint: Any) -> Any:
@@ -150,7 +150,7 @@ class Component:
         return variant(**arguments)
 
 
-def found_in(module: str, kind: str) -> Callable[[str], type[Component]]:
+def import_variants(module: str, kind: str) -> Callable[[str], type[Component]]:
     """A package's `__getattr__` that finds variants of a kind by class name, so that they can be imported from it.
 
     Args:

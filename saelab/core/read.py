@@ -74,7 +74,7 @@ def _misfit(value: Any, kind: Any, place: str) -> tuple[str, str, str] | None:
             name = key.removesuffix("?")
             if name not in value:
                 if name == key:
-                    return f"{place}.{name}", words(inner), "nothing"
+                    return f"{place}.{name}", type_words(inner), "nothing"
             elif found := _misfit(value[name], inner, f"{place}.{name}"):
                 return found
         return None
@@ -88,8 +88,8 @@ def _misfit(value: Any, kind: Any, place: str) -> tuple[str, str, str] | None:
     if isinstance(kind, tuple):
         misfits = [_misfit(value, inner, place) for inner in kind]
         inside = [found for found in misfits if found and found[0] != place]
-        return None if None in misfits else (inside or [(place, words(kind), _shown(value))])[0]
-    return None if _is_a(value, kind) else (place, words(kind), _shown(value))
+        return None if None in misfits else (inside or [(place, type_words(kind), _shown(value))])[0]
+    return None if _is_a(value, kind) else (place, type_words(kind), _shown(value))
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -102,10 +102,10 @@ def _is_a(value: Any, kind: Any) -> bool:
     return type(value) is kind if isinstance(kind, type) else type(value) is type(kind) and value == kind
 
 
-def words(kind: Any) -> str:
+def type_words(kind: Any) -> str:
     """What is expected, in words."""
     if isinstance(kind, tuple):
-        return " or ".join(words(inner) for inner in kind)
+        return " or ".join(type_words(inner) for inner in kind)
     if isinstance(kind, Row):
         return f"a list of {len(kind.kinds)}"
     if isinstance(kind, list):

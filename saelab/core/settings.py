@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from saelab.core.components import Component, kind_of, near_miss
-from saelab.core.read import fits, words
+from saelab.core.read import fits, type_words
 
 
 class Config:
@@ -102,7 +102,7 @@ def _of_hint(hint: Any, value: Any, name: str) -> Any:
         with suppress(ValueError, OverflowError):
             value = float(value)  # YAML reads 1e-3 as a text
     if not fits(value, kind_of(hint)):
-        raise ValueError(f"{name} must be {words(kind_of(hint))}, got {value!r}")
+        raise ValueError(f"{name} must be {type_words(kind_of(hint))}, got {value!r}")
     return value
 
 

@@ -50,7 +50,7 @@ class ArraySource(WindowSource):
     def _contents(self) -> str:
         return f"{len(self.rows):,} {super()._contents()}"
 
-    def held(self, most: int) -> int | None:
+    def distinct_rows(self, most: int) -> int | None:
         return len(self.rows) if len(self.rows) < most else None
 
     def statistics(self) -> tuple[Tensor, Tensor]:

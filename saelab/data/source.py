@@ -61,7 +61,7 @@ class Source(ABC):
         A row to reconstruct stands behind its input, in the same row [n, d_in + d_out].
         """
 
-    def held(self, most: int) -> int | None:
+    def distinct_rows(self, most: int) -> int | None:
         """How many rows there are before they come again; None where these are `most` or more, or it is not known."""
         return None
 

@@ -360,7 +360,7 @@ class StoreSource(WindowSource):
     def _contents(self) -> str:
         return repr(self.store)
 
-    def held(self, most: int) -> int | None:
+    def distinct_rows(self, most: int) -> int | None:
         return len(self.store) if len(self.store) < most else None
 
     def statistics(self) -> tuple[Tensor, Tensor]:

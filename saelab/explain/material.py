@@ -101,7 +101,7 @@ def collect(
         if chunk.places is None:
             raise ValueError(evaluation.why_no_model or "rows have no place in the text")
         tokens, keep = chunk.places.tokens, chunk.places.keep
-        firings = Firings.of(sae.encode(chunk.x.to(sae.device, sae.dtype)), keep, slot_of)
+        firings = Firings.from_codes(sae.encode(chunk.x.to(sae.device, sae.dtype)), keep, slot_of)
         places = keep.flatten().nonzero().flatten()
         group = torch.full((keep.numel(),), -1)
         group[places] = chunk.group

@@ -35,7 +35,7 @@ import numpy as np
 from saelab.core.files import PART
 from saelab.core.read import expect, parse_json
 from saelab.explorer.contents import DETAILS, activations_fault, array_fault, details_fault, tables_fault, unpacked
-from saelab.explorer.notes import Note, Notes, Reader, beside, keep
+from saelab.explorer.notes import Note, Notes, Reader, keep, notes_file
 
 FILE = "explorer.sqlite"
 PIECE = 1 << 14
@@ -110,7 +110,7 @@ class Database:
 
     def __init__(self, path: str | Path, write: bool = False):
         self.path, self.write = Path(path), write
-        self.notes = Notes(beside(self.path))
+        self.notes = Notes(notes_file(self.path))
         self._own = threading.local()
         self._held_file: int | None = None
         self._pieces: dict[int, tuple[np.ndarray, str | None]] = {}
@@ -389,7 +389,7 @@ def replacing(path: Path) -> Iterator[sqlite3.Connection]:
         temporary.unlink(missing_ok=True)
 
 
-def say(connection: sqlite3.Connection, latents: Iterable[int]) -> None:
+def index_explanations(connection: sqlite3.Connection, latents: Iterable[int]) -> None:
     """Bring the full-text index of explanations up to date for some latents."""
     for latent in latents:
         connection.execute("DELETE FROM said WHERE rowid = ?", (latent,))

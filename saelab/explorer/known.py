@@ -17,7 +17,7 @@ from typing import Any
 
 from saelab.analysis.stitch import read_stitch
 from saelab.core.read import read_json
-from saelab.explorer.database import say
+from saelab.explorer.database import index_explanations
 from saelab.explorer.workspace import Member, Workspace
 from saelab.metrics.table import read_columns
 
@@ -117,6 +117,6 @@ def _write(member: Member, explained: dict[int, tuple[str, float | None]], kinds
             "UPDATE latents SET kind = ? WHERE id = ? AND kind IN ('ordinary', 'novel', 'reconstruction')",
             [(kind, latent) for latent, kind in kinds_of.items()],
         )
-        say(connection, {*held, *explained})
+        index_explanations(connection, {*held, *explained})
 
     member.database.change(change)

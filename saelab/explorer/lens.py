@@ -59,7 +59,7 @@ class Lens:
         self.sae, self.model = sae, model
 
     @cached_property
-    def written(self) -> Tensor:
+    def data_directions(self) -> Tensor:
         """What a code of 1 adds, in the data's units; [L, D]."""
         return self.sae.data_directions().detach()
 
@@ -71,9 +71,9 @@ class Lens:
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text, with the one that texts begin with."""
-        return self.begun(self.model.token_text.of_text(text).ids)
+        return self.with_first_token(self.model.token_text.of_text(text).ids)
 
-    def begun(self, ids: Sequence[int]) -> list[int]:
+    def with_first_token(self, ids: Sequence[int]) -> list[int]:
         """Tokens behind the one that texts begin with."""
         return list(ids) if self.first_token is None else [self.first_token, *ids]
 
@@ -94,14 +94,14 @@ class Lens:
     def changed(self, activations: Tensor, codes: Codes, changes: Sequence[Change], largest: Sequence[float]) -> Tensor:
         """What stands at the site with some latents changed; [T, D_out]."""
         start = self.start()
-        move = torch.zeros_like(self.model.written(activations))
+        move = torch.zeros_like(self.model.output_activations(activations))
         for change, most in zip(changes, largest, strict=True):
             code = torch.where(codes.indices == change.latent, codes.values, 0).sum(1)
             if change.mode == "add":
-                move[start:] += change.value * most * self.written[change.latent]
+                move[start:] += change.value * most * self.data_directions[change.latent]
             else:
-                move += ((change.value - 1) * code)[:, None] * self.written[change.latent]
-        return self.model.written(activations) + move
+                move += ((change.value - 1) * code)[:, None] * self.data_directions[change.latent]
+        return self.model.output_activations(activations) + move
 
     def by_token(self, ids: Sequence[int], most: int = 16) -> list[list[dict[str, Any]]]:
         """For each token the latents active there with their three effects; of many, the largest `most` by each.
@@ -110,11 +110,11 @@ class Lens:
         """
         activations, codes = self.read(ids)
         gradient = self.gradient(ids, activations)
-        along = torch.einsum("td,tkd->tk", gradient, self.written[codes.indices])
+        along = torch.einsum("td,tkd->tk", gradient, self.data_directions[codes.indices])
         loss = -codes.values * along
         effects = {"value": codes.values, "loss": loss}
         if self.why_no_logit is None:
-            along = torch.einsum("td,tkd->tk", self.direct(ids), self.written[codes.indices])
+            along = torch.einsum("td,tkd->tk", self.direct(ids), self.data_directions[codes.indices])
             effects["logit"] = codes.values * along
         found = []
         for t in range(len(ids)):
@@ -136,7 +136,7 @@ class Lens:
     @cached_property
     def why_no_logit(self) -> str | None:
         """Why effects on logits are not known, None where they are."""
-        return head_of(self.model, self.written.shape[1])[1]
+        return head_of(self.model, self.data_directions.shape[1])[1]
 
     def direct(self, ids: Sequence[int]) -> Tensor:
         """Of the following token's logit, less the mean of all, with respect to what the last block gives; [T, D].
@@ -153,7 +153,7 @@ class Lens:
 
     def gradient(self, ids: Sequence[int], activations: Tensor) -> Tensor:
         """Of the text's summed cross entropy with respect to what stands at the site; [T, D]."""
-        put = self.model.written(activations)[None].clone().requires_grad_()
+        put = self.model.output_activations(activations)[None].clone().requires_grad_()
         batch = torch.tensor([list(ids)])
         with torch.enable_grad():
             logits = self.model.forward_with(batch, put, gradient=True)[0, :-1].float()
@@ -177,7 +177,7 @@ class Lens:
             predictions with it against those without; both in nats.
         """
         activations, codes = self.read(ids)
-        clean = self.model.written(activations)
+        clean = self.model.output_activations(activations)
         rows = [clean]
         for latent in latents:
             without = self.changed(activations, codes, [Change(latent, "scale", 0.0)], [0.0])

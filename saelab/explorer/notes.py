@@ -113,7 +113,7 @@ class Notes:
         return notes, complaints, place + sum(len(line) + 1 for line in lines[:-1])
 
 
-def beside(database: Path) -> Path:
+def notes_file(database: Path) -> Path:
     """The file of the notes that go with a database."""
     return database.with_name(FILE)
 
@@ -226,7 +226,7 @@ def set_aside(database: Path) -> Path:
 
 def _copy(connection: sqlite3.Connection, database: Path) -> None:
     """Copy into the file of notes those of latents that it does not know."""
-    notes = Notes(beside(database))
+    notes = Notes(notes_file(database))
     known = {note.latent for note in notes.since()[0]}
     found: list[Note] = []
     with suppress(sqlite3.DatabaseError):

@@ -40,7 +40,7 @@ class DictionaryNumbers:
 
 
 @dataclass(frozen=True)
-class Found:
+class BlockNumbers:
     """What was found about a block's latents; rows [l, ...], -1 for none."""
 
     numbers: dict[str, Array]
@@ -52,7 +52,7 @@ class Found:
     """Examples by kind."""
 
 
-def look(block: Block, text: Text, rows: int) -> Found:
+def look(block: Block, text: Text, rows: int) -> BlockNumbers:
     """Numbers and examples of all latents of a block, which saw `rows` rows."""
     of = segments.ranked(block)
     draw = np.random.default_rng((0, block.first))
@@ -67,10 +67,10 @@ def look(block: Block, text: Text, rows: int) -> Found:
     for name, entry in entries.items():
         found[name] = np.where(entry >= 0, block.row[np.maximum(entry, 0)] if len(block.row) else -1, -1)
     found["silent"] = segments.silent_on_token(block, shares, text.token, SILENT, draw)
-    return Found(segments.moments(of, rows), shares, segments.binned(of, segments.BINS), counts, found)
+    return BlockNumbers(segments.moments(of, rows), shares, segments.binned(of, segments.BINS), counts, found)
 
 
-def write(connection: Any, block: Block, found: Found, about: DictionaryNumbers, text: Text) -> None:
+def write(connection: Any, block: Block, found: BlockNumbers, about: DictionaryNumbers, text: Text) -> None:
     """Write a block's rows of every table."""
     numbers = list(range(block.first, block.last))
     words = [
@@ -99,7 +99,7 @@ def _write_activations(connection: Any, block: Block, numbers: list[int]) -> Non
 
 
 def _write_numbers(
-    connection: Any, numbers: list[int], found: Found, about: DictionaryNumbers, words: list[list[str]]
+    connection: Any, numbers: list[int], found: BlockNumbers, about: DictionaryNumbers, words: list[list[str]]
 ) -> None:
     columns = {name: column.tolist() for name, column in found.numbers.items()}
     fired = found.numbers["count"] > 0
@@ -120,7 +120,7 @@ def _some(at: int, *columns: Array) -> list[list[Any]]:
     return [[first, *(round(value, 4) for value in others)] for first, *others in rows if first >= 0]
 
 
-def _details(latent: int, at: int, found: Found, about: DictionaryNumbers) -> dict[str, Any]:
+def _details(latent: int, at: int, found: BlockNumbers, about: DictionaryNumbers) -> dict[str, Any]:
     shares, friends = found.tokens, about.correlated
     parts = zip(found.counts[at].tolist(), found.rows["intervals"][at].tolist(), strict=True)
     details: dict[str, Any] = {

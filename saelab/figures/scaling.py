@@ -7,7 +7,7 @@
     growth_figure       D(N) of allocations
     manifold_figure     loss curves of manifolds, with their floors, or beside n^-2/m
     tiling_figure       circles' latents: which serves which angle (arcs), and where it points (arrows)
-    shared_figure       latents of each feature in trained SAEs, beside the allocator's
+    feature_latents_figure  latents of each feature in trained SAEs, beside the allocator's
     diagnosis_figure    frequencies, nearest cosines and the prediction, on one panel
 
 `write_figure` writes HTML with plotly's JavaScript beside it, and SVG; `write_panel` a diagnosis' panel, and its parts,
@@ -277,7 +277,7 @@ def _tiles(circle: Circle, named: bool) -> Iterator[dict[str, Any]]:
         yield _trace([x for x, _ in way], [y for _, y in way], name, number, showlegend=False)
 
 
-def shared_figure(lines: Sequence[Mapping[str, Any]], title: str) -> "Figure":
+def feature_latents_figure(lines: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     """Latents of each feature: of SAEs (dots: mean and range over seeds), and of the allocator (steps).
 
     Args:

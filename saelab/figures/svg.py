@@ -49,7 +49,7 @@ class Axis:
     def _shows(self, value: float) -> bool:
         return self.low <= self._scaled(value) <= self.high
 
-    def at(self, value: float | None) -> float | None:
+    def pixel(self, value: float | None) -> float | None:
         """The pixel of a value, None where it has none."""
         if value is None or not self._fits(value):
             return None
@@ -68,7 +68,7 @@ class Axis:
         else:
             said = _written if self.is_log else "{:.4g}".format
             pairs = ((value, said(value)) for value in self._round_values())  # type: ignore[assignment]
-        return [(place, text) for value, text in pairs if (place := self.at(value)) is not None]
+        return [(place, text) for value, text in pairs if (place := self.pixel(value)) is not None]
 
     def _round_values(self) -> list[float]:
         low, high = (10.0**self.low, 10.0**self.high) if self.is_log else (self.low, self.high)
@@ -199,7 +199,7 @@ def _annotation(note: Mapping[str, Any], whole: Frame) -> str:
 
 
 def _trace(trace: Mapping[str, Any], x: Axis, y: Axis) -> str:
-    points = [(x.at(a), y.at(b)) for a, b in zip(trace["x"], trace["y"], strict=True)]
+    points = [(x.pixel(a), y.pixel(b)) for a, b in zip(trace["x"], trace["y"], strict=True)]
     there = [(a, b) for a, b in points if a is not None and b is not None]
     line, marker = trace.get("line") or {}, trace.get("marker") or {}
     colour, mode = line.get("color") or marker.get("color") or "black", trace.get("mode") or "lines"
@@ -220,8 +220,12 @@ def _trace(trace: Mapping[str, Any], x: Axis, y: Axis) -> str:
         right, down, anchor = PLACES.get(trace.get("textposition") or "", (-4, -4, "end"))
         for text, (a, b) in zip(trace["text"], points, strict=True):
             parts += [_text(a + right, b + down, text, anchor)] if text and a is not None and b is not None else []
-    parts += _bars(trace, "error_y", lambda a, low, high: ((x.at(a), y.at(low)), (x.at(a), y.at(high))), colour)
-    parts += _bars(trace, "error_x", lambda b, low, high: ((x.at(low), y.at(b)), (x.at(high), y.at(b))), colour)
+    parts += _bars(
+        trace, "error_y", lambda a, low, high: ((x.pixel(a), y.pixel(low)), (x.pixel(a), y.pixel(high))), colour
+    )
+    parts += _bars(
+        trace, "error_x", lambda b, low, high: ((x.pixel(low), y.pixel(b)), (x.pixel(high), y.pixel(b))), colour
+    )
     return "\n".join(parts)
 
 

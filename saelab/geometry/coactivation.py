@@ -51,7 +51,7 @@ class Coactivation:
 
     def both(self, left: Tensor, right: Tensor) -> Tensor:
         """Rows in which both latents of pairs [N], [N] were active; [N] float64, as in the methods below."""
-        return self.pairs.of(left, right).double()
+        return self.pairs.counts(left, right).double()
 
     def jaccard(self, left: Tensor, right: Tensor) -> Tensor:
         """Rows where both are active over rows where either is."""

@@ -45,7 +45,7 @@ class PairCounts:
         if sum(map(len, self._waiting)) > WAITING:
             self._merge()
 
-    def of(self, left: Tensor, right: Tensor) -> Tensor:
+    def counts(self, left: Tensor, right: Tensor) -> Tensor:
         """Counts of some pairs, numbers on the left [N] and on the right [N]; [N] int64."""
         keys = left * self.n_right + right
         if self.is_dense:

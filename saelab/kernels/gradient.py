@@ -58,7 +58,7 @@ class LatentGradients:
         """End a step."""
         self._terms = {}
 
-    def of(self, weight: Tensor) -> list[Term] | None:
+    def terms(self, weight: Tensor) -> list[Term] | None:
         """The list that a weight's terms go to; None where its gradient is wanted as a whole."""
         return self._terms.get(weight)
 

@@ -97,7 +97,7 @@ class Setting:
     evaluation: Evaluation
     tasks: Sequence[Task] = ()
     """Labelled tasks, for probes."""
-    shared: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
     """One for all metrics and SAEs of a measurement: what several of them would work out again."""
     show: bool = False
     """Whether to show progress."""

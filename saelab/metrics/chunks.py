@@ -30,7 +30,7 @@ class TextChunk:
     """[R, T, V] of the unchanged model."""
     mean: Tensor
     """[D], mean of the first rows to be reconstructed of the evaluation."""
-    shared: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
     """One for all metrics and SAEs: what does not depend on the SAE and would be worked out for each again."""
 
 

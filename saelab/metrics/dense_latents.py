@@ -52,7 +52,7 @@ class DenseLatents(Metric):
         drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:OTHERS]
         for name, which in (("dense", latents), ("other", others[drawn])):
             if len(which) and sae.n_latents > 1:
-                value, partner = antipodality(*read_and_written(sae), which)
+                value, partner = antipodality(*encoder_and_decoder(sae), which)
                 found[f"antipodality_{name}"] = score_of_latents(value, "product of cosines")
                 if name == "dense":
                     found["dense_paired"] = score_of_latents((value >= PAIR).double(), "share of dense latents")
@@ -69,7 +69,7 @@ class DenseLatents(Metric):
         return {"dense": self.found} if self.found else {}
 
 
-def read_and_written(sae: Autoencoder) -> tuple[Tensor, Tensor]:
+def encoder_and_decoder(sae: Autoencoder) -> tuple[Tensor, Tensor]:
     """What latents read along and write along, [L, n] and [L, D]."""
     directions = sae.dictionary.directions().detach().float()
     try:

@@ -44,9 +44,9 @@ class Downstream(Metric):
     def update(self, view: View) -> None:
         text = view.text
         assert text is not None
-        if Downstream not in text.shared:
-            text.shared[Downstream] = Predictions(text, view.x)
-        predictions: Predictions = text.shared[Downstream]
+        if Downstream not in text.cache:
+            text.cache[Downstream] = Predictions(text, view.x)
+        predictions: Predictions = text.cache[Downstream]
         values = predictions.values | predictions.with_rows("sae", view.x_hat)
         self.totals.add(text.group[:, :-1][predictions.counts], **values)
 
@@ -87,7 +87,7 @@ class Predictions:
 
     def __init__(self, text: TextChunk, x: Tensor):
         # Not the chunk itself, which holds this.
-        self.text = replace(text, shared={})
+        self.text = replace(text, cache={})
         self.counts = text.keep[:, :-1] & (text.tokens.document[:, 1:] >= 0)
         self.clean = log_probabilities(text.logits, self.counts)
         self.target = text.tokens.ids[:, 1:][self.counts].to(self.clean.device)

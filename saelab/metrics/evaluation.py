@@ -44,13 +44,13 @@ class Groups:
         self._of_name: dict[str, int] = {}
         self._of_number: dict[int, int] = {}
 
-    def meet(self, names: list[tuple[int, str]]) -> None:
+    def add_names(self, names: list[tuple[int, str]]) -> None:
         """Learn the names of documents that begin."""
         for number, name in names:
             whole = name.rpartition(":")[0] if self.pieces else name
             self._of_number[number] = self._of_name.setdefault(whole, len(self._of_name)) % GROUPS
 
-    def of(self, documents: Tensor) -> Tensor:
+    def numbers(self, documents: Tensor) -> Tensor:
         """Groups of document numbers, int64 of the same shape; a document without a name is its own."""
         numbers, places = documents.unique(return_inverse=True)
         found = [self._of_number.get(number, number % GROUPS) for number in numbers.tolist()]
@@ -115,7 +115,7 @@ class TextEvaluation(Evaluation):
             activations = self.model.activations(block.ids)
             if not count:
                 limit = norm_limit(activations[..., : self.d_in], block)
-            rows = self.model.written(keep_rows(activations, block, limit, self.d_in).rows)
+            rows = self.model.output_activations(keep_rows(activations, block, limit, self.d_in).rows)
             total, count = total + rows.double().sum(0), count + len(rows)
             if count >= min(MEAN_TOKENS, self.tokens):
                 break
@@ -129,15 +129,15 @@ class TextEvaluation(Evaluation):
             else:
                 logits, activations = None, self.model.activations(block.ids)
             kept = keep_rows(activations, block, self._limit, self.d_in)
-            groups.meet(block.names)
-            group, text = groups.of(block.document), None
+            groups.add_names(block.names)
+            group, text = groups.numbers(block.document), None
             if logits is not None:
-                written = self.model.written(activations)
+                written = self.model.output_activations(activations)
                 text = TextChunk(self.model, block, written, kept.keep, group, logits, self._mean)
             places: Places | None = Places(block, kept.keep)
             if self.subject.average:
                 kept, places = averaged(kept), None
-            yield _chunk(kept.rows, self.d_in, groups.of(kept.columns["document"]), text, places)
+            yield _chunk(kept.rows, self.d_in, groups.numbers(kept.columns["document"]), text, places)
             seen += len(kept.rows)
             if seen >= self.tokens:
                 return
@@ -163,7 +163,7 @@ class StoreEvaluation(Evaluation):
     def origin(self) -> dict[str, Any]:
         return {"store": self.store.manifest.origin}
 
-    def read(self) -> str:
+    def description(self) -> str:
         """How much of the store is read, in words."""
         ends = accumulate(shard.rows for shard in self.store.manifest.shards)
         shards = 1 + sum(end < self.tokens for end in ends)
@@ -173,9 +173,9 @@ class StoreEvaluation(Evaluation):
     def chunks(self, need_logits: bool) -> Iterator[Chunk]:
         left, groups, before = self.tokens, Groups(self.store.manifest.origin.get("piece") is not None), 0
         for number in range(len(self.store.manifest.shards)):
-            groups.meet(self.store.names(number))
+            groups.add_names(self.store.names(number))
             columns, count = self.store.columns(number), self.store.manifest.shards[number].rows
-            documents = groups.of(
+            documents = groups.numbers(
                 columns["document"] if "document" in columns else torch.arange(before, before + count)
             )
             before += count

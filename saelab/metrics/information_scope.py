@@ -54,12 +54,12 @@ class InformationScope(Metric):
             self.weight = torch.zeros_like(self.weighted)
         # Whole rows only, within which no other document begins in the part that the short reading cuts.
         whole = text.keep[:, -WINDOW - SHORT :].all(1).nonzero().flatten()
-        if InformationScope not in text.shared:
-            text.shared[InformationScope] = [
+        if InformationScope not in text.cache:
+            text.cache[InformationScope] = [
                 text.model.activations(ids)[:, -WINDOW:].clone()
                 for ids in (text.tokens.ids[whole], _shortened(text, whole))
             ]
-        far, near = text.shared[InformationScope]
+        far, near = text.cache[InformationScope]
         for row, one, other in zip(whole.tolist(), far, near, strict=True):
             self._window(view.sae, one, other, int(text.group[row, -1]))
 

@@ -98,7 +98,7 @@ def measure(
     """
     for name, sae in saes.items():
         _check_widths(name, sae, evaluation)
-    chosen = wanted(metrics)
+    chosen = metric_settings(metrics)
     shared: dict[Any, Any] = {}
     settings = {name: Setting(name, saes, evaluation, tasks, shared, show) for name in saes}
     results = {name: Measured() for name in saes}
@@ -123,7 +123,7 @@ def measure(
     return results
 
 
-def wanted(metrics: Sequence[str | Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+def metric_settings(metrics: Sequence[str | Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
     """Settings of the metrics that are asked for, each metric once; the last settings of it count."""
     found: dict[str, Mapping[str, Any]] = {}
     for one in [DEFAULT] if metrics is None else metrics:

@@ -84,7 +84,7 @@ class Contexts:
         found = []
         for start in range(0, len(self.tokens), self.at_once):
             block, keep = picked(self.tokens, slice(start, start + self.at_once)), self.keep[start:][: self.at_once]
-            clean = self.model.written(self.model.activations(block.ids)).requires_grad_()
+            clean = self.model.output_activations(self.model.activations(block.ids)).requires_grad_()
             with torch.enable_grad(), torch.autocast(self.model.device.type, enabled=False):
                 logits = self.model.forward_with(block.ids, clean, gradient=True)
                 loss = _cross_entropy(logits, block, predictions(block, block.keep))
@@ -106,7 +106,7 @@ class Contexts:
             clean_logits, clean = self.model.run(block.ids)
         else:
             clean = self.model.activations(block.ids)
-        put = self.model.written(clean).clone()
+        put = self.model.output_activations(clean).clone()
         put[keep.to(put.device)] = rows.to(put)
         logits = self.model.forward_with(block.ids, put, gradient=True)
         counts = predictions(block, keep)
@@ -183,7 +183,7 @@ class ContextSource(Source):
             raise ValueError("rows that are averages cannot be put back into the model: leave average out")
         self.subject, self.split, self.seed = subject, split, subject.seed
         self.model = model or subject.language_model()
-        if self.with_gradient and self.model.written_sites > 1:
+        if self.with_gradient and self.model.n_output_sites > 1:
             raise ValueError("the gradient is of the rows of one site: name one site, or one target")
         self.d_in, self.d_out = self.model.d_in, self.model.d_out
         self._contexts_a_window = max(1, window_rows // subject.seq_len)
@@ -207,8 +207,8 @@ class ContextSource(Source):
         self._window, self._offset = int(state["window"]), int(state["offset"])
         self._tokens = state["tokens"]
 
-    def held(self, most: int) -> int | None:
-        return self._stream.held(most)
+    def distinct_rows(self, most: int) -> int | None:
+        return self._stream.distinct_rows(most)
 
     def sample(self, rows: int) -> Tensor:
         return self._taken(0, 0, rows)[0]

@@ -49,7 +49,7 @@ def blocks_of(subject: Subject) -> int:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptRows:
     """The rows kept of one block of text."""
 
     rows: Tensor
@@ -76,7 +76,7 @@ def limit_of(model: LanguageModel, block: TokenRows) -> float:
     return norm_limit(model.activations(block.ids)[..., : model.d_in], block)
 
 
-def keep_rows(activations: Tensor, tokens: TokenRows, limit: float, d_in: int | None = None) -> Kept:
+def keep_rows(activations: Tensor, tokens: TokenRows, limit: float, d_in: int | None = None) -> KeptRows:
     """Split activations [R, T, D] of a block of text into the rows kept and counts of the others.
 
     Args:
@@ -91,7 +91,7 @@ def keep_rows(activations: Tensor, tokens: TokenRows, limit: float, d_in: int | 
     keep = tokens.keep & ~outliers
     columns = {"token": tokens.ids, "document": tokens.document, "position": tokens.position}
     padding = tokens.document < 0
-    return Kept(
+    return KeptRows(
         rows=activations[keep.to(activations.device)].cpu(),
         columns={key: value[keep].to(torch.int32) for key, value in columns.items()},
         keep=keep,
@@ -104,7 +104,7 @@ def keep_rows(activations: Tensor, tokens: TokenRows, limit: float, d_in: int | 
     )
 
 
-def averaged(kept: Kept) -> Kept:
+def averaged(kept: KeptRows) -> KeptRows:
     """One row for each packed row of tokens: the mean of the rows kept of it, in their precision.
 
     Its document is that of the packed row, its position that of the first token kept, its token -1. A packed row of
@@ -120,7 +120,7 @@ def averaged(kept: Kept) -> Kept:
     return replace(kept, rows=(sums / counts[:, None]).to(kept.rows.dtype), columns=columns)
 
 
-def read_rows(subject: Subject, model: LanguageModel, block: TokenRows, limit: float) -> Kept:
+def read_rows(subject: Subject, model: LanguageModel, block: TokenRows, limit: float) -> KeptRows:
     """What is kept of a block of a subject's text; means of it if the subject asks for them."""
     kept = keep_rows(model.activations(block.ids), block, limit, model.d_in)
     return averaged(kept) if subject.average else kept
@@ -158,7 +158,7 @@ def harvest(
         writer.finish()
         return Store(out)
     shard_rows = max(1, SHARD_BYTES // (writer.manifest.width * 4))
-    pending: list[Kept] = []
+    pending: list[KeptRows] = []
     token_rows, text = 0, hashlib.sha256()
     with (
         _report_rows_on_interrupt(writer),
@@ -243,7 +243,7 @@ def _changed(writer: StoreWriter, subject: Subject, number: int, names: list[tup
     )
 
 
-def _append(writer: StoreWriter, pending: list[Kept], token_rows: int, text: str) -> None:
+def _append(writer: StoreWriter, pending: list[KeptRows], token_rows: int, text: str) -> None:
     writer.manifest.notes[TEXT] = [*writer.manifest.notes.get(TEXT, []), text]
     rows = torch.cat([kept.rows for kept in pending])
     columns = {key: torch.cat([kept.columns[key] for kept in pending]) for key in pending[0].columns}
@@ -299,7 +299,7 @@ class TextStream:
                 yield block
             start = 0 if passed else start % self._length()
 
-    def held(self, most: int) -> int | None:
+    def distinct_rows(self, most: int) -> int | None:
         """How many rows a pass over the text has, outliers among them; None if these are `most` or more.
 
         Reads as much of the text as `most` rows, but not more than COUNTED: of a longer one it is not known.
@@ -350,8 +350,8 @@ class LiveSource(WindowSource):
         rows = {"split": self.split, "token_rows_a_window": self._rows_a_window}
         return super().identity() | identity_of(self.subject) | rows
 
-    def held(self, most: int) -> int | None:
-        return self._stream.held(most)
+    def distinct_rows(self, most: int) -> int | None:
+        return self._stream.distinct_rows(most)
 
     def window(self, number: int) -> Tensor:
         if number == self._latest[0]:  # drawn for the sample that training starts from, and now to train on

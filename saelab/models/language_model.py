@@ -105,11 +105,11 @@ class LanguageModel:
         return TokenText(self.tokenizer)
 
     @property
-    def written_sites(self) -> int:
+    def n_output_sites(self) -> int:
         """How many sites `forward_with` replaces: the target's, or those that are read where there is no target."""
         return len(self._written)
 
-    def written(self, activations: Tensor) -> Tensor:
+    def output_activations(self, activations: Tensor) -> Tensor:
         """The part of activations [..., D] that `forward_with` replaces: the target's, or all without a target."""
         return activations if self.d_out is None else activations[..., self.d_in :]
 

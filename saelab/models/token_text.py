@@ -46,10 +46,10 @@ class Unit:
     @property
     def blank(self) -> str:
         """The blank in front of it."""
-        return self.text[: len(self.text) - len(self.own)]
+        return self.text[: len(self.text) - len(self.stripped)]
 
     @property
-    def own(self) -> str:
+    def stripped(self) -> str:
         """The text without the blank in front; all of it where there is nothing else."""
         return self.text.lstrip() or self.text
 
@@ -172,7 +172,7 @@ class TokenText:
         found = self.of_ids([*before, at, *after], begins=False).units()
         place = unit_at(len(before), found)
         left, right = ("".join(unit.text for unit in part) for part in (found[:place], found[place + 1 :]))
-        return left + found[place].blank, found[place].own, right
+        return left + found[place].blank, found[place].stripped, right
 
     def label(self, token: int) -> str:
         """One token by itself; a box for a number that is none."""

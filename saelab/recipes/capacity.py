@@ -62,7 +62,7 @@ def allocate(
     for count in sizes:
         last = allocator.allocate(count)
         tiling = int(last.count[~plain[last.feature]].sum())
-        first = {"latents": count, "found": last.found, "first": int(last.count[0]), "loss": float(last.loss)}
+        first = {"latents": count, "found": last.n_found, "first": int(last.count[0]), "loss": float(last.loss)}
         rows.append(first | {"share_on_manifolds": tiling / count, "spare": last.spare, "bound": float(last.bound)})
     assert last is not None
     settings = {"alpha": alpha, "beta": beta, "features": features, "discrete": discrete, "at_zero": at_zero}
@@ -89,7 +89,7 @@ def _allocation_file(
     "loss", "n_i"}, "allocation": {"rank", "count"} of the last row}
     """
     sizes = [row["latents"] for row in rows]
-    shown = np.unique(np.geomspace(1, last.found, 200).astype(int)) - 1
+    shown = np.unique(np.geomspace(1, last.n_found, 200).astype(int)) - 1
     return {
         "format": 1,
         "kind": "allocation",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from saelab.analysis.comparable import check_comparable, check_origins, check_width, doubt, error_and_l0
+from saelab.analysis.comparable import check_comparable, check_origins, check_width, error_and_l0, poor_fit_warning
 from saelab.analysis.rows import Rows
 from saelab.core.mesh import device_named
 from saelab.core.run import Run
@@ -118,7 +118,7 @@ def sample_of(rows: Rows) -> torch.Tensor:
     return rows.x[:8192]
 
 
-def say_fits(saes: Mapping[str, Autoencoder], rows: Rows) -> dict[str, dict[str, float]]:
+def print_fits(saes: Mapping[str, Autoencoder], rows: Rows) -> dict[str, dict[str, float]]:
     """Print how well each SAE reconstructs a sample of the rows, and what is to be doubted; the same for a file."""
     sample, found = Rows.independent(sample_of(rows)), {}
     for name, sae in saes.items():
@@ -126,12 +126,12 @@ def say_fits(saes: Mapping[str, Autoencoder], rows: Rows) -> dict[str, dict[str,
         mse, l0 = error_and_l0(sae, sample)
         found[name] = {"fvu": mse / sample.variance, "l0": l0, "rows": len(sample)}
         print(f"{name}: FVU {found[name]['fvu']:.4g}, L0 {l0:.4g} on {len(sample):,} rows")
-    say_doubts({name: fit["fvu"] for name, fit in found.items()})
+    warn_of_poor_fits({name: fit["fvu"] for name, fit in found.items()})
     return found
 
 
-def say_doubts(fvu: Mapping[str, float]) -> None:
+def warn_of_poor_fits(fvu: Mapping[str, float]) -> None:
     """Warn, a line each, of SAEs that hardly reconstruct the rows."""
     for name, value in fvu.items():
-        if said := doubt(name, value):
-            print(f"warning: {said}")
+        if warning := poor_fit_warning(name, value):
+            print(f"warning: {warning}")

@@ -76,7 +76,7 @@ class HalfProduct(Product):
     dtype = torch.bfloat16
 
 
-class Ours(Contestant):
+class Saelab(Contestant):
     """saelab, through its trainer."""
 
     kernels, adam = "auto", Adam()
@@ -101,19 +101,19 @@ class Ours(Contestant):
             return self.sae(x)
 
 
-class OursTorch(Ours):
+class SaelabTorch(Saelab):
     """saelab without a compiler."""
 
     kernels = "torch"
 
 
-class OursReference(Ours):
+class SaelabReference(Saelab):
     """saelab by plain autograd over dense products."""
 
     kernels = "reference"
 
 
-class OursFloat8(Ours):
+class SaelabFloat8(Saelab):
     """saelab with 8-bit moments."""
 
     adam = Adam(moments="float8")
@@ -209,10 +209,10 @@ class SparsifyPeer(Contestant):
 CONTESTANTS: dict[str, tuple[type[Contestant], str | None]] = {
     "one fp32 encoder product": (Product, None),
     "one bf16 encoder product": (HalfProduct, None),
-    "saelab": (Ours, None),
-    "saelab, 8-bit moments": (OursFloat8, None),
-    "saelab, no compiler": (OursTorch, None),
-    "saelab, dense reference": (OursReference, None),
+    "saelab": (Saelab, None),
+    "saelab, 8-bit moments": (SaelabFloat8, None),
+    "saelab, no compiler": (SaelabTorch, None),
+    "saelab, dense reference": (SaelabReference, None),
     "sae-lens": (SAELensPeer, "sae_lens"),
     "dictionary-learning": (DictionaryLearningPeer, "dictionary_learning"),
     "sparsify (adam)": (SparsifyPeer, "sparsify"),

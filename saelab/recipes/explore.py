@@ -15,7 +15,7 @@ from saelab.explorer.directions import fits
 from saelab.explorer.export import folder, neuronpedia, pages
 from saelab.explorer.gather import checksums
 from saelab.explorer.known import import_results
-from saelab.explorer.notes import Notes, beside, set_aside
+from saelab.explorer.notes import Notes, notes_file, set_aside
 from saelab.explorer.workspace import Member, Workspace
 from saelab.models.language_model import LanguageModel
 
@@ -67,7 +67,7 @@ def explore(
     for member in workspace.members.values():
         if member.is_trained and (recollect or not member.is_collected or _is_outdated(member, store)):
             collect_member(workspace, member, tokens, store)
-        for complaint in Notes(beside(member.database_file)).complaints():
+        for complaint in Notes(notes_file(member.database_file)).complaints():
             _say(complaint)
     import_results(workspace)
     if export is not None:
@@ -93,7 +93,9 @@ def _is_outdated(member: Member, store: str | None) -> bool:
     except DamagedError as error:
         why = str(error).partition("; `")[0]
         aside = set_aside(member.database_file)
-        _say(f"{why}: it is collected anew, notes are kept in {beside(aside).name}, the damaged file as {aside.name}")
+        _say(
+            f"{why}: it is collected anew, notes are kept in {notes_file(aside).name}, the damaged file as {aside.name}"
+        )
         return True
     if (known := meta.get("sae")) is None:
         # Databases made before 2026-11-28 have no checksums, but directions of other weights lie otherwise.
@@ -103,9 +105,7 @@ def _is_outdated(member: Member, store: str | None) -> bool:
     else:
         changed = known != checksums(member.saved.weights_file)
     if changed:
-        _say(
-            f"{member.name} has other weights or settings than it was collected with: it is collected anew, notes stay"
-        )
+        _say(f"{member.name} was collected with other weights or settings: collecting again, notes are kept")
     elif store and meta["corpus"] != StoreCorpus(store, meta["rows"]).identity():
         _say(f"{member.name} was collected on other rows than those of {store}; `--recollect true` reads these")
     return changed

@@ -12,7 +12,7 @@ from saelab.analysis.comparable import check_reads, check_width, error_and_l0
 from saelab.analysis.manifolds import KINDS, PAIRS, Manifolds, ManifoldSettings, manifolds, read_manifolds
 from saelab.core.files import whole_folder
 from saelab.geometry import nearest
-from saelab.recipes.compared import Data, check_show, opened, rows_of, say_doubts, token_text_of
+from saelab.recipes.compared import Data, check_show, opened, rows_of, token_text_of, warn_of_poor_fits
 from saelab.sae.autoencoder import Autoencoder
 
 
@@ -44,7 +44,7 @@ def manifolds_of(
         if figures:
             _draw(written, folder, Path(run).name)
         print(f"{run}: FVU {fvu[run]:.4g}, L0 {l0:.4g} on {len(rows):,} rows")
-        say_doubts(fvu)
+        warn_of_poor_fits(fvu)
         _print(found, written, sae, show)
     files = "manifolds.json, latents.parquet, pairs.parquet, points.parquet"
     print(f"{out}: {files}{', manifolds.html' if figures else ''}")

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from saelab.analysis.comparable import SAME
-from saelab.analysis.match import CURVE, KINDS, Match, check_way, match, stability
+from saelab.analysis.match import CURVE, KINDS, Match, check_method, match, stability
 from saelab.analysis.tables import write_result
 from saelab.analysis.unions import swapped, union
 from saelab.core.files import whole_folder
 from saelab.metrics import measure
-from saelab.recipes.compared import Data, keep_sae, opened, origin, rows_of, sample_of, say_fits
+from saelab.recipes.compared import Data, keep_sae, opened, origin, print_fits, rows_of, sample_of
 from saelab.sae.autoencoder import Autoencoder
 
 
@@ -35,7 +35,7 @@ class MatchSettings:
     keep_union: bool = False
 
     def __post_init__(self) -> None:
-        check_way(self.by, self.threshold)
+        check_method(self.by, self.threshold)
         if self.swap < 0:
             raise ValueError(f"swap must be at least 0 tokens, got {self.swap}")
 
@@ -60,7 +60,7 @@ def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -
         read = rows_of(data.evaluation(first, min(8192, data.tokens)), first) if needs_rows or seen else None
         rows = sample_of(read) if read else None
         alike = {name: sae for name, sae in saes.items() if not settings.across or _same_site(first, name)}
-        fits = say_fits(alike, read) if read else {}
+        fits = print_fits(alike, read) if read else {}
         found = []
         for number, name in enumerate(others):
             one = match(saes[first], saes[name], (first, name), settings.by, settings.threshold, rows)

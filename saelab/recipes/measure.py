@@ -12,7 +12,7 @@ from saelab.core.run import Run
 from saelab.data.store import MANIFEST, Manifest
 from saelab.metrics import Metric, StoreEvaluation, TextEvaluation, measure
 from saelab.metrics.keep import keep_scores
-from saelab.metrics.measure import DEFAULT, Measured, wanted
+from saelab.metrics.measure import DEFAULT, Measured, metric_settings
 from saelab.models.subject import Subject
 from saelab.recipes.score_table import print_scores
 from saelab.recipes.task_choice import first_few, tasks_for
@@ -78,8 +78,8 @@ def measure_runs(
         origin = evaluation.origin()
         seen += _trained_on_it(members, origin["store"] if store else origin, store)
         if isinstance(evaluation, StoreEvaluation):
-            read.append(evaluation.read())
-        needed = any(Metric.build(one).needs_tasks for one in wanted(metrics))
+            read.append(evaluation.description())
+        needed = any(Metric.build(one).needs_tasks for one in metric_settings(metrics))
         tasks, left_out = tasks_for(suite.tasks, evaluation) if needed else ([], {})
         saes = {name: run.load().to(place) for name, run in members.items()}
         measured = measure(saes, evaluation, metrics, tasks=tasks)

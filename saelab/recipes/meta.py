@@ -10,7 +10,7 @@ from saelab.analysis.tables import read_table, write_table
 from saelab.analysis.top_tokens import meta_tokens, top_tokens
 from saelab.core.files import whole_folder
 from saelab.models.token_text import TokenText
-from saelab.recipes.compared import Data, check_show, opened, rows_of, say_fits, token_text_of
+from saelab.recipes.compared import Data, check_show, opened, print_fits, rows_of, token_text_of
 from saelab.sae.autoencoder import Autoencoder
 
 
@@ -39,7 +39,7 @@ def meta_of(
         saes = opened([run, *(against or [])], data.device)
         evaluation = data.evaluation(run) if data.tokens and not saes[run].d_out else None
         rows = rows_of(evaluation, run) if evaluation else None
-        fits = say_fits(saes, rows) if rows else {}
+        fits = print_fits(saes, rows) if rows else {}
         meta = train_meta(saes[run], settings)
         meta.fits = fits
         if controls:

@@ -15,7 +15,7 @@ from saelab.analysis.stitch import Stitched, StitchSettings, stitch
 from saelab.core.files import whole_folder
 from saelab.metrics import TextEvaluation
 from saelab.metrics.base import LEAST_DOCUMENTS
-from saelab.recipes.compared import Data, keep_sae, opened, rows_of, say_doubts
+from saelab.recipes.compared import Data, keep_sae, opened, rows_of, warn_of_poor_fits
 from saelab.recipes.score_table import few_documents
 
 WORSE = 1.02
@@ -53,8 +53,8 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
         if figures:
             _draw(found, folder)
     _print(found, rows)
-    say_doubts({name: own.mse / found.variance for name, own in zip(found.names, found.own, strict=True)})
-    for name, own, mse in zip(found.names, found.own, found.trained, strict=True):
+    warn_of_poor_fits({name: own.mse / found.variance for name, own in zip(found.names, found.points, strict=True)})
+    for name, own, mse in zip(found.names, found.points, found.trained, strict=True):
         if own.mse > WORSE * mse:
             fvu = f"{own.mse / found.variance:.4g}, as trained {mse / found.variance:.4g}"
             print(f"warning: {name} loses by being read with a threshold (FVU {fvu}): its latents may look less novel")
@@ -84,7 +84,7 @@ def _print(found: Stitched, rows: Rows) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=10_000)
     table = _table(["SAE", "latents", "FVU", "L0", "FVU as trained"])
-    for name, own, mse in zip(found.names, found.own, found.trained, strict=True):
+    for name, own, mse in zip(found.names, found.points, found.trained, strict=True):
         fvu = [f"{value / found.variance:.4g}" for value in (own.mse, mse)]
         table.add_row(name, f"{own.n_latents:,}", fvu[0], f"{own.l0:.4g}", fvu[1])
     console.print(table)

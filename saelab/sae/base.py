@@ -199,7 +199,7 @@ class Dictionary(Component, Decoder, nn.Module, ABC):
 
     def terms_for(self, weight: Tensor) -> list[Term] | None:
         """Where a weight's gradient is collected, if it is."""
-        return self.gradients.of(weight) if self.gradients else None
+        return self.gradients.terms(weight) if self.gradients else None
 
     @abstractmethod
     def fold(self, read: Fixed, written: Fixed) -> Tensor:

@@ -120,7 +120,7 @@ class Job:
 
     def passes(self, rows: int) -> str:
         """How often so many rows go through all that the source has, in words; empty if no row comes again."""
-        held = self.source.held(self.made.rows)
+        held = self.source.distinct_rows(self.made.rows)
         return f"{rows / held:,.3g} passes over the {held:,} that there are" if held and rows > held else ""
 
     def train(self, run: Run) -> None:

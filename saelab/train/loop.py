@@ -79,7 +79,7 @@ def run_loop(
             passed = step(batch)
             done = lead.step_number
             if done % config.log_every == 0 or done in (1, last):
-                fvus = [teller.say(*one) for teller, one in zip(tellers, passed, strict=True)]
+                fvus = [teller.write_record(*one) for teller, one in zip(tellers, passed, strict=True)]
                 settled = [teller.settled() for teller in tellers]
                 # The first process decides: only it has the whole log after a resume.
                 if config.converge and mesh.any(mesh.is_first and all(settled)) and _at_full_rate(trainers):
@@ -200,7 +200,7 @@ class _Teller:
             self.log.close()
 
     @torch.no_grad()
-    def say(self, terms: dict[str, Tensor], forward: Forward) -> float:
+    def write_record(self, terms: dict[str, Tensor], forward: Forward) -> float:
         """Write a record; returns the FVU."""
         trainer, mesh = self.trainer, self.trainer.sae.mesh
         spread = (forward.target - forward.target.mean(0)).square().sum()
@@ -212,7 +212,7 @@ class _Teller:
         # Rows since a latent last fired are what AuxK goes by; here a fixed horizon makes runs comparable.
         record["silent_100k"] = int(mesh.total(trainer.sae.firing.dead(100_000).sum()))
         record["lr"] = trainer.steppers[0].param_groups[0]["lr"]
-        record |= {ramp.setting: ramp.at(trainer.step_number - 1) for ramp in trainer.ramps}
+        record |= {ramp.setting: ramp.value_at(trainer.step_number - 1) for ramp in trainer.ramps}
         now, (then, seen) = time.perf_counter(), self._said
         # Waiting for data counts. A clock may stand still; a rate that is not a number is null in the file.
         record["rows_per_second"] = (trainer.rows_seen - seen) / (now - then) if now > then else math.nan

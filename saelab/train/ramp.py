@@ -60,13 +60,13 @@ class Ramp(Component):
     def _try(self, sae: SAE) -> None:
         """ValueError if a component with the first value would not fit the SAE; ranges have no gaps."""
         arguments = {key: value for key, value in self.component.config().items() if key != "name"}
-        copy: Any = type(self.component)(**arguments | {self.option: self.at(0)})
+        copy: Any = type(self.component)(**arguments | {self.option: self.value_at(0)})
         try:
             copy.setup(Sizes(sae.d_in, sae.d_out or sae.d_in, sae.n_latents, sae.d_out is not None, sae.seed, sae.mesh))
         except ValueError as error:
             raise ValueError(f"Ramp: {self.setting} cannot start at {self.start}: {error}") from None
 
-    def at(self, step: int) -> int | float:
+    def value_at(self, step: int) -> int | float:
         """The setting's value at a step (from 0); whole where the setting is."""
         value = self.start + (self.final - self.start) * min(1.0, step / self.steps)
         return round(value) if isinstance(self.final, int) else value
@@ -89,7 +89,7 @@ def ramped(ramps: Sequence[Ramp], step: int) -> Iterator[None]:
     """Inside the block settings have their values of a step; afterwards their own again."""
     try:
         for ramp in ramps:
-            setattr(ramp.component, ramp.option, ramp.at(step))
+            setattr(ramp.component, ramp.option, ramp.value_at(step))
         yield
     finally:
         for ramp in ramps:

@@ -123,7 +123,7 @@ def test_directions_of_any_dictionary_are_compared_in_the_units_of_the_data():
     ("other", "settings", "message"),
     [
         (lambda: sae_with(drawn(5, 9)), {}, "A has directions 12 wide, B 9: they cannot be matched"),
-        (uneven, {"by": "direction"}, "unknown way to match 'direction'; did you mean 'directions'?"),
+        (uneven, {"by": "direction"}, "unknown matching method 'direction'; did you mean 'directions'?"),
         (uneven, {"threshold": 1.5}, "threshold must be above 0 and at most 1, got 1.5"),
         (
             lambda: sae_with(drawn(5, 12)),

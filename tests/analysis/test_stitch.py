@@ -262,11 +262,11 @@ def test_a_ladder_of_three_is_one_continuous_way(tmp_path):
     ends = [(pair.path[0], pair.path[-1]) for pair in found.pairs]
     assert ends[0][1].mse == pytest.approx(ends[1][0].mse, rel=1e-5)
     for number, (first, last) in enumerate(ends):
-        assert first.mse == pytest.approx(found.own[number].mse, rel=1e-5)
-        assert last.mse == pytest.approx(found.own[number + 1].mse, rel=1e-5)
+        assert first.mse == pytest.approx(found.points[number].mse, rel=1e-5)
+        assert last.mse == pytest.approx(found.points[number + 1].mse, rel=1e-5)
         assert (first.n_latents, last.n_latents) == ((8, 16), (16, 30))[number]
     whole = torch.cat([x for x, _ in rows.blocks(1000)])
-    for sae, point, mse in zip(saes.values(), found.own, found.trained, strict=True):
+    for sae, point, mse in zip(saes.values(), found.points, found.trained, strict=True):
         assert mse == pytest.approx((whole - sae(whole)).detach().double().square().mean().item(), rel=1e-5)
         assert abs(mse / point.mse - 1) > 1e-3  # the k largest of each row, not what is above a threshold
     found.write(tmp_path / "out")

@@ -51,7 +51,7 @@ def test_the_table_of_ten_million_features_is_matched_exactly(curve, alpha, rows
     allocator = Allocator(frequencies(MILLIONS, alpha), curve)
     for latents, (found, first, loss) in zip((10**3, 10**4, 10**5), rows, strict=True):
         allocation = allocator.allocate(latents)
-        assert (allocation.found, int(allocation.count[0])) == (found, first)
+        assert (allocation.n_found, int(allocation.count[0])) == (found, first)
         assert allocation.loss == pytest.approx(loss, rel=1e-3)
         assert allocation.count.sum() == latents
         assert allocation.bound == pytest.approx(allocation.loss)
@@ -72,7 +72,7 @@ def test_the_same_as_a_heap(seed):
     for latents in (1, 7, 60, 500):
         counts, loss = by_heap(p, curves, kinds, latents)
         found = Allocator(p, curves, kinds).allocate(latents)
-        assert found.of(40).tolist() == counts
+        assert found.per_feature(40).tolist() == counts
         assert found.loss == pytest.approx(loss, rel=1e-12)
 
 
@@ -80,7 +80,7 @@ def test_equal_gains_go_to_the_first_features():
     found = Allocator(np.full(10, 0.1), DiscreteCurve()).allocate(4)
     assert found.feature.tolist() == [0, 1, 2, 3]
     everything = Allocator(np.full(10, 0.1), DiscreteCurve()).allocate(40)
-    assert (everything.found, everything.spare, everything.loss) == (10, 30, pytest.approx(0))
+    assert (everything.n_found, everything.spare, everything.loss) == (10, 30, pytest.approx(0))
 
 
 TABLES = [
@@ -100,7 +100,7 @@ def test_curves_that_are_not_convex_against_every_allocation(latents):
     )
     found = Allocator(p, [MeasuredCurve(*table) for table in TABLES], kinds).allocate(latents)
     assert found.bound - 1e-12 <= best <= found.loss + 1e-12
-    reached = sum(p[i] * losses[kinds[i]][n] for i, n in enumerate(found.of(3)))
+    reached = sum(p[i] * losses[kinds[i]][n] for i, n in enumerate(found.per_feature(3)))
     assert reached == pytest.approx(found.loss)  # what it says is what these numbers of latents give
     assert found.count.sum() + found.spare == latents
     assert found.loss - best < 0.18  # a step of three may not fit any more
@@ -109,9 +109,9 @@ def test_curves_that_are_not_convex_against_every_allocation(latents):
 def test_a_circle_takes_three_latents_at_once_or_none():
     circle = MeasuredCurve([0, 1, 2, 3, 4], [1.0, 0.95, 0.9, 0.2, 0.15])
     found = Allocator(np.array([0.6, 0.4]), circle).allocate(5)
-    assert found.of(2).tolist() == [4, 0]
+    assert found.per_feature(2).tolist() == [4, 0]
     assert found.spare == 1
-    assert Allocator(np.array([0.6, 0.4]), circle).allocate(6).of(2).tolist() == [3, 3]
+    assert Allocator(np.array([0.6, 0.4]), circle).allocate(6).per_feature(2).tolist() == [3, 3]
 
 
 def test_measured_curves_go_on_by_their_law():
@@ -148,7 +148,7 @@ def test_exponents_approach_the_theory(alpha, beta):
     allocator, theory = Allocator(frequencies(10**6, alpha), ShiftCurve(beta)), Regime(alpha, beta)
     n = [1000, 10_000]
     runs = [allocator.allocate(latents) for latents in n]
-    assert local_exponents(n, [run.found for run in runs])[0] == pytest.approx(theory.features, abs=0.05)
+    assert local_exponents(n, [run.n_found for run in runs])[0] == pytest.approx(theory.features, abs=0.05)
     assert local_exponents(n, [run.loss for run in runs])[0] == pytest.approx(theory.loss, abs=0.05)
     counts = runs[1].count[:30]
     slope = np.polyfit(np.log(np.arange(1, 31)), np.log(counts + 1), 1)[0]
@@ -161,4 +161,4 @@ def test_discrete_features_beside_one_tiled_manifold():
     allocator = Allocator(p, [ShiftCurve(0.3), DiscreteCurve()], kinds)
     small, large = allocator.allocate(200), allocator.allocate(2000)
     assert small.count[0] > 20  # the manifold takes a share of its own
-    assert 0.7 < local_exponents([200, 2000], [small.found, large.found])[0] <= 1.05  # and the rest grows with N
+    assert 0.7 < local_exponents([200, 2000], [small.n_found, large.n_found])[0] <= 1.05  # and the rest grows with N

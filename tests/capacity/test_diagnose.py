@@ -8,7 +8,7 @@ import torch
 
 from saelab.capacity import hidden
 from saelab.capacity.allocate import frequencies
-from saelab.capacity.diagnose import Seen, _clusters, diagnose, frequency_exponent, what_would_tell
+from saelab.capacity.diagnose import FiringPass, _clusters, diagnose, frequency_exponent, what_would_tell
 from saelab.core.codes import Codes
 from saelab.geometry import Coactivation
 from saelab.sae import SAE
@@ -157,5 +157,5 @@ def test_only_latents_that_fire_together_more_than_by_chance_and_not_always_are_
     together = Coactivation(8)
     together.update(Codes.full(active.float()))
     directions = torch.nn.functional.normalize(torch.ones(8, 4) + 0.01 * torch.arange(32).view(8, 4), dim=1)
-    found, pairs = _clusters(directions, Seen(together, torch.empty(0, 4)), torch.arange(8), 0.5)
+    found, pairs = _clusters(directions, FiringPass(together, torch.empty(0, 4)), torch.arange(8), 0.5)
     assert (len(found), pairs) == (clusters, duplicates)

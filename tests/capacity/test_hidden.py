@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saelab.capacity import hidden
-from saelab.capacity.diagnose import Seen, _clusters
+from saelab.capacity.diagnose import FiringPass, _clusters
 from saelab.capacity.hidden import (
     DiagnosisView,
     HypotheticalWorld,
@@ -51,7 +51,7 @@ def test_tiles_are_near_from_that_number_on():
 
 @pytest.mark.parametrize(("alpha", "m"), [(1.0, 4), (1.5, 5), (0.2, 1), (1.0, 8)])
 def test_features_grow_as_theory_says(alpha, m):
-    d = [world(alpha, m).found(n) for n in (1e5, 1e6)]
+    d = [world(alpha, m).features_found(n) for n in (1e5, 1e6)]
     assert math.log10(d[1] / d[0]) == pytest.approx(Regime(alpha, 2 / m).features, abs=0.015)
 
 
@@ -63,11 +63,11 @@ def test_latents_are_counted_as_by_a_loop():
         if rank <= 500:
             total += max(1.0, (2.0 * 500 / rank) ** (1.7 / (1 + 2 / 3))) - 1
     assert own.latents(500) == pytest.approx(500 + total, rel=0.02)
-    assert own.found(own.latents(500)) == pytest.approx(500, rel=0.01)
+    assert own.features_found(own.latents(500)) == pytest.approx(500, rel=0.01)
     few = world(0.7, 3, count=2, boost=5.0)
     assert few.latents(300) == pytest.approx(298 + few.tiles(300)[:2].sum())
     assert few.tiling(300) == pytest.approx(few.tiles(300)[:2].sum() / few.latents(300))
-    assert NONE.found(77) == NONE.latents(77) == 77
+    assert NONE.features_found(77) == NONE.latents(77) == 77
 
 
 def joined_by_hand(n, dims, density, together, rows):
@@ -83,7 +83,7 @@ def joined_by_hand(n, dims, density, together, rows):
     codes *= torch.rand(rows, 1, generator=generator) < density
     count = Coactivation(n)
     count.update(Codes.full(codes))
-    found, _ = _clusters(tiles, Seen(count, torch.empty(0, dims)), torch.arange(n), 0.5)
+    found, _ = _clusters(tiles, FiringPass(count, torch.empty(0, dims)), torch.arange(n), 0.5)
     return sum(map(len, found)) / n
 
 
@@ -134,7 +134,7 @@ def test_tiles_that_are_not_joined_bend_the_spectrum():
     alone = world(1.2, 6, together=1)
     unseen = view(alone, 600, 12.0, SIGHT)
     assert unseen.seen < 1e-5
-    assert alone.tiling(alone.found(600)) > 0.8
+    assert alone.tiling(alone.features_found(600)) > 0.8
     assert unseen.alpha < 0.6
 
 

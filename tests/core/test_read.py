@@ -66,7 +66,7 @@ def test_what_is_as_expected_is_given_back():
 
 BAD_JSON = {
     "": "Expecting value",
-    "[" * 10_000: "nested more than 100 deep",
+    "[" * 10_000 + "]" * 10_000: "nested more than 100 deep",
     '{"a":' * 200 + "1" + "}" * 200: "nested more than 100 deep",
     '{"a": 1, "a": 2}': "the key a stands twice in a table",
     '{"a": NaN}': "it has no number NaN",
@@ -93,7 +93,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 BAD_YAML = {
     BOMB: "more than 1,000,000 values",
     "&a [*a]": "nested more than 100 deep",
-    "[" * 10_000: "nested more than 100 deep",
+    "[" * 10_000 + "]" * 10_000: "nested more than 100 deep",
     "k: 1\nk: 2": "the key k stands twice in a table",
     "1: 2": "the key 1 is no text: write it in quotes",
     "at: 2020-01-01": "2020-01-01 is a date: write it in quotes",

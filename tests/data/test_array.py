@@ -129,5 +129,5 @@ def test_a_source_says_what_it_holds():
     assert (
         repr(ArraySource(torch.zeros(3, 4), target=torch.zeros(3, 2))) == "ArraySource(3 rows 4 wide, targets 2 wide)"
     )
-    assert ArraySource(torch.zeros(3, 4)).held(4) == 3
-    assert ArraySource(torch.zeros(3, 4)).held(3) is None
+    assert ArraySource(torch.zeros(3, 4)).distinct_rows(4) == 3
+    assert ArraySource(torch.zeros(3, 4)).distinct_rows(3) is None

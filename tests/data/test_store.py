@@ -537,7 +537,7 @@ def test_a_store_and_its_source_say_what_they_hold(tmp_path):
     assert repr(Store(tmp_path / "s")) == said
     source = StoreSource(tmp_path / "s")
     assert repr(source) == f"StoreSource({said})"
-    assert (source.held(16), source.held(15)) == (15, None)
+    assert (source.distinct_rows(16), source.distinct_rows(15)) == (15, None)
 
 
 def test_rows_and_columns_may_share_memory(tmp_path):

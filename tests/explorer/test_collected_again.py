@@ -54,7 +54,7 @@ def test_other_weights_are_said_and_collected_anew(run, asked, capsys, old):
     other().save(run)
     recipe.explore([str(run)])
     assert asked == ["own"]
-    assert "note: own has other weights or settings than it was collected with" in capsys.readouterr().err
+    assert "note: own was collected with other weights or settings" in capsys.readouterr().err
 
 
 def test_other_settings_of_the_same_weights_are_seen(run, asked):

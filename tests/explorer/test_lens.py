@@ -90,7 +90,7 @@ def test_changes_of_nothing_change_nothing_and_others_move_along_the_direction(l
     same = lens.changed(activations, codes, [Change(1, "add", 0.0), Change(2, "scale", 1.0)], [3.0, 3.0])
     assert torch.allclose(same, activations)
     moved = lens.changed(activations, codes, [Change(1, "add", -0.5)], [3.0]) - activations
-    assert torch.allclose(moved[1:], -1.5 * lens.written[1].expand(len(ids) - 1, -1), atol=1e-5)
+    assert torch.allclose(moved[1:], -1.5 * lens.data_directions[1].expand(len(ids) - 1, -1), atol=1e-5)
     assert not moved[0].any()
 
 

@@ -10,10 +10,10 @@ from saelab.figures.scaling import (
     allocation_figure,
     curves_figure,
     diagnosis_figure,
+    feature_latents_figure,
     growth_figure,
     law_figure,
     manifold_figure,
-    shared_figure,
     tiling_figure,
     title_of,
     write_figure,
@@ -128,7 +128,7 @@ def test_tiles_are_arcs_where_a_latent_fires():
 def test_latents_of_each_feature_are_means_over_seeds_with_their_range():
     line = {"n": 8, "predicted_latents": [5, 3, 0]}
     lines = [line | {"latents_per_feature": found} for found in ([4, 2, 1], [6, 2, 0], [5, 5, 2])]
-    figure = shared_figure(lines, "worlds")
+    figure = feature_latents_figure(lines, "worlds")
     expected, found = figure.data
     assert list(found.x) == [1, 2, 3]
     assert "trained, 3 seeds" in svg(figure.to_plotly_json())

@@ -193,10 +193,10 @@ def test_svg_shows_in_the_legend_what_a_trace_looks_like():
 
 def test_axes_leave_out_what_they_cannot_show():
     axis = Axis([0.0, 1.0, 10.0], {"type": "log"}, (0, 100))
-    assert axis.at(0.0) is None
-    assert axis.at(None) is None
-    assert axis.at(float("nan")) is None
-    assert 0 < axis.at(1.0) < axis.at(10.0) < 100
+    assert axis.pixel(0.0) is None
+    assert axis.pixel(None) is None
+    assert axis.pixel(float("nan")) is None
+    assert 0 < axis.pixel(1.0) < axis.pixel(10.0) < 100
     assert [text for _, text in Axis([0.0, 1.0], {}, (0, 100)).ticks()] == ["0", "0.5", "1"]
     assert [text for _, text in Axis([2.0, 2.0], {}, (0, 100)).ticks()]
     ticks = [text for _, text in Axis([9e10, 6e11], {"type": "log"}, (0, 100)).ticks()]

@@ -168,7 +168,7 @@ def test_gradients_come_in_terms_where_asked_for_and_settle_into_the_dense_one()
     weight, bias = torch.nn.Parameter(start()), torch.nn.Parameter(torch.randn(L))
 
     def gradient() -> None:
-        values, _ = topk_linear(x, centre, weight, bias, K, terms=gradients.of(weight))
+        values, _ = topk_linear(x, centre, weight, bias, K, terms=gradients.terms(weight))
         values.square().sum().backward()
 
     gradient()
@@ -177,10 +177,10 @@ def test_gradients_come_in_terms_where_asked_for_and_settle_into_the_dense_one()
     gradient()
     gradient()
     assert weight.grad is None
-    assert len(gradients.of(weight)) == 2
+    assert len(gradients.terms(weight)) == 2
     gradients.settle(weight)
     torch.testing.assert_close(weight.grad, 2 * wanted)
-    assert gradients.of(weight) == []
+    assert gradients.terms(weight) == []
     gradients.settle(weight)
     torch.testing.assert_close(weight.grad, 2 * wanted)
     gradients.stop()
@@ -204,4 +204,4 @@ def test_unit_norm_is_said_once_and_forgotten_when_the_weight_changes():
 def test_a_copy_collects_nothing():
     weight, gradients = torch.nn.Parameter(start()), LatentGradients()
     gradients.collect([weight])
-    assert copy.deepcopy(gradients).of(weight) is None
+    assert copy.deepcopy(gradients).terms(weight) is None

@@ -131,7 +131,7 @@ def test_counts_are_those_of_a_walk_for_every_latent_and_token(text):
 def patterns_by_hand(metric, text, sae):
     for chunk in text.chunks(True):
         codes = sae.encode(chunk.x)
-        firings = Firings.of(codes, chunk.text.keep, metric.slot_of)
+        firings = Firings.from_codes(codes, chunk.text.keep, metric.slot_of)
         metric.windows.update(chunk.text.tokens, firings, chunk.text.group % 2 == 0)
     metric.needs_another_pass()
     return metric.of
@@ -169,7 +169,7 @@ def test_windows_keep_the_strongest_place_of_each_stretch_and_any_number_of_draw
         part, dense = chunk.text, torch.zeros(*chunk.text.keep.shape, 12)
         codes = sae.encode(chunk.x)
         dense[part.keep] = codes.dense().detach()
-        windows.update(part.tokens, Firings.of(codes, part.keep, torch.arange(12)))
+        windows.update(part.tokens, Firings.from_codes(codes, part.keep, torch.arange(12)))
         for row in range(len(part.tokens)):
             for begin, end in stretches(part.tokens, row):
                 for latent in range(12):

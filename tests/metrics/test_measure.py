@@ -129,7 +129,7 @@ class Probe(Metric):
 
     def begin(self, setting: Setting) -> None:
         assert setting.sae is setting.saes[setting.name]
-        self.seen = setting.shared.setdefault("seen", [])
+        self.seen = setting.cache.setdefault("seen", [])
         self.seen.append(setting.name)
         self.note("begin")
 

@@ -44,14 +44,14 @@ def test_pairs_are_counted_as_the_product_of_dense_indicators(dense_entries, wai
     assert torch.equal(found.block(0, 12).long(), expected)
     assert torch.equal(found.block(4, 7).long(), expected[4:7])
     every = torch.cartesian_prod(torch.arange(12), torch.arange(9))
-    assert torch.equal(found.of(every[:, 0], every[:, 1]), expected.flatten())
+    assert torch.equal(found.counts(every[:, 0], every[:, 1]), expected.flatten())
 
 
 @pytest.mark.parametrize("dense_entries", [100, 0])
 def test_before_any_row_all_counts_are_zero(dense_entries):
     found = PairCounts(3, 4, "cpu", dense_entries)
     assert not found.block(0, 3).any()
-    assert found.of(torch.tensor([2]), torch.tensor([3])).tolist() == [0]
+    assert found.counts(torch.tensor([2]), torch.tensor([3])).tolist() == [0]
     found.add(Codes.full(torch.zeros(0, 3)), Codes.full(torch.zeros(0, 4)))
     found.add(Codes.full(torch.zeros(5, 3)), Codes.full(torch.ones(5, 4)))
     assert not found.block(0, 3).any()

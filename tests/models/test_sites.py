@@ -52,16 +52,16 @@ def test_a_target_stands_behind_what_is_read(transcoded, reference):
     with torch.no_grad():
         assert torch.allclose(reference.model.layers[1].mlp(activations[..., :16]), activations[..., 16:], atol=1e-6)
     assert torch.equal(transcoded.run(IDS)[1], activations)
-    assert torch.equal(transcoded.written(activations), activations[..., 16:])
+    assert torch.equal(transcoded.output_activations(activations), activations[..., 16:])
 
 
 def test_sites_may_differ_in_width_and_targets_be_several(folder):
     model = LanguageModel(folder, f"{MLP}.up_proj,{MLP}:in", target="model.layers.0,model.layers.2:in,model.layers.2")
-    assert (model.d_in, model.d_out, model.written_sites) == (24 + 16, 48, 3)
+    assert (model.d_in, model.d_out, model.n_output_sites) == (24 + 16, 48, 3)
     parts = [f"{MLP}.up_proj", f"{MLP}:in", "model.layers.0", "model.layers.1", "model.layers.2"]
     expected = torch.cat([LanguageModel(folder, part).activations(IDS) for part in parts], dim=2)
     assert torch.equal(model.activations(IDS), expected)
-    assert torch.equal(model.written(expected), expected[..., 40:])
+    assert torch.equal(model.output_activations(expected), expected[..., 40:])
 
 
 @pytest.mark.parametrize(("site", "target", "last"), [("0", "1", 1), ("1", "0", 1), ("0,1", None, 1), ("0", "2", 2)])
@@ -117,7 +117,7 @@ def test_its_own_activations_change_nothing(folder):
     for names in ({"site": "model.layers.0,model.layers.1"}, {"site": "model.layers.0", "target": f"{MLP},model.norm"}):
         model = LanguageModel(folder, **names)
         logits, activations = model.run(IDS)
-        assert torch.equal(model.forward_with(IDS, model.written(activations)), logits)
+        assert torch.equal(model.forward_with(IDS, model.output_activations(activations)), logits)
 
 
 def test_activations_of_another_width_are_refused(transcoded):

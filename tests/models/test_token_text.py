@@ -138,7 +138,7 @@ def test_text_that_no_token_stands_for_is_a_unit_of_its_own():
         (" upon", 1, 2),
     ]
     assert strongest([1.0, 2.0], found) == [1.0, 0.0, 2.0]
-    assert [unit.own for unit in found] == ["once", "[left out]", "upon"]
+    assert [unit.stripped for unit in found] == ["once", "[left out]", "upon"]
     assert [unit.blank for unit in found] == ["", " ", " "]
 
 

@@ -151,7 +151,7 @@ def test_wrong_settings_and_folders_are_named_before_anything_is_read(saelab, la
         ("stitch", ["--min_firings", 0], "min_firings must be at least 1, got 0"),
         ("stitch", ["--tokens", -5], "tokens must be at least 0, got -5"),
         ("match", ["--threshold", 0], "threshold must be above 0 and at most 1, got 0.0"),
-        ("match", ["--by", "zz"], "unknown way to match 'zz'; there are: directions, weights"),
+        ("match", ["--by", "zz"], "unknown matching method 'zz'; there are: directions, weights"),
         ("match", ["--swap", -1], "swap must be at least 0 tokens, got -1"),
         ("match", ["--tokens", -1], "tokens must be at least 0, got -1"),
         ("meta", ["--lr", -1], "lr must be above 0, got -1"),

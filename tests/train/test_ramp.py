@@ -33,7 +33,7 @@ def make(activation: Activation, *ramps: Ramp) -> Trainer:
 
 def values(ramp: Ramp, activation: Activation, steps: int) -> list[float]:
     make(activation, ramp)
-    return [ramp.at(step) for step in range(steps)]
+    return [ramp.value_at(step) for step in range(steps)]
 
 
 def test_it_moves_linearly_and_stays():

@@ -40,7 +40,7 @@ def _spelled(lens: Lens, text: Any) -> Spelled:
     if len(text) > CHARACTERS:
         raise ValueError(f"text is {len(text):,} characters long; at most {CHARACTERS:,} are read")
     found = lens.model.token_text.of_text(text)
-    count, most = len(lens.begun(found.ids)), min(TOKENS, lens.model.context or TOKENS)
+    count, most = len(lens.with_first_token(found.ids)), min(TOKENS, lens.model.context or TOKENS)
     if count > most:
         raise ValueError(f"text is {count:,} tokens long; at most {most:,} are read")
     return found
@@ -53,7 +53,7 @@ def prompt(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, A
     spelled = _spelled(lens, body.get("text"))
     if not spelled.ids:
         raise ValueError("text has no tokens")
-    by_token = lens.by_token(lens.begun(spelled.ids))[lens.start() :]
+    by_token = lens.by_token(lens.with_first_token(spelled.ids))[lens.start() :]
     shown = spelled.units()
     latents = [_strongest(by_token[unit.first : unit.last]) for unit in shown]
     numbers = sorted({one["latent"] for own in latents for one in own})
@@ -90,7 +90,7 @@ def ablate(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, A
     member = workspace[name]
     lens = workspace.lens(member)
     spelled = _spelled(lens, body.get("text"))
-    shown, ids = spelled.units(), lens.begun(spelled.ids)
+    shown, ids = spelled.units(), lens.with_first_token(spelled.ids)
     place = _whole(body, "token", 0, len(shown) - 1)
     positions = range(shown[place].first + lens.start(), shown[place].last + lens.start())
     _, codes = lens.read(ids)
@@ -119,7 +119,7 @@ def effects(workspace: Workspace, name: str, number: int, row: int) -> dict[str,
     own = [place for place, document in enumerate(corpus["document"]) if document == corpus["document"][row - first]]
     start = lens.start()
     tokens = corpus["token"][own[0] : own[-1] + 1].tolist()
-    ids = lens.begun(tokens)
+    ids = lens.with_first_token(tokens)
     focus = row - first - own[0] + start
     (effect,) = lens.ablated(ids, [number])
     before, after = effect["logs"]
@@ -145,7 +145,7 @@ def steer(workspace: Workspace, name: str, body: dict[str, Any]) -> dict[str, An
     member = workspace[name]
     lens = workspace.lens(member)
     spelled = _spelled(lens, body.get("text"))
-    ids = lens.begun(spelled.ids)
+    ids = lens.with_first_token(spelled.ids)
     changes = _changes(body.get("changes"), member.sae.n_latents)
     tokens = _whole(body, "tokens", 1, NEW_TOKENS)
     temperature, seed = _number(body, "temperature", 0.0, 2.0), _whole(body, "seed", 0, 1 << 31)

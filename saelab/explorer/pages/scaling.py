@@ -91,7 +91,7 @@ def norms(workspace: Workspace, name: str) -> dict[str, Any]:
         corpus = member.database.corpus(first, first + PASSAGE)
         own = corpus["document"] == corpus["document"][0]
         tokens = corpus["token"][own].tolist()
-        ids = lens.begun(tokens)
+        ids = lens.with_first_token(tokens)
         activations, codes = lens.read(ids)
         x = lens.sae.scale.apply_to(activations[:, : lens.sae.d_in]) - lens.sae.dictionary.bias()[: lens.sae.d_in]
         z, f = x.norm(dim=1).tolist(), codes.values.norm(dim=1).tolist()

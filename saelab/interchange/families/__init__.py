@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from saelab.core.components import found_in
+from saelab.core.components import import_variants
 from saelab.interchange.families.circuit_tracer import CircuitTracer
 from saelab.interchange.families.dictionary_learning import DictionaryLearning
 from saelab.interchange.families.gemma_scope import GemmaScope
@@ -14,7 +14,7 @@ from saelab.interchange.families.sae_lens import SAELens
 from saelab.interchange.families.sparsify import Sparsify
 
 if not TYPE_CHECKING:  # so that a type checker still says of a misspelt name that there is none
-    __getattr__ = found_in("saelab.interchange.family", "Family")
+    __getattr__ = import_variants("saelab.interchange.family", "Family")
 
 __all__ = [
     "CircuitTracer",

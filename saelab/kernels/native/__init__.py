@@ -143,7 +143,7 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="saelab-kernels-"))
 
 
-def at(tensor: Tensor | None) -> ctypes.c_void_p:
+def ptr(tensor: Tensor | None) -> ctypes.c_void_p:
     """Where a contiguous CPU tensor begins, for a call into the library; null for None."""
     if tensor is None:
         return ctypes.c_void_p(None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saelab.kernels.native import at, library
+from saelab.kernels.native import library, ptr
 
 LEAST_ROWS, LEAST_LATENTS, LEAST_COLUMNS = 128, 1024, 32
 """Below these the integers of the weights cost more than they save."""
@@ -88,15 +88,15 @@ def _encode(
     apart = torch.empty(slots * len(outliers))
     padded_bias[:n_latents] = bias
     lib.saelab_pack(
-        *(at(weight), at(by_latent), n_latents, width, at(packed), at(scale), at(shift), at(length_w), at(length_e)),
-        *(at(outliers), len(outliers), at(apart)),
+        *(ptr(weight), ptr(by_latent), n_latents, width, ptr(packed), ptr(scale), ptr(shift)),
+        *(ptr(length_w), ptr(length_e), ptr(outliers), len(outliers), ptr(apart)),
     )
     values, indices, counts = out
     seen = torch.zeros(2, dtype=torch.int64)
     lib.saelab_encode(
-        *(at(centred), at(weight), at(bias), at(padded_bias), at(threshold), at(by_row), len(centred), n_latents),
-        *(width, k, int(absolute), at(packed), at(scale), at(shift), at(length_w), at(length_e)),
-        *(at(outliers), len(outliers), at(apart), values.shape[1], at(values), at(indices), at(counts), at(seen)),
+        *(ptr(centred), ptr(weight), ptr(bias), ptr(padded_bias), ptr(threshold), ptr(by_row), len(centred), n_latents),
+        *(width, k, int(absolute), ptr(packed), ptr(scale), ptr(shift), ptr(length_w), ptr(length_e)),
+        *(ptr(outliers), len(outliers), ptr(apart), values.shape[1], ptr(values), ptr(indices), ptr(counts), ptr(seen)),
     )
     tally.rows += len(centred)
     tally.candidates += int(seen[0])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saelab.core.codes import Entries
-from saelab.kernels.native import at, library
+from saelab.kernels.native import library, ptr
 
 
 def bag(indices: Tensor, weight: Tensor, values: Tensor) -> Tensor:
@@ -14,7 +14,13 @@ def bag(indices: Tensor, weight: Tensor, values: Tensor) -> Tensor:
     out = torch.empty(len(indices), weight.shape[1])
     at_indices, at_values, weight = indices.contiguous(), values.contiguous(), weight.detach().contiguous()
     library().saelab_bag(  # type: ignore[union-attr]
-        at(at_indices), at(at_values), at(weight), len(indices), indices.shape[1], weight.shape[1], at(out)
+        ptr(at_indices),
+        ptr(at_values),
+        ptr(weight),
+        len(indices),
+        indices.shape[1],
+        weight.shape[1],
+        ptr(out),
     )
     return out
 
@@ -24,7 +30,7 @@ def dot_at(indices: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     out = torch.empty(indices.shape)
     indices, rows, weight = indices.contiguous(), rows.contiguous(), weight.detach().contiguous()
     library().saelab_dot_at(  # type: ignore[union-attr]
-        at(indices), at(rows), at(weight), len(indices), indices.shape[1], weight.shape[1], at(out)
+        ptr(indices), ptr(rows), ptr(weight), len(indices), indices.shape[1], weight.shape[1], ptr(out)
     )
     return out
 
@@ -36,8 +42,15 @@ def sum_by_latent(entries: Entries, values: Tensor, rows: Tensor) -> Tensor:
     values, rows = values.contiguous(), rows.contiguous()
     kept = max(1, entries.indices.shape[1])
     library().saelab_sum_by_latent(  # type: ignore[union-attr]
-        *(at(entries.order), at(entries.offsets), at(values), at(rows), entries.n_latents, entries.order.numel()),
-        *(kept, rows.shape[1], at(out)),
+        *(
+            ptr(entries.order),
+            ptr(entries.offsets),
+            ptr(values),
+            ptr(rows),
+            entries.n_latents,
+            entries.order.numel(),
+        ),
+        *(kept, rows.shape[1], ptr(out)),
     )
     return out
 
@@ -48,5 +61,5 @@ def by_latent(entries: Entries) -> None:
         return
     flat = entries.indices.contiguous()
     order, offsets = torch.empty(flat.numel(), dtype=torch.int64), torch.empty(entries.n_latents, dtype=torch.int64)
-    library().saelab_by_latent(at(flat), flat.numel(), entries.n_latents, at(order), at(offsets))  # type: ignore[union-attr]
+    library().saelab_by_latent(ptr(flat), flat.numel(), entries.n_latents, ptr(order), ptr(offsets))  # type: ignore[union-attr]
     entries.order, entries.offsets = order, offsets

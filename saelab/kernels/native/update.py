@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saelab.kernels.adam import MOMENTS, AdamSettings
 from saelab.kernels.gradient import Term
-from saelab.kernels.native import at, library
+from saelab.kernels.native import library, ptr
 from saelab.kernels.native.sparse import by_latent
 
 WIDEST = 16_384
@@ -44,7 +44,7 @@ def update(
     entries = [term.entries for term in terms]
 
     def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-        return (ctypes.c_void_p * max(1, len(tensors)))(*(at(tensor) for tensor in tensors))
+        return (ctypes.c_void_p * max(1, len(tensors)))(*(ptr(tensor) for tensor in tensors))
 
     def numbers(found: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
         return (ctypes.c_int64 * max(1, len(found)))(*found)
@@ -52,13 +52,13 @@ def update(
     dense = None if dense is None else dense.to(weight.dtype).contiguous()
     c_float = ctypes.c_float
     library().saelab_update(  # type: ignore[union-attr]
-        *(at(weight.detach()), *(at(part) for part in moments), len(weight), weight.shape[1], len(terms)),
+        *(ptr(weight.detach()), *(ptr(part) for part in moments), len(weight), weight.shape[1], len(terms)),
         *(addresses([one.order for one in entries]), addresses([one.offsets for one in entries])),
         *(addresses(values), addresses(rows), numbers([max(1, one.indices.shape[1]) for one in entries])),
-        *(numbers([one.order.numel() for one in entries]), at(dense)),
+        *(numbers([one.order.numel() for one in entries]), ptr(dense)),
         *(MOMENTS.index(adam.moments), int(adam.unit), int(adam.touched)),
         *(c_float(adam.rate(step)), c_float(adam.correction(step))),
         *(c_float(adam.beta1), c_float(adam.beta2), c_float(adam.epsilon), step),
-        *(ctypes.c_uint32((adam.seed * 0x9E3779B1 + step) & 0xFFFFFFFF), *(at(part) for part in visits)),
+        *(ctypes.c_uint32((adam.seed * 0x9E3779B1 + step) & 0xFFFFFFFF), *(ptr(part) for part in visits)),
     )
     torch.autograd.graph.increment_version(weight)

@@ -90,26 +90,26 @@ class N2G(Metric):
         self.tested = 0
 
     @property
-    def whole(self) -> bool:
+    def explains_all(self) -> bool:
         """Whether every latent is explained."""
         return len(self.explained) == len(self.slot_of)
 
     def needs_logits(self) -> bool:
-        return self.whole and self.patterns is not None
+        return self.explains_all and self.patterns is not None
 
     def update(self, view: View) -> None:
         assert view.places is not None
         tokens, keep = view.places.tokens, view.places.keep
-        firings = Firings.of(view.codes, keep, self.slot_of)
+        firings = Firings.from_codes(view.codes, keep, self.slot_of)
         group = torch.zeros(keep.shape, dtype=torch.int64).masked_scatter(keep, view.group)
         if self.patterns is None:
             self.windows.update(tokens, firings, group % 2 == 0)
             return
         tried = keep & (group % 2 == 1)
-        room = before(tokens).where(keep if self.whole else tried, -1)
+        room = before(tokens).where(keep if self.explains_all else tried, -1)
         matches = self.patterns.match(tokens.ids.flatten(), room.flatten())
         self._count(firings, matches, group.flatten(), tried.flatten())
-        if self.whole:
+        if self.explains_all:
             assert view.text is not None
             self._replace(view, view.text, matches, tried)
 
@@ -117,7 +117,7 @@ class N2G(Metric):
         """Count the tokens at which latents fire, are predicted to, and both."""
         predicted = tried[matches.position]
         fired = tried[firings.position]
-        both = predicted & (firings.at(matches.position, matches.slot) != 0)
+        both = predicted & (firings.values_at(matches.position, matches.slot) != 0)
         pairs = (
             (firings.slot[fired], firings.position[fired]),
             (matches.slot[predicted], matches.position[predicted]),
@@ -164,12 +164,12 @@ class N2G(Metric):
             self.of[slot].append(pattern)
         vocabulary = 1 + max(self.model.model.config.get_text_config().vocab_size, len(self.model.tokenizer))
         self.patterns = Patterns(self.of, vocabulary)
-        if self.whole:
+        if self.explains_all:
             self.bigram = self._bigram(vocabulary)
         return True
 
     def _bigram(self, vocabulary: int) -> Bigram:
-        shared, key = self.setting.shared, ("bigram", id(self.setting.evaluation))
+        shared, key = self.setting.cache, ("bigram", id(self.setting.evaluation))
         if key not in shared:
             shared[key] = Bigram(self._train_text(), vocabulary, BIGRAM_TOKENS)
         return shared[key]

@@ -68,7 +68,7 @@ class Node:
     """Of patterns that end here at the start of a text."""
 
 
-def found_pattern(example: Example, pad: int) -> Generator[list[Asked], list[float], Pattern]:
+def search_pattern(example: Example, pad: int) -> Generator[list[Asked], list[float], Pattern]:
     """The pattern of an example: a generator that asks for activations of token lists and is sent them."""
     suffix, activation = example.tokens, example.activation
     for first in range(len(example.tokens) - 1, -1, -1):
@@ -98,7 +98,7 @@ def find_patterns(
         note: is called with how many examples were finished.
     """
     found: list[Pattern | None] = [None] * len(examples)
-    at_work = {number: found_pattern(example, pad) for number, example in enumerate(examples)}
+    at_work = {number: search_pattern(example, pad) for number, example in enumerate(examples)}
     asked = {number: next(one) for number, one in at_work.items()}
     while asked:
         answers = iter(activations([(number, tokens) for number, wanted in asked.items() for tokens in wanted]))

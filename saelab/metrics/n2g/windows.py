@@ -43,7 +43,7 @@ class Firings:
     n_slots: int
 
     @classmethod
-    def of(cls, codes: Codes, keep: Tensor, slot_of: Tensor) -> "Firings":
+    def from_codes(cls, codes: Codes, keep: Tensor, slot_of: Tensor) -> "Firings":
         """Of codes [B] at the positions `keep` [R, T]; `slot_of` [L] gives a latent's slot or NONE."""
         slot = slot_of[codes.indices.cpu()]
         rows, entries = (codes.active.cpu() & (slot >= 0)).nonzero(as_tuple=True)
@@ -57,7 +57,7 @@ class Firings:
         """One number for each pair of position and latent, ascending; [n]."""
         return self.position * self.n_slots + self.slot
 
-    def at(self, position: Tensor, slot: Tensor) -> Tensor:
+    def values_at(self, position: Tensor, slot: Tensor) -> Tensor:
         """Activations of latents at positions, of any one shape; 0 where they are not active."""
         if not len(self.value):
             return torch.zeros(position.shape)
@@ -153,7 +153,7 @@ class Windows:
         same &= flat_room[inside] >= 0
         same &= (inside // tokens.ids.shape[1]) == (position // tokens.ids.shape[1])[:, None]
         ids = tokens.ids.flatten()[inside].where(same, NONE).int()
-        values = firings.at(inside, slot[:, None].expand_as(inside)).where(same, 0)
+        values = firings.values_at(inside, slot[:, None].expand_as(inside)).where(same, 0)
         return ids, values
 
 

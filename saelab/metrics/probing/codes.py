@@ -71,7 +71,7 @@ class TaskCodes:
         self.value, self.latent, self.count = torch.cat(values), torch.cat(latents), torch.cat(counts)
         self.first = self.count.cumsum(0) - self.count
 
-    def of(self, examples: Examples, chosen: Tensor | None = None) -> ExampleEntries:
+    def entries(self, examples: Examples, chosen: Tensor | None = None) -> ExampleEntries:
         """The active entries of a task's examples, or of some of them, by number."""
         first, count = examples.first, examples.count
         if chosen is not None:
@@ -100,12 +100,12 @@ def rows_of(setting: Setting) -> TaskRows:
     model = setting.evaluation.model
     if model is None or setting.evaluation.why_no_model:
         raise ValueError(setting.evaluation.why_no_model or "needs a model")
-    if TaskRows not in setting.shared:
+    if TaskRows not in setting.cache:
         try:
-            setting.shared[TaskRows] = collect(setting.tasks, model, setting.show)
+            setting.cache[TaskRows] = collect(setting.tasks, model, setting.show)
         except ValueError as error:
-            setting.shared[TaskRows] = error
-    found = setting.shared[TaskRows]
+            setting.cache[TaskRows] = error
+    found = setting.cache[TaskRows]
     if isinstance(found, ValueError):
         raise found
     return found
@@ -113,10 +113,10 @@ def rows_of(setting: Setting) -> TaskRows:
 
 def codes_of(setting: Setting) -> TaskCodes:
     """The codes of a measurement's tasks, worked out once for all metrics of an SAE; the last SAE's are held."""
-    name, codes = setting.shared.get(TaskCodes, (None, None))
+    name, codes = setting.cache.get(TaskCodes, (None, None))
     if name != setting.name:
         codes = TaskCodes(setting.sae, rows_of(setting))
-        setting.shared[TaskCodes] = setting.name, codes
+        setting.cache[TaskCodes] = setting.name, codes
     return codes
 
 
@@ -127,7 +127,7 @@ def mean_rows(rows: TaskRows, examples: Examples) -> Tensor:
     return total / examples.count[:, None]
 
 
-def written_directions(sae: Autoencoder) -> Tensor:
+def output_directions(sae: Autoencoder) -> Tensor:
     """What a code of 1 adds to a reconstruction, in the units of the data; [L, D], on the CPU.
 
     Raises:

@@ -89,28 +89,28 @@ class ProbeLoss(Metric):
         self.examples = [one for one in self.rows.examples if one.task.for_probes]
         if not self.examples:
             raise ValueError("has no task of its own: all are pairs for SCR")
-        self.shared = setting.shared
+        self.cache = setting.cache
 
     def scores(self, sae: Autoencoder) -> dict[str, Score]:
         own = [one.task.label for one in self.examples]
         permuted = [permuted_labels(one, number) for number, one in enumerate(self.examples)]
         self.best, null = self._search(partial(pre_activations, self.sae), sae.n_latents, [own, permuted])
         key = (ProbeLoss, self.pool, self.ridge)
-        if key not in self.shared:
-            (self.shared[key],) = self._search(_channels, self.rows.x.shape[1], [own])
+        if key not in self.cache:
+            (self.cache[key],) = self._search(_channels, self.rows.x.shape[1], [own])
         unit = "nats"
         return {
             "probe_loss": self._mean(self.best, "losses", unit),
             "probe_loss_train": self._mean(self.best, "train_losses", unit, test=False),
             "probe_loss_null": self._mean(null, "losses", unit),
             "probe_loss_null_train": self._mean(null, "train_losses", unit, test=False),
-            "probe_loss_channels": self._mean(self.shared[key], "losses", unit),
+            "probe_loss_channels": self._mean(self.cache[key], "losses", unit),
             "probe_accuracy": self._mean(self.best, "right", "share"),
         }
 
     def tables(self) -> dict[str, Table]:
         """Every task with its latent and its channel."""
-        channels = self.shared[ProbeLoss, self.pool, self.ridge]
+        channels = self.cache[ProbeLoss, self.pool, self.ridge]
         return {
             "probes": {
                 "task": [one.task.name for one in self.examples],

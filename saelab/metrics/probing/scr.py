@@ -27,7 +27,7 @@ from torch import Tensor
 from saelab.data.source import generator_for
 from saelab.metrics.base import Metric, Score, Setting, Table, interval
 from saelab.metrics.chunks import GROUPS
-from saelab.metrics.probing.codes import TaskCodes, codes_of, mean_rows, rows_of, written_directions
+from saelab.metrics.probing.codes import TaskCodes, codes_of, mean_rows, output_directions, rows_of
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.removal import REMOVED, SCORED, along, ranks, right_without
 from saelab.sae.autoencoder import Autoencoder
@@ -68,7 +68,7 @@ class SCR(Metric):
 
     def begin(self, setting: Setting) -> None:
         self.setting, self.rows = setting, rows_of(setting)
-        self.directions = written_directions(setting.sae)
+        self.directions = output_directions(setting.sae)
         biases = sorted((one for one in self.rows.examples if not one.task.for_probes), key=lambda one: one.task.name)
         pairs = [joined(one, other) for one, other in pairwise(biases) if one.task.family == other.task.family]
         self.pairs = [pair for pair in pairs if pair]
@@ -89,13 +89,13 @@ class SCR(Metric):
         wanted, bias = pair.labels[way], pair.labels[1 - way]
         x, train = mean_rows(self.rows, pair.examples), ~pair.examples.task.test
         agree, even = train & (wanted == bias), train & pair.even
-        fitted, key = self.setting.shared, (SCR, pair.examples.task.name, way)
+        fitted, key = self.setting.cache, (SCR, pair.examples.task.name, way)
         if key not in fitted:
             fitted[key] = [
                 together(x[part], label[part]) for part, label in ((agree, wanted), (even, wanted), (even, bias))
             ]
         biased, oracle, of_bias = fitted[key]
-        entries = codes.of(pair.examples)
+        entries = codes.entries(pair.examples)
         effects = entries.difference(bias, even, codes.n_latents) * along(self.directions, of_bias)
         place, adds, logits = ranks(effects.abs()), along(self.directions, biased), biased.logits(x).float()
         test = ~train & pair.even

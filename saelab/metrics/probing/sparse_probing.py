@@ -40,10 +40,10 @@ class SparseProbing(Metric):
             raise ValueError("has no task of its own: all are pairs for SCR")
 
     def scores(self, sae: Autoencoder) -> dict[str, Score]:
-        codes, shared = codes_of(self.setting), self.setting.shared
+        codes, shared = codes_of(self.setting), self.setting.cache
         right: dict[str, list[Tensor]] = {}
         for one in self.examples:
-            entries = codes.of(one)
+            entries = codes.entries(one)
             difference = entries.difference(one.task.label, ~one.task.test, codes.n_latents)
             for name, value in few(one, difference, partial(entries.columns, n_latents=codes.n_latents)).items():
                 right.setdefault(name, []).append(value)
@@ -84,10 +84,10 @@ def few(
 def full_probe(setting: Setting, examples: Examples, x: Tensor | None = None) -> Together:
     """The probe of all channels of a task, fitted once for all metrics and SAEs."""
     key = ("full probe", examples.task.name)
-    if key not in setting.shared:
+    if key not in setting.cache:
         x = mean_rows(rows_of(setting), examples) if x is None else x
-        setting.shared[key] = together(x[~examples.task.test], examples.task.label[~examples.task.test])
-    return setting.shared[key]
+        setting.cache[key] = together(x[~examples.task.test], examples.task.label[~examples.task.test])
+    return setting.cache[key]
 
 
 def f1(answer: Tensor, label: Tensor) -> float:
@@ -96,6 +96,6 @@ def f1(answer: Tensor, label: Tensor) -> float:
     return 2 * both / max(1, int(answer.sum() + label.sum()))
 
 
-def found_by(probe: Together, x: Tensor) -> Tensor:
+def probe_answers(probe: Together, x: Tensor) -> Tensor:
     """What a probe answers, [n] bool, for rows [n, d]."""
     return torch.as_tensor(probe.logits(x) > 0)

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Setting, Table
-from saelab.metrics.probing.codes import ExampleEntries, TaskCodes, codes_of, mean_rows, rows_of, written_directions
+from saelab.metrics.probing.codes import ExampleEntries, TaskCodes, codes_of, mean_rows, output_directions, rows_of
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.score import mean_of_means
-from saelab.metrics.probing.sparse_probing import f1, found_by, full_probe
+from saelab.metrics.probing.sparse_probing import f1, full_probe, probe_answers
 from saelab.metrics.truth.absorption import ABSORBING_COSINE, absorbed
 from saelab.sae.autoencoder import Autoencoder
 from saelab.tasks.rows import Examples
@@ -56,7 +56,7 @@ class TaskAbsorption(Metric):
         if not 0 <= self.least_cosine <= 1:
             raise ValueError(f"TaskAbsorption: least_cosine must be between 0 and 1, got {self.least_cosine}")
         self.setting, self.rows = setting, rows_of(setting)
-        self.directions = written_directions(setting.sae)
+        self.directions = output_directions(setting.sae)
         self.examples = [one for one in self.rows.examples if one.task.family == self.family and one.task.of_tokens]
         if not self.examples:
             raise ValueError(f"needs tasks of the family '{self.family}' about places in texts")
@@ -69,13 +69,13 @@ class TaskAbsorption(Metric):
         for one in self.examples:
             x = mean_rows(self.rows, one)
             probe = full_probe(self.setting, one, x)
-            answer, task = found_by(probe, x), one.task
+            answer, task = probe_answers(probe, x), one.task
             if f1(answer[task.test], task.label[task.test]) < GOOD_PROBE:
                 continue
             direction = F.normalize(probe.weight.float(), dim=0)
             intensity = (x - base) @ direction
             rows = (task.test & task.label & answer & (intensity > 0)).nonzero().flatten()
-            main = main_latents(codes, one, codes.of(one))
+            main = main_latents(codes, one, codes.entries(one))
             fraction, full = self._absorbed(codes, one, rows, direction, main, intensity[rows])
             self.found.append((task.name, task.group[rows], fraction, full.float(), main))
         if not self.found:
@@ -103,7 +103,7 @@ class TaskAbsorption(Metric):
         """The fraction absorbed [P] and whether absorption is full [P], of rows by their numbers [P]."""
         if not len(rows):
             return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
-        values, latents = padded(codes.of(one, rows))
+        values, latents = padded(codes.entries(one, rows))
         norms = self.directions.norm(dim=1)
         cosine = (self.directions @ direction) / norms.clamp_min(1e-12)
         is_main = torch.zeros(codes.n_latents, dtype=torch.bool)
@@ -121,7 +121,7 @@ def main_latents(codes: TaskCodes, one: Examples, entries: ExampleEntries) -> Te
     columns, label = entries.columns(order, codes.n_latents)[train], task.label[train]
     best, count = 0.0, 1
     for k in range(1, len(order) + 1):
-        now = f1(found_by(together(columns[:, :k], label), columns[:, :k]), label)
+        now = f1(probe_answers(together(columns[:, :k], label), columns[:, :k]), label)
         if k > 1 and now < best + JUMP:
             break
         best, count = now, k

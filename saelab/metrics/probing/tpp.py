@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Setting, Table
-from saelab.metrics.probing.codes import codes_of, mean_rows, rows_of, written_directions
+from saelab.metrics.probing.codes import codes_of, mean_rows, output_directions, rows_of
 from saelab.metrics.probing.removal import REMOVED, SCORED, along, ranks, right_without
 from saelab.metrics.probing.score import mean_of_means
 from saelab.metrics.probing.sparse_probing import full_probe
@@ -37,7 +37,7 @@ class TPP(Metric):
 
     def begin(self, setting: Setting) -> None:
         self.setting, self.rows = setting, rows_of(setting)
-        self.directions = written_directions(setting.sae)
+        self.directions = output_directions(setting.sae)
         examples = [one for one in self.rows.examples if one.task.for_probes]
         families = groupby(sorted(examples, key=lambda one: one.task.family), key=lambda one: one.task.family)
         chosen = [self._good(list(family)) for _, family in families]
@@ -70,7 +70,7 @@ class TPP(Metric):
     def _of_family(self, family: list[Examples]) -> list[dict[int, Tensor]]:
         """Of each task's test examples [n], the drop by its own latents less the mean drop by the others', by count."""
         codes = codes_of(self.setting)
-        entries = [codes.of(one) for one in family]
+        entries = [codes.entries(one) for one in family]
         probes = [full_probe(self.setting, one) for one in family]
         adds = [along(self.directions, probe) for probe in probes]
         places = [

@@ -49,7 +49,7 @@ def of_matched(both: PairCounts, n_latent: Tensor, n_feature: Tensor, matched: T
     """
     has, latent = matched >= 0, matched.clamp_min(0)
     features = torch.arange(len(matched), device=matched.device)
-    return detection(both.of(features, latent).where(has, 0), n_latent[latent], n_feature)
+    return detection(both.counts(features, latent).where(has, 0), n_latent[latent], n_feature)
 
 
 def best(both: PairCounts, n_latent: Tensor, n_feature: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ def single_coverage(both: PairCounts, owner: Tensor, n_feature: Tensor) -> Tenso
     """
     latents = (owner >= 0).nonzero()[:, 0]
     features = owner[latents]
-    share = both.of(features, latents).double() / n_feature[features].double().clamp_min(1)
+    share = both.counts(features, latents).double() / n_feature[features].double().clamp_min(1)
     return share.new_zeros(len(n_feature)).scatter_reduce(0, features, share, "amax")
 
 

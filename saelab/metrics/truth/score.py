@@ -100,7 +100,7 @@ def compare(sae: Autoencoder, world: World, rows: int = ROWS, first_window: int 
     if not sweep.run(start, rows):
         sweep = TruthTotals(sae, world, signed=True)
         sweep.run(start, rows)
-    return sweep.found(rows)
+    return sweep.scores(rows)
 
 
 def chunks(world: World, window: int, rows: int) -> Iterator[tuple[Tensor, Codes]]:
@@ -203,7 +203,7 @@ class TruthTotals:
             if self.absorption:
                 self.absorption.update(found, true)
 
-    def found(self, rows: int) -> GroundTruth:
+    def scores(self, rows: int) -> GroundTruth:
         """The scores, after a run over this many rows."""
         truth = GroundTruth(rows=rows, signed=self.signed)
         self._match_scores(truth)

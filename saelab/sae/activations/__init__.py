@@ -5,7 +5,7 @@ A new file is found without its line here, which editors and type checkers read.
 
 from typing import TYPE_CHECKING
 
-from saelab.core.components import found_in
+from saelab.core.components import import_variants
 from saelab.sae.activations.abs_topk import AbsTopK
 from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.bi_jump_relu import BiJumpReLU
@@ -21,7 +21,7 @@ from saelab.sae.activations.top_afa import TopAFA
 from saelab.sae.activations.topk import TopK
 
 if not TYPE_CHECKING:  # so that a type checker still says of a misspelt name that there is none
-    __getattr__ = found_in("saelab.sae.base", "Activation")
+    __getattr__ = import_variants("saelab.sae.base", "Activation")
 
 __all__ = [
     "AbsTopK",

@@ -5,7 +5,7 @@ A new file is found without its line here, which editors and type checkers read.
 
 from typing import TYPE_CHECKING
 
-from saelab.core.components import found_in
+from saelab.core.components import import_variants
 from saelab.sae.losses.auxk import AuxK
 from saelab.sae.losses.decomposability import Decomposability
 from saelab.sae.losses.end_to_end import EndToEnd
@@ -16,7 +16,7 @@ from saelab.sae.losses.nuclear_norm import NuclearNorm
 from saelab.sae.losses.orthogonality import Orthogonality
 
 if not TYPE_CHECKING:  # so that a type checker still says of a misspelt name that there is none
-    __getattr__ = found_in("saelab.sae.base", "Loss")
+    __getattr__ = import_variants("saelab.sae.base", "Loss")
 
 __all__ = [
     "AuxK",

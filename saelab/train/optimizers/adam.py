@@ -128,7 +128,7 @@ class LatentAdam(Stepper):
         assert closure is None
         for group in self.param_groups:
             for weight in group["params"]:
-                terms = self.gradients.of(weight) or []
+                terms = self.gradients.terms(weight) or []
                 if weight.grad is None and not terms:
                     continue
                 step = self._step_for(weight, group["lr"], bool(terms))

@@ -6,7 +6,7 @@ from planted_rows import Data, made, sae_of, told, values
 
 from saelab.metrics.base import Setting
 from saelab.metrics.probing import scr
-from saelab.metrics.probing.codes import TaskCodes, written_directions
+from saelab.metrics.probing.codes import TaskCodes, output_directions
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.removal import along, ranks, right_without
 from saelab.metrics.probing.scr import SCR, joined
@@ -63,14 +63,14 @@ def test_taking_latents_out_is_what_decoding_without_them_gives():
     effects = torch.randn(40, generator=generator)
     place = ranks(effects)
     codes = TaskCodes(sae, rows)
-    adds = along(written_directions(sae), probe)
+    adds = along(output_directions(sae), probe)
     for removed in (0, 3, 11, 100):
         out = set(effects.argsort(descending=True)[:removed].tolist()) & set((effects > 0).nonzero().flatten().tolist())
         dense = sae.encode(x).dense().detach()
         dense[:, [latent for latent in range(40) if latent not in out]] = 0
         left = x - dense @ sae.dictionary.W_dec.detach()
         expected = ((probe.logits(left) > 0) == one.task.label).float()
-        found = right_without(probe.logits(x).float(), one.task.label, codes.of(one), adds, place, removed)
+        found = right_without(probe.logits(x).float(), one.task.label, codes.entries(one), adds, place, removed)
         assert (found != expected).sum() <= 1, removed
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from planted_rows import made, sae_of, told, values, whole
 
-from saelab.metrics.probing.codes import TaskCodes, mean_rows, spread, written_directions
+from saelab.metrics.probing.codes import TaskCodes, mean_rows, output_directions, spread
 from saelab.metrics.probing.sparse_probing import SparseProbing
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
@@ -51,7 +51,7 @@ def test_codes_of_examples_are_the_mean_of_their_rows_codes():
     task = whole({"t": torch.arange(N) % 2 == 0}, rows()).examples[0].task
     first, count = torch.tensor([0, 3, 10]), torch.tensor([3, 1, 15])
     one = Examples(task, first, count)
-    entries = TaskCodes(sae, TaskRows(x, [one], {})).of(one)
+    entries = TaskCodes(sae, TaskRows(x, [one], {})).entries(one)
     wanted = torch.stack([dense[0:3].mean(0), dense[3], dense[10:25].mean(0)])
     chosen = torch.tensor([4, 0, 19, 7])
     torch.testing.assert_close(entries.columns(chosen, 20), wanted[:, chosen])
@@ -59,7 +59,7 @@ def test_codes_of_examples_are_the_mean_of_their_rows_codes():
     torch.testing.assert_close(entries.difference(label, used, 20), wanted[0] - wanted[1:].mean(0))
     weight = torch.randn(20, generator=generator)
     torch.testing.assert_close(entries.total(weight[entries.latent]), wanted @ weight)
-    some = TaskCodes(sae, TaskRows(x, [one], {})).of(one, torch.tensor([2, 1]))
+    some = TaskCodes(sae, TaskRows(x, [one], {})).entries(one, torch.tensor([2, 1]))
     torch.testing.assert_close(some.columns(chosen, 20), wanted[[2, 1]][:, chosen])
     torch.testing.assert_close(
         mean_rows(TaskRows(x, [one], {}), one), torch.stack([x[0:3].mean(0), x[3], x[10:25].mean(0)])
@@ -79,6 +79,6 @@ def test_directions_are_what_a_code_of_one_adds():
 
     for latent in (0, 13):
         one, two = (Codes(torch.tensor([[value]]), torch.tensor([[latent]]), 20) for value in (1.0, 2.0))
-        torch.testing.assert_close((sae.decode(two) - sae.decode(one))[0], written_directions(sae)[latent])
+        torch.testing.assert_close((sae.decode(two) - sae.decode(one))[0], output_directions(sae)[latent])
     with pytest.raises(ValueError, match="this is a transcoder"):
-        written_directions(SAE(D, 20, TopK(k=3), d_out=5))
+        output_directions(SAE(D, 20, TopK(k=3), d_out=5))

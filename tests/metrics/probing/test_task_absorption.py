@@ -87,7 +87,7 @@ def test_a_second_main_latent_is_taken_where_it_helps():
     x[label & ~split, 1] += 1
     rows = made({"letter: s": label}, x)
     codes = TaskCodes(sae_of(torch.eye(D)[:4], bias=-0.1), rows)
-    main = main_latents(codes, rows.examples[0], codes.of(rows.examples[0]))
+    main = main_latents(codes, rows.examples[0], codes.entries(rows.examples[0]))
     assert sorted(main.tolist()) == [0, 1]
 
 
@@ -98,6 +98,6 @@ def test_entries_are_laid_out_by_example():
     sae = sae_of(torch.randn(30, D, generator=generator))
     codes = TaskCodes(sae, rows)
     chosen = torch.tensor([5, 700, 3])
-    value, latent = padded(codes.of(rows.examples[0], chosen))
+    value, latent = padded(codes.entries(rows.examples[0], chosen))
     dense = torch.zeros(3, 30).scatter_add(1, latent, value)
     torch.testing.assert_close(dense, sae.encode(x[chosen]).dense().detach())
