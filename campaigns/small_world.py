@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import pkgutil
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import saelab.recipes
 from saelab.explorer.workspace import Workspace
 from saelab.scaling.cells import Cell, write_cells
 from saelab.scaling.files import write_fit
@@ -19,11 +21,8 @@ from saelab.scaling.laws.tokens import TokensLaw
 
 WARM = [
     "pyarrow.parquet", "plotly.graph_objects", "saelab.explorer.server", "torch._dynamo",
-    "transformers.models.auto.modeling_auto",
-    *(f"saelab.recipes.{name}" for name in (
-        "capacity", "convert", "explain", "explore", "figures", "harvest", "manifolds", "match", "measure", "meta",
-        "quickstart", "scaling", "stitch", "sweep", "tasks",
-    )),
+    "transformers.models.auto.modeling_auto", "saelab.train.grid",
+    *(f"saelab.recipes.{module.name}" for module in pkgutil.iter_modules(saelab.recipes.__path__)),
 ]  # fmt: skip
 """What forks would each import for themselves."""
 
