@@ -71,11 +71,14 @@ def settings_of(options: Namespace) -> dict[str, Any]:
     """Options as plain values, without those that say where results go.
 
     Raises:
-        ValueError: if they are of a config that a newer saelab wrote.
+        ValueError: if they are of a config that a newer saelab wrote, or whose format is no number.
     """
     found = options.as_dict()
-    if found.pop("format", FORMAT) > FORMAT:
-        raise ValueError(f"the config has format {options.format}, newer than {FORMAT}; update saelab")
+    made_by = found.pop("format", FORMAT)
+    if made_by is None:  # the parser takes a null for any option
+        raise ValueError(f"the config's format is null; it is {FORMAT} where saelab wrote the file")
+    if made_by > FORMAT:
+        raise ValueError(f"the config has format {made_by}, newer than {FORMAT}; update saelab")
     return {key: value for key, value in found.items() if key not in ("out", "resume")}
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
@@ -67,6 +68,16 @@ def test_null_for_a_components_option(saelab, run, tmp_path):
         "TopK: k must be a whole number, got None"
         in saelab("train", "--config", path, "--out", tmp_path / "new").complaint
     )
+
+
+@pytest.mark.parametrize(("format_", "word"), [(None, "null"), (9, "newer than 1; update")])
+def test_the_format_of_a_config(saelab, run, tmp_path, format_, word):
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"format": format_}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    ended = saelab("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "new")
+    assert ended.status == 2
+    assert word in ended.err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_setting_of_another_kind(saelab, run):
