@@ -35,6 +35,8 @@ from saelab.sae.sae import SAE
 def independent(sae: Autoencoder, rows: Tensor | None = None, name: str = "the SAE") -> SAE:
     """A copy of an SAE as independent latents with thresholds, in the data's units and with unit directions.
 
+    One that scales every row by itself goes on doing so: its units are those of the scaled row.
+
     Exact for ReLU, JumpReLU and trained BatchTopK; of TopK it is the reading by threshold (`threshold_for`).
 
     Args:
@@ -53,7 +55,8 @@ def independent(sae: Autoencoder, rows: Tensor | None = None, name: str = "the S
         what = "a transcoder" if sae.d_out else "dealt to several shards"
         raise ValueError(f"only latents of whole SAEs can be put together; {name} is {what}")
     one = thresholded(copy.deepcopy(sae), _thresholds(sae, rows, name))
-    one.fold()
+    if not one.scale.per_row:
+        one.fold()
     one.unit_directions()
     assert isinstance(one.dictionary, Dense)
     one.dictionary = one.dictionary.untied()
@@ -100,5 +103,6 @@ def assembled(parts: Sequence[tuple[SAE, Tensor]], bias: Tensor | None = None) -
 
 
 def encoded(sae: Autoencoder, rows: Tensor) -> Codes:
-    """Codes of rows [n, D] that are on any device, as few entries a row as are needed."""
-    return sae.encode(rows.to(sae.device, sae.dtype)).compact()
+    """Codes of rows [n, D] on any device, as few entries a row as are needed, in the unit of `data_directions`."""
+    codes = sae.encode(rows.to(sae.device, sae.dtype)).compact()
+    return codes.with_values(sae.data_values(codes))

@@ -238,8 +238,7 @@ def manifolds(sae: Autoencoder, rows: Rows, settings: ManifoldSettings | None = 
     seen, shown = Coactivation(sae.n_latents), clusters[: settings.clusters]
     own: list[list[tuple[Tensor, Tensor]]] = [[] for _ in shown]
     for start, x in zip(range(0, len(rows), BLOCK_ROWS), rows.x.split(BLOCK_ROWS), strict=True):
-        codes = encoded(sae, x)
-        codes = Codes(codes.values.cpu(), codes.indices.cpu(), codes.n_latents)
+        codes = encoded(sae, x).to("cpu")
         seen.update(codes)
         for latents, parts in zip(shown, own, strict=True):
             place, value = _of_cluster(codes, latents)

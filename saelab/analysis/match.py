@@ -183,6 +183,10 @@ def match(
         ValueError: for SAEs of different widths, settings out of their range, or fewer than one living latent each.
     """
     check_method(by, threshold)
+    if by == "weights" and (a.scale.per_row or b.scale.per_row):
+        why = a.scale.difference(b.scale)
+        if why:
+            raise ValueError(f"{names[0]} and {names[1]} {why}")
     directions = [sae.data_directions(normalised=True).detach() for sae in (a, b)]
     if directions[0].shape[1] != directions[1].shape[1]:
         raise ValueError(

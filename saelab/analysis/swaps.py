@@ -230,5 +230,7 @@ def reconstructions(small: SAE, large: SAE, steps: PathSteps, at: list[int], x: 
     own = small.encode(x).l0()
     x_hat = start[:, None] + change.cumsum(1)
     ends = marks == len(steps)
-    x_hat[:, ends] += large.dictionary.bias() - small.dictionary.bias()
+    numbers = small.scale.numbers(x)
+    bias = large.data_bias(numbers) - small.data_bias(numbers)
+    x_hat[:, ends] += bias[:, None] if bias.ndim == 2 else bias
     return x_hat, own[:, None] + count.view(len(x), -1)[:, :-1].cumsum(1)

@@ -93,12 +93,13 @@ class Lens:
     @torch.no_grad()
     def changed(self, activations: Tensor, codes: Codes, changes: Sequence[Change], largest: Sequence[float]) -> Tensor:
         """What stands at the site with some latents changed; [T, D_out]."""
-        start = self.start()
+        start, values = self.start(), self.sae.data_values(codes)
+        size = self.sae.data_values(codes.with_values(torch.ones_like(codes.values)))[:, :1]
         move = torch.zeros_like(self.model.output_activations(activations))
         for change, most in zip(changes, largest, strict=True):
-            code = torch.where(codes.indices == change.latent, codes.values, 0).sum(1)
+            code = torch.where(codes.indices == change.latent, values, 0).sum(1)
             if change.mode == "add":
-                move[start:] += change.value * most * self.data_directions[change.latent]
+                move[start:] += change.value * most * size[start:] * self.data_directions[change.latent]
             else:
                 move += ((change.value - 1) * code)[:, None] * self.data_directions[change.latent]
         return self.model.output_activations(activations) + move
@@ -109,13 +110,13 @@ class Lens:
         There is no effect on the logit where `why_no_logit` says so.
         """
         activations, codes = self.read(ids)
-        gradient = self.gradient(ids, activations)
+        gradient, values = self.gradient(ids, activations), self.sae.data_values(codes)
         along = torch.einsum("td,tkd->tk", gradient, self.data_directions[codes.indices])
-        loss = -codes.values * along
+        loss = -values * along
         effects = {"value": codes.values, "loss": loss}
         if self.why_no_logit is None:
             along = torch.einsum("td,tkd->tk", self.direct(ids), self.data_directions[codes.indices])
-            effects["logit"] = codes.values * along
+            effects["logit"] = values * along
         found = []
         for t in range(len(ids)):
             own = codes.values[t] != 0

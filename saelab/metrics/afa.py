@@ -54,14 +54,18 @@ class AFA(Metric):
         self.model = setting.evaluation.model
 
     def update(self, view: View) -> None:
-        x, codes, sae = view.x.double(), view.codes, view.sae
+        codes, sae = view.codes, view.sae
+        x, x_hat = view.x, view.x_hat
+        if sae.target_scale.per_row:
+            x, x_hat = (sae.target_scale.apply_to(part, codes.row_scale) for part in (x, x_hat))
+        x = x.double()
         if not len(self.norms):
             self.norms = sae.data_directions().norm(dim=1).detach()
             self.bias = sae.data_bias().detach()
         # Full codes name every latent; the norms then stand in their order.
         norms = self.norms if codes.is_full else self.norms[codes.indices]
         contributions = (codes.values.detach() * norms).double().square().sum(1)
-        error = (x - view.x_hat.double()).square().sum(1)
+        error = (x - x_hat.double()).square().sum(1)
         columns = {
             "norm_x": x.norm(dim=1),
             "norm_centred": (x - self.bias.double()).norm(dim=1),

@@ -143,13 +143,17 @@ class Autoencoder(nn.Module, ABC):
         written = (directions if latents is None else directions[latents]) * self.target_scale.size
         return F.normalize(written, dim=1) if normalised else written
 
-    def data_bias(self) -> Tensor:
+    def data_bias(self, row_scale: Tensor | None = None) -> Tensor:
         """What is decoded when no latent is active, in the units of the data; [D].
 
-        Where every row has a centre and size of its own, of a row with centre 0 and size 1.
+        Args:
+            row_scale: the numbers [B, n] of rows that each have a scale of their own, which it then is of, [B, D];
+                without them it is that of a row with centre 0 and size 1.
         """
         bias = self.dictionary.bias()
-        return bias if self.target_scale.per_row else self.target_scale.undo(bias)
+        if not self.target_scale.per_row:
+            return self.target_scale.undo(bias)
+        return bias if row_scale is None else self.target_scale.undo(bias.expand(len(row_scale), -1), row_scale)
 
     def data_values(self, codes: Codes) -> Tensor:
         """Values [..., K] of codes in the unit of `data_directions`: times these they add up to what is decoded.

@@ -53,7 +53,7 @@ def mean_of(one: SAE, other: SAE) -> SAE:
 
 def _check_alike(one: SAE, other: SAE) -> None:
     ours, theirs = one.config(), other.config()
-    for key in ("d_in", "d_out", "activation", "dictionary"):
+    for key in ("d_in", "d_out", "activation", "dictionary", "scale"):
         if ours.get(key) != theirs.get(key):
             raise ValueError(
                 f"only SAEs that are alike are put together: {key} is {ours.get(key)} and {theirs.get(key)}"

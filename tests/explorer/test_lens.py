@@ -8,6 +8,7 @@ from saelab.explorer.lens import Change, Lens
 from saelab.models.language_model import LanguageModel
 from saelab.sae.activations.topk import TopK
 from saelab.sae.sae import SAE
+from saelab.sae.scales import LayerNorm
 
 TEXT = "def f(x):\n    return x"
 
@@ -113,3 +114,23 @@ def test_moved_tokens_are_those_whose_probability_changed_most(lens):
     assert [token for token, _, _ in found["down"]] == [0]
     assert [token for token, _, _ in found["up"]] == [2, 1]  # the last is impossible either way
     assert found["up"][1][2] == pytest.approx(before[1].exp().item(), rel=1e-3)
+
+
+@torch.no_grad()
+def test_where_rows_are_each_scaled_by_themselves_a_latent_is_taken_out_of_each_by_its_own_size(lens):
+    sae = SAE(d_in=256, n_latents=64, activation=TopK(k=5), scale=LayerNorm())
+    own = Lens(sae, lens.model)
+    ids = own.ids(TEXT)
+    activations, codes = own.read(ids)
+    latent = int(codes.indices[3, 0])
+    without = codes.with_values(torch.where(codes.indices == latent, 0, codes.values))
+    moved = own.changed(activations, codes, [Change(latent, "scale", 0.0)], [0.0])
+    expected = activations + sae.decode(without) - sae.decode(codes)
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-4)
+    more = own.changed(activations, codes, [Change(latent, "add", 0.5)], [2.0]) - activations
+    deviation = activations.std(1, keepdim=True)
+    expected = deviation * sae.dictionary.W_dec[latent] * (torch.arange(len(ids)) > 0)[:, None]
+    torch.testing.assert_close(more, expected, rtol=1e-4, atol=1e-4)
+    one = next(one for one in own.by_token(ids)[3] if one["latent"] == latent)
+    along = own.gradient(ids, activations)[3] @ (deviation[3] * sae.dictionary.W_dec[latent])
+    assert one["loss"] == pytest.approx(-one["value"] * along.item(), rel=2e-3)

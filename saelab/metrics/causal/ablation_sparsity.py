@@ -78,8 +78,9 @@ class AblationSparsity(Metric):
             self.done += 1
             drawn = active[self._draw(len(active), self.at_each).to(active.device)]
             latents, values = view.codes.indices[number, drawn], view.codes.values[number, drawn]
-            written = view.sae.data_directions(latents)
-            self._take("latent", (text, row, place), latents, values, values[:, None] * written)
+            added = view.sae.data_values(view.codes.rows(slice(number, number + 1)))[0, drawn]
+            written = added[:, None] * view.sae.data_directions(latents)
+            self._take("latent", (text, row, place), latents, values, written)
             x = text.activations[row, place]
             channels = x.nonzero().flatten()
             channels = channels[self._draw(len(channels), len(drawn)).to(channels.device)]

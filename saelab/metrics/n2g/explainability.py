@@ -133,7 +133,7 @@ class N2G(Metric):
     def _replace(self, view: View, text: TextChunk, matches: Matches, tried: Tensor) -> None:
         """Run the model on what the patterns predict."""
         assert self.bigram is not None
-        codes = _codes(matches, text.keep, view.sae.n_latents)
+        codes = _codes(matches, text.keep, view.sae.n_latents).with_row_scale(view.codes.row_scale)
         x_hat = view.sae.decode(codes.with_values(codes.values.to(view.x)), view.rows)
         logits = text.model.forward_with(text.tokens.ids, replaced(text, x_hat))
         counts = tried[:, :-1] & (text.tokens.document[:, 1:] >= 0)

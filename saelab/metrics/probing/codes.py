@@ -61,25 +61,32 @@ class TaskCodes:
     @torch.no_grad()
     def __init__(self, sae: Autoencoder, rows: TaskRows):
         self.n_latents = sae.n_latents
-        device, values, latents, counts = sae.device, [], [], []
+        device, values, added, latents, counts = sae.device, [], [], [], []
         for x in rows.x.split(max(1, min(ROWS_AT_ONCE, BLOCK_ENTRIES // sae.n_latents))):
             codes = sae.encode(x.to(device))
             active = codes.active
             values.append(codes.values[active].float().cpu())
+            if sae.target_scale.per_row:
+                added.append(sae.data_values(codes)[active].float().cpu())
             latents.append(codes.indices[active].to(torch.int32).cpu())
             counts.append(active.sum(1).cpu())
         self.value, self.latent, self.count = torch.cat(values), torch.cat(latents), torch.cat(counts)
+        self.added = torch.cat(added) if added else self.value
         self.first = self.count.cumsum(0) - self.count
 
-    def entries(self, examples: Examples, chosen: Tensor | None = None) -> ExampleEntries:
-        """The active entries of a task's examples, or of some of them, by number."""
+    def entries(self, examples: Examples, chosen: Tensor | None = None, added: bool = False) -> ExampleEntries:
+        """The active entries of a task's examples, or of some of them, by number.
+
+        `added`: with values in the unit of `output_directions`, where they are not the codes themselves.
+        """
         first, count = examples.first, examples.count
         if chosen is not None:
             first, count = first[chosen], count[chosen]
         owner, rows = spread(first, count)
         which, place = spread(self.first[rows], self.count[rows])
         example = owner[which]
-        return ExampleEntries(example, self.latent[place].long(), self.value[place] / count[example], len(count))
+        value = self.added if added else self.value
+        return ExampleEntries(example, self.latent[place].long(), value[place] / count[example], len(count))
 
 
 def spread(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,9 +129,20 @@ def codes_of(setting: Setting) -> TaskCodes:
 
 def mean_rows(rows: TaskRows, examples: Examples) -> Tensor:
     """The mean row of each example, [n, D]."""
+    return _means(rows.x, examples)
+
+
+def _means(x: Tensor, examples: Examples) -> Tensor:
     owner, place = spread(examples.first, examples.count)
-    total = torch.zeros(len(examples.count), rows.x.shape[1]).index_add_(0, owner, rows.x[place])
+    total = torch.zeros(len(examples.count), x.shape[1]).index_add_(0, owner, x[place])
     return total / examples.count[:, None]
+
+
+@torch.no_grad()
+def mean_bias(sae: Autoencoder, rows: TaskRows, examples: Examples) -> Tensor:
+    """What is decoded of each example's rows on average when no latent is active; [n, D], or [D] for all."""
+    numbers = sae.scale.numbers(rows.x.to(sae.device))
+    return sae.data_bias(None if numbers is None else _means(numbers.float().cpu(), examples).to(sae.device)).cpu()
 
 
 def output_directions(sae: Autoencoder) -> Tensor:

@@ -95,7 +95,7 @@ class SCR(Metric):
                 together(x[part], label[part]) for part, label in ((agree, wanted), (even, wanted), (even, bias))
             ]
         biased, oracle, of_bias = fitted[key]
-        entries = codes.entries(pair.examples)
+        entries = codes.entries(pair.examples, added=True)
         effects = entries.difference(bias, even, codes.n_latents) * along(self.directions, of_bias)
         place, adds, logits = ranks(effects.abs()), along(self.directions, biased), biased.logits(x).float()
         test = ~train & pair.even

@@ -28,7 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saelab.metrics.base import Metric, Score, Setting, Table
-from saelab.metrics.probing.codes import ExampleEntries, TaskCodes, codes_of, mean_rows, output_directions, rows_of
+from saelab.metrics.probing.codes import (
+    ExampleEntries,
+    TaskCodes,
+    codes_of,
+    mean_bias,
+    mean_rows,
+    output_directions,
+    rows_of,
+)
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.score import mean_of_means
 from saelab.metrics.probing.sparse_probing import f1, full_probe, probe_answers
@@ -63,8 +71,6 @@ class TaskAbsorption(Metric):
 
     def scores(self, sae: Autoencoder) -> dict[str, Score]:
         codes = codes_of(self.setting)
-        with torch.no_grad():
-            base = sae.data_bias().float().cpu()
         self.found: list[tuple[str, Tensor, Tensor, Tensor, Tensor]] = []
         for one in self.examples:
             x = mean_rows(self.rows, one)
@@ -73,7 +79,7 @@ class TaskAbsorption(Metric):
             if f1(answer[task.test], task.label[task.test]) < GOOD_PROBE:
                 continue
             direction = F.normalize(probe.weight.float(), dim=0)
-            intensity = (x - base) @ direction
+            intensity = (x - mean_bias(sae, self.rows, one).float()) @ direction
             rows = (task.test & task.label & answer & (intensity > 0)).nonzero().flatten()
             main = main_latents(codes, one, codes.entries(one))
             fraction, full = self._absorbed(codes, one, rows, direction, main, intensity[rows])
@@ -103,7 +109,7 @@ class TaskAbsorption(Metric):
         """The fraction absorbed [P] and whether absorption is full [P], of rows by their numbers [P]."""
         if not len(rows):
             return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
-        values, latents = padded(codes.entries(one, rows))
+        values, latents = padded(codes.entries(one, rows, added=True))
         norms = self.directions.norm(dim=1)
         cosine = (self.directions @ direction) / norms.clamp_min(1e-12)
         is_main = torch.zeros(codes.n_latents, dtype=torch.bool)

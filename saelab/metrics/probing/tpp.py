@@ -70,7 +70,7 @@ class TPP(Metric):
     def _of_family(self, family: list[Examples]) -> list[dict[int, Tensor]]:
         """Of each task's test examples [n], the drop by its own latents less the mean drop by the others', by count."""
         codes = codes_of(self.setting)
-        entries = [codes.entries(one) for one in family]
+        entries = [codes.entries(one, added=True) for one in family]
         probes = [full_probe(self.setting, one) for one in family]
         adds = [along(self.directions, probe) for probe in probes]
         places = [

@@ -110,7 +110,7 @@ def chunks(world: World, window: int, rows: int) -> Iterator[tuple[Tensor, Codes
         x = x[:rows]
         for start in range(0, len(x), CHUNK_ROWS):
             part = slice(start, min(start + CHUNK_ROWS, len(x)))
-            yield x[part], Codes(truth.codes.values[part], truth.codes.indices[part], world.n_features)
+            yield x[part], truth.codes.rows(part)
         window, rows = window + 1, rows - len(x)
 
 
@@ -179,9 +179,8 @@ class TruthTotals:
             self.reconstruction.update(view)
             self.l0.update(view)
             codes = codes.compact()
-            contributions = codes.with_values(codes.values.float() * self.norms[codes.indices])
-            truth = Codes(truth.values.to(self.device), truth.indices.to(self.device), truth.n_latents).compact()
-            self._count(contributions, truth)
+            contributions = codes.with_values(self.sae.data_values(codes).float() * self.norms[codes.indices])
+            self._count(contributions, truth.to(self.device).compact())
             seen += len(x)
         return True
 
@@ -192,10 +191,7 @@ class TruthTotals:
         width, n_true = codes.values.shape[1], truth.values.shape[1]
         size = max(1, TRIPLES // (max(width, n_true) * n_true))
         for start in range(0, len(codes), size):
-            found, true = (
-                Codes(part.values[start : start + size], part.indices[start : start + size], part.n_latents)
-                for part in (codes, truth)
-            )
+            found, true = (part.rows(slice(start, start + size)) for part in (codes, truth))
             self.both.add(true, found)
             self.together.add(true, true)
             self.coverage.update(found, true)

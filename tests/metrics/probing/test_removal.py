@@ -1,16 +1,21 @@
 """TPP and SCR: latents that are the labels, latents that mix them, and accuracies against rows that are decoded."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from planted_rows import Data, made, sae_of, told, values
 
 from saelab.metrics.base import Setting
 from saelab.metrics.probing import scr
-from saelab.metrics.probing.codes import TaskCodes, output_directions
+from saelab.metrics.probing.codes import TaskCodes, mean_bias, output_directions
 from saelab.metrics.probing.logistic import together
 from saelab.metrics.probing.removal import along, ranks, right_without
 from saelab.metrics.probing.scr import SCR, joined
 from saelab.metrics.probing.tpp import TPP
+from saelab.sae import SAE
+from saelab.sae.activations import TopK
+from saelab.sae.scales import ConstantNorm, Identity, LayerNorm
 from saelab.tasks.rows import TaskRows
 
 N, D = 800, 16
@@ -128,3 +133,25 @@ def test_pairs_need_all_four_labels_on_the_same_places():
     assert joined(*same.examples) is None
     with pytest.raises(ValueError, match="on the same places, with all four labels"):
         told(SCR(), same, sae_of(torch.eye(D)))
+
+
+@torch.no_grad()
+def test_rows_that_are_each_scaled_by_themselves_lose_what_is_decoded():
+    """An example's code is a mean over rows; what latents add to it is the mean of what they add to each."""
+    x, labels = concepts()
+    x = x * torch.linspace(0.5, 4, N)[:, None] + 1
+    sae = SAE(D, 40, TopK(k=6), scale=LayerNorm())
+    sae.dictionary.b_dec.copy_(torch.randn(D, generator=torch.Generator().manual_seed(1)))
+    rows = made(labels, x)
+    one = rows.examples[0]
+    pairs = replace(one, first=one.first[::2], count=one.count[::2] + 1)
+    codes, directions = TaskCodes(sae, rows), output_directions(sae)
+    probe = torch.randn(D, generator=torch.Generator().manual_seed(2))
+    added = codes.entries(pairs, added=True)
+    found = mean_bias(sae, rows, pairs) @ probe + added.total((directions @ probe)[added.latent])
+    torch.testing.assert_close(found, sae(x).view(-1, 2, D).mean(1) @ probe, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(codes.entries(one).value, codes.value)
+    assert not torch.equal(codes.added, codes.value)
+    homogeneous = {scale: SAE(D, 40, TopK(k=6), scale=scale()) for scale in (ConstantNorm, Identity)}
+    each, none = (values(TPP(), rows, sae) for sae in homogeneous.values())
+    assert each == pytest.approx(none, abs=0.01)
