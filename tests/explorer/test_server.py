@@ -13,8 +13,10 @@ from explorer.world import ADDRESSES, NASTY, served
 from saelab.data.store import Store
 from saelab.explorer import pages as explorer_pages
 from saelab.explorer.bundle import WEB
-from saelab.explorer.pages import pages, routes
+from saelab.explorer.pages import latents, pages, routes
+from saelab.explorer.pages import runs as runs_page
 from saelab.explorer.search import Query, parse_filters, place_of
+from saelab.sae.files import read_config
 
 STATIC = WEB / "static"
 
@@ -284,3 +286,13 @@ def test_interrupting_it_is_how_it_ends(workspace, monkeypatch):
     monkeypatch.setattr(serving, "server_for", lambda *given: SimpleNamespace(run=interrupted))
     serving.serve(workspace, port=0, browser=False)
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+
+
+def test_a_scale_of_each_row_is_named_where_its_codes_are_shown(workspace, monkeypatch):
+    config = read_config(workspace["run0"].saved.sae_folder)
+    assert latents.latent(workspace, "run0", 3, {})["scale"] == ""
+    for scale, words in (("LayerNorm", "LayerNorm()"), ("Identity", "")):
+        given = config | {"scale": {"name": scale}}
+        monkeypatch.setattr("saelab.explorer.pages.runs.read_config", lambda folder, given=given: given)
+        assert latents.latent(workspace, "run0", 3, {})["scale"] == words
+        assert runs_page.run(workspace, "run0")["run"]["scale"] == f"{scale}()"

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from saelab.explorer.database import NUMBERS
+from saelab.explorer.pages.runs import row_scale
 from saelab.explorer.route import Page, Route
 from saelab.explorer.search import Query, filled, latents, place_of
 from saelab.explorer.windows import label_of, windows
@@ -85,6 +86,7 @@ def latent(workspace: Workspace, name: str, number: int, values: dict[str, str])
         "rows_seen": meta["rows"],
         "has_text": meta["has_text"],
         "numbers": own,
+        "scale": row_scale(member),
         "kept": {kind: len(details.get(kind, [])) for kind in SHOWN},
         "histogram": details.get("histogram", []),
         "examples": shown,

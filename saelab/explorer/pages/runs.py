@@ -6,6 +6,7 @@ from saelab.core.read import expect
 from saelab.explorer.route import Page, Route
 from saelab.explorer.workspace import Member, Workspace
 from saelab.sae.files import read_config
+from saelab.sae.scale import Scale
 
 POINTS = 600
 """Records of a log that are drawn; of a longer one, evenly spaced ones."""
@@ -39,12 +40,19 @@ def _line(member: Member) -> dict[str, Any]:
         "activation": _words(config.get("activation", {})),
         "losses": ", ".join(_words(loss) for loss in config.get("losses") or []),
         "dictionary": _words(config.get("dictionary") or {}),
+        "scale": _words(config.get("scale") or {}),
         "rows": last[0].get("rows"),
         "step": last[0].get("step"),
         "site": member.saved.origin.get("site"),
         "model": member.saved.origin.get("model"),
         "scores": scores,
     }
+
+
+def row_scale(member: Member) -> str:
+    """How an SAE scales every row by itself, in whose unit its codes then are; empty where one scale holds for all."""
+    words = _words(_config(member).get("scale") or {})
+    return words if words and Scale.named(words.partition("(")[0]).per_row else ""
 
 
 def _config(member: Member) -> dict[str, Any]:

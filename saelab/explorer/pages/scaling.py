@@ -81,7 +81,8 @@ def fit(points: list[dict[str, Any]]) -> dict[str, Any] | None:
 def norms(workspace: Workspace, name: str) -> dict[str, Any]:
     """For passages spread over the corpus: each row's norm, its codes' norm, and its token with its place.
 
-    In units of the SAE's scaled input. Where directions are nearly orthogonal, the two are equal.
+    In units of the SAE's scaled input, which may be each row's own. Where directions are nearly orthogonal, the two are
+    equal.
     """
     member = workspace[name]
     member.need_text()

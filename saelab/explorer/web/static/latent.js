@@ -210,6 +210,9 @@ function statistics(data) {
         "log / linear",
       ),
     ),
+    data.scale
+      ? h("div", { class: "small dim" }, `Each in units of its row's own size (${data.scale}).`)
+      : null,
     h(
       "dl",
       { class: "stats" },

@@ -70,6 +70,7 @@ function drawRuns(data, main) {
                 { class: "mono small" },
                 run.activation,
                 run.losses ? h("div", { class: "faint" }, run.losses) : null,
+                run.scale ? h("div", { class: "faint" }, run.scale) : null,
               ),
               h("td", { class: "num" }, count(run.n_latents)),
               h("td", { class: "num" }, count(run.rows)),
