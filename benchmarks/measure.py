@@ -13,7 +13,7 @@ import torch
 
 from saelab.metrics import TextEvaluation, measure
 from saelab.models.subject import Subject
-from saelab.recipes.tasks import tasks_for
+from saelab.recipes.task_choice import tasks_for
 from saelab.runs import open_run
 from saelab.sae.activations.topk import TopK
 from saelab.sae.files import load_sae

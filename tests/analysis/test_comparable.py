@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saelab.analysis.comparable import check_reads, check_width, doubt, error_and_l0
+from saelab.analysis.comparable import check_reads, check_width, error_and_l0, poor_fit_warning
 from saelab.analysis.rows import Rows
 from saelab.sae import SAE
 from saelab.sae.activations.topk import TopK
@@ -23,9 +23,9 @@ def test_error_and_l0_are_those_of_a_loop_over_rows():
 
 
 def test_doubt_begins_below_the_mean_and_says_more_beyond_it():
-    assert doubt("a", 0.2) == ""
-    assert doubt("a", 0.899) == ""
-    near, beyond, never = doubt("a", 0.95), doubt("a", 1.2), doubt("a", float("nan"))
+    assert poor_fit_warning("a", 0.2) == ""
+    assert poor_fit_warning("a", 0.899) == ""
+    near, beyond, never = poor_fit_warning("a", 0.95), poor_fit_warning("a", 1.2), poor_fit_warning("a", float("nan"))
     assert near.startswith("a reconstructs these rows hardly better than their mean does (FVU 0.95)")
     assert beyond.startswith("a reconstructs these rows worse than their mean does (FVU 1.2)")
     assert "FVU nan" in never
