@@ -24,8 +24,9 @@ STAND_INS = {"transformer.h.8": "model.layers.1", "hf:NeelNanda/pile-10k": "text
 
 @pytest.fixture
 def less_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Defaults that only say how much: of text before a run on the fly begins, of latents that patterns explain."""
-    for function, name, less in ((LiveSource.__init__, "window_rows", 1 << 13), (N2G.__init__, "most", 16)):
+    """What only says how much: of text before a run on the fly begins, of latents that patterns explain."""
+    monkeypatch.setattr("saelab.train.step.SAMPLE_ROWS", 1 << 12)
+    for function, name, less in ((LiveSource.__init__, "window_rows", 1 << 11), (N2G.__init__, "most", 3)):
         defaults = {key: option.default for key, option in signature(function).parameters.items()}
         assert defaults[name] > less
         given = (defaults | {name: less}).values()

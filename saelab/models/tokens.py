@@ -188,14 +188,15 @@ def _tokenized(documents: Iterable[Document], tokenizer: "PreTrainedTokenizerBas
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """First one document, then twice as many each time, so that whoever wants a few rows does not wait for many."""
     batch: list[Document] = []
-    characters = 0
+    characters, most = 0, 1
     for document in documents:
         batch.append(document)
         characters += len(document.text)
-        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+        if len(batch) == most or characters >= BATCH_CHARACTERS:
             yield batch
-            batch, characters = [], 0
+            batch, characters, most = [], 0, min(2 * most, BATCH_DOCUMENTS)
     if batch:
         yield batch
 

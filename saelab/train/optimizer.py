@@ -6,6 +6,7 @@ parameters. What they keep is saved in checkpoints and put back as it was, in it
 
 # Shape letters: n latents.
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -40,6 +41,10 @@ class Stepper(torch.optim.Optimizer, ABC):
     """What is kept of a weight as a whole; all else has an entry, or a row, for each of its rows."""
     growing: ClassVar[frozenset[str]] = frozenset()
     """What gets longer from step to step."""
+
+    # torch wraps these for its compiler, so that the first call imports it: two seconds of every start.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     @abstractmethod
     def fresh(self, weight: Tensor) -> dict[str, Any]:
@@ -81,6 +86,8 @@ def _sort(name: str, tensors: Mapping[str, Tensor], growing: frozenset[str]) -> 
 
 class DenseAdam(Stepper, torch.optim.Adam):
     """torch's own Adam, fused."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
     def __init__(self, weights: list[Tensor], lr: float, betas: tuple[float, float], epsilon: float):
         super().__init__(weights, lr=lr, betas=betas, eps=epsilon, fused=True)

@@ -133,9 +133,12 @@ def test_long_document_and_lazy_reading(bos_tokenizer):
 
     def endless():
         while True:
+            read.append(0)
             yield Document("long", "the quick brown fox " * 50_000)
 
+    read: list[int] = []
     block = next(pack(endless(), bos_tokenizer, 512, rows=8))
+    assert len(read) == 1
     assert (block.document == 0).all()
     assert block.position[-1, -1] == 8 * 511 - 1
 

@@ -26,7 +26,6 @@ SCRIPT = """
 import json, os, signal, sys, traceback
 
 import torch
-import torch._dynamo  # or each child would import it for its optimizer
 
 from saelab.core.run import Run
 from saelab.data import StoreSource
@@ -82,6 +81,7 @@ def train(
         learner.step = counted
     source = StoreSource(store, seed=1, block_rows=4, window_rows=48)
     learner.fit(source, steps * 8, run, log_every=1, save_every=7, show=False)
+    assert "torch._dynamo" not in sys.modules  # it takes as long to import as torch itself
 
 
 for line in sys.stdin:
