@@ -102,7 +102,7 @@ def _of_hint(hint: Any, value: Any, name: str) -> Any:
         with suppress(ValueError, OverflowError):
             value = float(value)  # YAML reads 1e-3 as a text
     if not fits(value, kind_of(hint)):
-        raise ValueError(f"{name} must be {type_words(kind_of(hint))}, got {value!r}")
+        raise ValueError(f"{name} must be {type_words(kind_of(hint))}, got {_short(value)}")
     return value
 
 
@@ -121,7 +121,7 @@ def _component(kind: type[Component], value: Any, name: str) -> Component:
     _check_table(value, ("class_path", "init_args"), name)
     path, arguments = value.get("class_path"), value.get("init_args", {})
     if not isinstance(path, str):
-        raise ValueError(f"{name} needs a class_path, the name of a class, got {path!r}")
+        raise ValueError(f"{name} needs a class_path, the name of a class, got {_short(path)}")
     package, _, short = path.rpartition(".")
     variants = kind.variants()
     if short not in variants or (package and package.partition(".")[0] != variants[short].__module__.partition(".")[0]):
@@ -138,7 +138,12 @@ def _component(kind: type[Component], value: Any, name: str) -> Component:
 def _check_table(value: Any, known: Sequence[str] | Mapping[str, Any], name: str) -> None:
     """ValueError unless a value is a table with no other keys than these."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name or 'a config'} must be a table of settings, got {value!r}")
+        raise ValueError(f"{name or 'a config'} must be a table of settings, got {_short(value)}")
     for key in value:
         if key not in known:
             raise ValueError(f"unknown option '{key}'{f' of {name}' if name else ''}{near_miss(str(key), known)}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."

@@ -57,6 +57,8 @@ def add_train_options(parser: ArgumentParser) -> None:
     parser.add_class_arguments(SAE, "sae", skip={"d_in", "d_out", "mesh"}, instantiate=False)
     parser.add_class_arguments(Trainer, "trainer", skip={"sae"}, instantiate=False)
     parser.add_class_arguments(Mesh, "mesh", instantiate=False)
+    for action in parser._actions:
+        action.required = False  # what has no default where it is used has one in a config
     defaults = TrainConfig().settings()
     groups = [(group, defaults[group]) for group in ("sae", "trainer", "mesh")]
     parser.set_defaults({f"{group}.{key}": value for group, own in groups for key, value in own.items()})

@@ -44,7 +44,7 @@ class TrainerConfig:
     clip: float | None = None
     average: float | None = None
     bf16: bool = False
-    optimizer: Optimizer | None = field(default_factory=Adam)
+    optimizer: Optimizer = field(default_factory=Adam)
     algorithms: Sequence[Algorithm] = ()
     ramps: Sequence[Ramp] = ()
 

@@ -1,6 +1,6 @@
 """A grid of SAEs on one stream of rows, each in a run of its own; those of one shape are trained as one computation.
 
-Config that change shapes (`sae.n_latents`, another dictionary, the batch) make groups, which are trained one after
+Settings that change shapes (`sae.n_latents`, another dictionary, the batch) make groups, which are trained one after
 another, each from the same row on. A sweep that is stopped goes on in the group that it was in.
 """
 
@@ -24,7 +24,7 @@ from saelab.train.loop import LoopConfig
 from saelab.train.sweep import Sweep
 
 OF_ALL = ("store", "live", "world", "downstream", "seed", "window_rows", "mesh")
-"""Config that make the rows, which all members share, and the processes that read them."""
+"""Settings that make the rows, which all members share, and the processes that read them."""
 
 
 @dataclass
