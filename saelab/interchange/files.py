@@ -25,6 +25,8 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
 AGAIN = "restore it from a copy or download it again"
 PACKED_MORE = 50
 """How many times its own size an archive may unpack to: weights are hardly smaller packed, zeros a thousand times."""
+INERT = ("vit_prisma.",)
+"""How names of classes begin in whose place an empty class is put, so that what is pickled as one is its attributes."""
 DEEPEST = 4
 """Folders inside each other that are searched for SAEs."""
 
@@ -133,7 +135,11 @@ def _pickled(path: Path, is_archive: bool) -> Any:
             # torch packs nothing, and what is packed could unpack to any size.
             if packed := [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]:
                 raise ValueError(f"{packed[0]} in it is packed, which torch does not do")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        inert: list[Any] = [(type("Inert", (), {}), name) for name in names if name.startswith(INERT)]
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _npz(path: Path) -> dict[str, Tensor]:
@@ -210,7 +216,8 @@ class Tensors:
             ValueError: if it is missing, no tensor, mis-shaped, of another kind, or holds NaN or infinity.
         """
         tensor = self._found(name, axes)
-        tensor = tensor.clone() if tensor.dtype == torch.float64 else tensor.float()
+        # A copy: what is written to a tensor that is mapped from a file is lost when the file is let go of.
+        tensor = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32, copy=True)
         self._check_finite(name, tensor)
         return tensor
 
@@ -222,14 +229,31 @@ class Tensors:
             axes: as in `take`, of the tensor as the file has it.
             flipped: whether its rows are wanted as columns.
         """
+        found = self._checked(name, Matrix([self._floating(name, axes)], forget=lambda: forget(self.path)))
+        return found.T if flipped else found
+
+    def stacked(self, name: str, axes: str, wanted: str) -> Matrix:
+        """A tensor of three axes that stays in the file as a matrix: the first wanted axis by the others.
+
+        Args:
+            name: its name in the file.
+            axes: as in `take`, of the tensor as the file has it.
+            wanted: the same letters in the order wanted.
+        """
+        tensor = self._floating(name, axes).permute([axes.index(axis) for axis in wanted])
+        return self._checked(name, Matrix([tensor], forget=lambda: forget(self.path)))
+
+    def _floating(self, name: str, axes: str) -> Tensor:
         tensor = self._found(name, axes)
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(f"{self.path}: {name} is of {kind}, expected floating-point numbers")
-        found = Matrix([tensor], forget=lambda: forget(self.path))
-        for _, block in found.blocks():
+        return tensor
+
+    def _checked(self, name: str, matrix: Matrix) -> Matrix:
+        for _, block in matrix.blocks():
             self._check_finite(name, block)
-        return found.T if flipped else found
+        return matrix
 
     def _found(self, name: str, axes: str) -> Tensor:
         if name not in self.entries:

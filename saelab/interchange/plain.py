@@ -97,15 +97,17 @@ class Plain:
 
     def shift(self, sign: int = 1) -> None:
         """From a form that encodes x as it is to ours, which subtracts b_dec (sign 1), or back (-1)."""
-        moved = sign * self.matrices["W_enc"].product(self.vectors["b_dec"])
-        self._add("b_enc", moved)
-        if "b_mag" in self.vectors:
-            self._add("b_mag", self.vectors["r_mag"].double().exp() * moved)
+        self._move(sign * self.matrices["W_enc"].product(self.vectors["b_dec"]))
         if sign > 0:
             self.notes.append("folded b_dec into the encoder's bias, because it is not subtracted there")
 
-    def _add(self, name: str, moved: Tensor) -> None:
-        self.vectors[name] = (self.vectors[name].double() + moved).to(self.vectors[name])
+    def _move(self, pre: Tensor) -> None:
+        """Add to the pre-activations of every row."""
+        added = {"b_enc": pre}
+        if "b_mag" in self.vectors:
+            added["b_mag"] = self.vectors["r_mag"].double().exp() * pre
+        for name, part in added.items():
+            self.vectors[name] = (self.vectors[name].double() + part).to(self.vectors[name])
 
     def unit_directions(self, norms: Tensor | None = None) -> None:
         """From a form that multiplies pre-activations by the directions' norms, and divides codes by them, to ours.
@@ -132,6 +134,23 @@ class Plain:
         self.unit_directions(norms)
         for name in {"threshold", "b_mag"} & self.vectors.keys():
             self.vectors[name] = (self.vectors[name] * norms).to(self.vectors[name])
+
+    def whiten(self, mean: Tensor, there: Tensor, back: Tensor, is_centred: bool) -> None:
+        """From a form for z = (x - mean) there, whose reconstructions become x_hat = z_hat back + mean.
+
+        Args:
+            mean: [D].
+            there: [D, D].
+            back: [D, D], its inverse.
+            is_centred: whether it subtracts b_dec before encoding.
+        """
+        self.matrices["W_enc"] = self.matrices["W_enc"].through(there.T)
+        self.matrices["W_dec"] = self.matrices["W_dec"].through(back)
+        bias = self.vectors["b_dec"]
+        self.vectors["b_dec"] = (bias.double() @ back.double() + mean.double()).to(bias)
+        if not is_centred:
+            self._move(-self.matrices["W_enc"].product(mean))
+        self.notes.append("folded the whitening of rows into the weights")
 
     def set_threshold(self, threshold: Tensor | float) -> None:
         """One threshold for all latents."""
@@ -203,19 +222,19 @@ def _thin(plain: Plain, path: Path) -> tuple[SAE, dict[str, Tensor | Matrix]]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     thin.activation.load_state_dict(state)
-    widths = {"scale.mean": d_in, "written_scale.mean": d_out}
+    own, widths = thin.state_dict(), {"scale.mean": d_in, "written_scale.mean": d_out}
     tensors: dict[str, Tensor | Matrix] = {
-        name: part.new_zeros(widths[name]) if name in widths else part for name, part in thin.state_dict().items()
+        name: part.new_zeros(widths[name]) if name in widths else part for name, part in own.items()
     }
     tensors |= {f"dictionary.{name}": part.to(plain.dtype) for name, part in plain.matrices.items()}
     tensors |= {f"dictionary.{name}": plain.vectors[name].to(plain.dtype) for name in ("b_enc", "b_dec")}
-    if not plain.row_scale:
-        tensors["scale.scale"] = torch.as_tensor(plain.scale).to(plain.dtype)
+    scales: dict[str, float | Tensor] = {} if plain.row_scale else {"scale.scale": plain.scale}
+    if plain.is_transcoder:
+        scales["written_scale.scale"] = plain.scale if plain.written_scale is None else plain.written_scale
+    for name, factor in scales.items():
+        tensors[name] = torch.as_tensor(factor).to(plain.dtype).expand_as(own[name]).clone()
     if plain.mean is not None:
         tensors["scale.mean"] = plain.mean.to(plain.dtype)
-    if plain.is_transcoder:
-        written = plain.scale if plain.written_scale is None else plain.written_scale
-        tensors["written_scale.scale"] = torch.as_tensor(written).to(plain.dtype)
     return thin, tensors
 
 
@@ -269,6 +288,8 @@ def check_computes(plain: Plain, path: Path) -> None:
     """
     thin, tensors = _thin(plain, path)
     for name, part in tensors.items():
+        if isinstance(part, Matrix) and part.is_as_stored:
+            continue  # which was looked at when it was taken from its file
         blocks = (block for _, block in part.blocks()) if isinstance(part, Matrix) else [part]
         # A threshold of 0 is kept as its logarithm.
         zero = -torch.inf if name == "activation.log_threshold" else 0.0

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -60,15 +61,37 @@ def save(folder: Path, name: str, tensors: Mapping[str, Any], **configs: dict[st
     return folder
 
 
-def check(path: Path, family: str, codes: torch.Tensor, x_hat: torch.Tensor) -> tuple[SAE, Description]:
-    """The file is claimed by its family alone, and reading it gives these codes and reconstructions."""
+def check(
+    path: Path, family: str, codes: torch.Tensor, x_hat: torch.Tensor, x: torch.Tensor | None = None
+) -> tuple[SAE, Description]:
+    """The file is claimed by its family alone, and reading it gives these codes and reconstructions of rows."""
     assert [title for title, one in families().items() if one.claims(Files(path))] == [family]
     sae, description = read(path)
     assert description.family == family
+    x = rows() if x is None else x
     with torch.no_grad():
-        found, x = sae.encode(rows()).dense().double(), rows()
+        found = sae.encode(x).dense().double()
         assert codes.count_nonzero() > 20
         torch.testing.assert_close(found, codes, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(sae(x).double(), x_hat, rtol=1e-5, atol=1e-5)
         assert torch.equal(found != 0, codes != 0)
     return sae, description
+
+
+def kept(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Tensors as a file of this precision has them."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def normalised(x: torch.Tensor, how: str = "layer_norm") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows in float64 that are each normalised by themselves, and the centres and sizes that undo it."""
+    x = x.double()
+    mean = x.mean(1, keepdim=True) if how == "layer_norm" else torch.zeros(len(x), 1, dtype=torch.float64)
+    if how == "layer_norm":
+        size = ((x - mean).square().sum(1, keepdim=True) / (x.shape[1] - 1)).sqrt()
+        return (x - mean) / (size + 1e-5), mean, size
+    size = x.square().sum(1, keepdim=True).sqrt() / x.shape[1] ** 0.5
+    return x / size, mean, size
+
+
+both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

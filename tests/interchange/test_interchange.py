@@ -10,6 +10,7 @@ from interchange.foreign import D, L, O, check, random, rows, save, weights
 
 from saelab import SAE
 from saelab.core.codes import Codes
+from saelab.core.read import read_yaml
 from saelab.interchange import Description, Family, read, write
 from saelab.interchange.family import families, members
 from saelab.interchange.plain import apart, check_computes
@@ -20,10 +21,14 @@ from saelab.sae.activations.gated import Gated
 from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
+from saelab.sae.dictionaries.cross_layer import CrossLayer
 from saelab.sae.dictionaries.crosscoder import Crosscoder
 from saelab.sae.dictionaries.dense import Dense
 from saelab.sae.dictionaries.expander import Expander
+from saelab.sae.scales.constant_norm import ConstantNorm
+from saelab.sae.scales.layer_norm import LayerNorm
 
+QWEN = "Qwen/Qwen3-4B"
 SOURCE = {"model": "gpt2", "site": "transformer.h.8", "target": None, "seq_len": 128}
 
 
@@ -117,6 +122,66 @@ def test_transcoders_and_back(tmp_path, family, kind, width, skip):
     same(sae, again, 0.5)
 
 
+@pytest.mark.parametrize("kind", ["relu", "jumprelu", "batchtopk"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_set_of_transcoders_for_circuit_tracer_and_back(tmp_path, kind, skip):
+    for layer in (0, 1):
+        sae = ours(KINDS[kind](), Dense(skip_connection=skip), D, scaled=True)
+        place = {"model": QWEN, "site": f"model.layers.{layer}.mlp:in", "target": f"model.layers.{layer}.mlp"}
+        notes = write(sae, tmp_path / f"one{layer}", "circuit_tracer", place)
+        assert notes[-1] == "circuit-tracer loads a folder once it has all layers from 0 on"
+        again, description = read(tmp_path / f"one{layer}")
+        assert description.source == place
+        same(sae, again, 0.5)
+    config = read_yaml(tmp_path / "one0" / "config.yaml")
+    assert config == {
+        "model_kind": "transcoder_set", "model_name": QWEN, "feature_input_hook": "mlp.hook_in",
+        "feature_output_hook": "hook_mlp_out",
+    }  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "one1").iterdir()) == ["config.yaml", "layer_1.safetensors"]
+
+
+def across_layers(activation) -> SAE:
+    sae = SAE(3 * D, 30, activation, dictionary=CrossLayer(sites=3), d_out=3 * D)
+    with torch.no_grad():
+        for number, parameter in enumerate(sae.parameters()):
+            parameter.copy_(random(*parameter.shape, seed=20 + number) * 0.4)
+        sae.dictionary.after_step()
+        sae.scale.set(random(3 * D, seed=40), torch.tensor([2.5, 1.0, 0.5]))
+        sae.target_scale.set(random(3 * D, seed=41), torch.tensor([0.5, 2.0, 1.0]))
+    return sae
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["relu", "jumprelu"])
+def test_a_cross_layer_transcoder_for_circuit_tracer_and_back(tmp_path, kind):
+    sae, places = across_layers(KINDS[kind]()), [f"model.layers.{layer}.mlp" for layer in range(3)]
+    place = {"model": QWEN, "site": ",".join(f"{one}:in" for one in places), "target": ",".join(places)}
+    write(sae, tmp_path / "out", "circuit_tracer_clt", place)
+    again, description = read(tmp_path / "out")
+    assert description.source == place
+    x = random(40, 3 * D, seed=5)
+    codes = again.encode(x).dense()
+    assert codes.count_nonzero() > 20
+    torch.testing.assert_close(again(x), sae(x), rtol=1e-5, atol=1e-5)
+    size = sae.target_scale.scale.square().mean().sqrt()  # folding multiplies all codes by it
+    torch.testing.assert_close(codes, sae.encode(x).dense() * size, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [LayerNorm(), ConstantNorm()])
+def test_rows_normalised_one_by_one_for_sae_lens_and_back(tmp_path, scale):
+    sae = SAE(D, L, TopK(3), scale=scale)
+    for number, parameter in enumerate(sae.parameters()):
+        parameter.copy_(random(*parameter.shape, seed=20 + number) * 0.4)
+    write(sae, tmp_path / "out", "sae_lens")
+    again, _ = read(tmp_path / "out")
+    assert again.scale.config() == scale.config()
+    same(sae, again)
+    with pytest.raises(ValueError, match="sparsify has no form for rows that are each scaled by themselves"):
+        write(sae, tmp_path / "other", "sparsify")
+
+
 @pytest.mark.parametrize("dictionary", [Dense(tied=True), Expander(degree=3), Dense(False, False)])
 def test_dictionaries_that_become_dense(tmp_path, dictionary):
     sae = ours(TopK(3), dictionary, scaled=True)
@@ -145,6 +210,16 @@ def test_float64_stays(tmp_path):
         (lambda: ours(AbsTopK(3)), "dictionary_learning", "dictionary_learning has no form for AbsTopK"),
         (lambda: ours(ReLU()), "sparsify", "sparsify has no form for an SAE that reads with relu"),
         (lambda: ours(TopK(3), d_out=O), "sparsify", f"from rows {D} wide to rows {O} wide"),
+        (lambda: ours(TopK(3), d_out=D), "circuit_tracer", "no form for a transcoder that reads with topk"),
+        (lambda: ours(ReLU()), "circuit_tracer", "circuit_tracer has no form for SAEs: it has transcoders"),
+        (
+            lambda: ours(ReLU(), d_out=O),
+            "circuit_tracer",
+            f"from rows {D} wide to {O} wide: widths have to be the same",
+        ),
+        (lambda: ours(ReLU(), d_out=D), "circuit_tracer", "a transcoder of no known model, site and target"),
+        (lambda: across_layers(ReLU()), "circuit_tracer", "circuit_tracer has no form for the dictionary CrossLayer"),
+        (lambda: across_layers(TopK(3)), "circuit_tracer_clt", "no form for a transcoder that reads with topk"),
     ],
 )
 def test_what_cannot_be_written_is_said_and_nothing_is_left(tmp_path, sae, family, words):
@@ -307,7 +382,8 @@ def test_a_family_of_a_package_of_ones_own_is_found(tmp_path):
     sae, description = read(tmp_path)
     assert (description.family, sae.activation.k) == ("mine", 3)
     with pytest.raises(
-        ValueError, match="reads SAEs of mine but does not write them; it writes dictionary_learning, sae"
+        ValueError,
+        match="reads SAEs of mine but does not write them; it writes circuit_tracer, circuit",
     ):
         families()["mine"].write(apart(sae), tmp_path, {})
     del Mine

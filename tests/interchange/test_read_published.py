@@ -5,7 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from interchange.foreign import D, L, O, check, exact, random, rows, save, topk, weights
+from interchange.foreign import (
+    D,
+    K,
+    L,
+    O,
+    both_precisions,
+    check,
+    exact,
+    kept,
+    normalised,
+    random,
+    rows,
+    save,
+    topk,
+    weights,
+)
 
 from saelab.interchange import read
 
@@ -125,10 +140,11 @@ def test_llama_scope(tmp_path):
 @pytest.mark.parametrize(
     ("hyperparams", "words"),
     [
-        ({"act_fn": "topk"}, "act_fn topk is not something"),
-        ({"norm_activation": "token-wise"}, "norm_activation 'token-wise' is not something"),
-        ({"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre_encoder is not something"),
-        ({"hook_point_out": "blocks.9.hook_mlp_out"}, "hook_point_out other than hook_point_in is not something"),
+        ({"act_fn": "batchlayertopk"}, "act_fn batchlayertopk is not something"),
+        ({"norm_activation": "batch-wise"}, "norm_activation 'batch-wise' is not something"),
+        ({"use_glu_encoder": True}, "use_glu_encoder is not something"),
+        ({"dataset_average_activation_norm": {"in": 1.0, "out": 2.0}}, "should be one number, in and out"),
+        ({"dataset_average_activation_norm": None}, "'dataset-wise' without the norm is not something"),
         ({"dataset_average_activation_norm": {"in": 0}}, "should be one positive number"),
         ({"jump_relu_threshold": None}, "does not say 'jump_relu_threshold'"),
     ],
@@ -137,6 +153,19 @@ def test_llama_scope_that_cannot_be_read(tmp_path, hyperparams, words):
     with pytest.raises(ValueError, match=words) as error:
         read(llama(tmp_path, **hyperparams))
     assert "hyperparams.json" in str(error.value)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_llama_scope_transcoders_scale_what_they_write_by_its_own_norm(tmp_path, centred):
+    places = {"hook_point_in": "blocks.9.ln2.hook_normalized", "hook_point_out": "blocks.9.hook_mlp_out"}
+    norms = {"dataset_average_activation_norm": {"in": 1.25, "out": 0.5}}
+    s, out = math.sqrt(D) / 1.25, math.sqrt(D) / 0.5
+    seen = pre(False, rows().double() * s)
+    codes = seen * (seen > 0.3 * s)
+    more = {"apply_decoder_bias_to_pre_encoder": centred}  # which a transcoder does not do
+    sae, description = check(llama(tmp_path, **places, **norms, **more), "llama_scope", codes, decoded(codes) / out)
+    assert sae.d_out == D
+    assert description.source == {}
 
 
 def test_llama_scope_with_weights_for_rows_as_they_are(tmp_path):
@@ -156,10 +185,40 @@ def test_openai(tmp_path):
     assert description.source == {"model": "gpt2", "site": "transformer.h.8", "target": None}
 
 
-def test_openai_with_rows_normalised_one_by_one_is_refused(tmp_path):
-    state = {"k": 32, "postact_fn": "ReLU"}
-    save(tmp_path, "8.pt", OPENAI | {"activation": "TopK", "activation_state_dict": state})
-    with pytest.raises(ValueError, match=r"8.pt: the layer normalisation of every row.* is not something that saelab"):
+@both_precisions
+@pytest.mark.parametrize("tied", [False, True])
+def test_openai_v5_normalises_each_row(tmp_path, tied, dtype):
+    tensors = kept(OPENAI, dtype)
+    if tied:
+        tensors["decoder.linear.weight"] = tensors["encoder.weight"]
+        del tensors["decoder.weight"]
+    state = {"k": K, "postact_fn": "ReLU"}
+    folder = tmp_path / "gpt2-small" / "resid_post_attn_v5_32k" / "autoencoders"
+    save(folder, "8.pt", tensors | {"activation": "TopK", "activation_state_dict": state})
+    w, (y, mean, size) = exact(tensors), normalised(rows())
+    codes = topk((y - w["pre_bias"]) @ w["encoder.weight"].T + w["latent_bias"], K).relu()
+    decoder = w["encoder.weight"] if tied else w["decoder.weight"].T
+    x_hat = (codes @ decoder + w["pre_bias"]) * size + mean
+    sae, description = check(folder / "8.pt", "openai", codes, x_hat)
+    assert sae.scale.config() == {"name": "LayerNorm"}
+    assert description.source["site"] == "transformer.h.8.ln_2:in"
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"activation": "Identity"}, "8.pt: the activation Identity is not something"),
+        ({"activation": "TopK"}, "8.pt does not say 'k'"),
+        ({"activation": 3}, "activation: expected a text, got 3"),
+        (
+            {"activation": "TopK", "activation_state_dict": {"k": 3, "postact_fn": "Identity"}},
+            "with Identity is not",
+        ),
+    ],
+)
+def test_openai_that_cannot_be_read(tmp_path, entries, words):
+    save(tmp_path, "8.pt", OPENAI | entries)
+    with pytest.raises(ValueError, match=words):
         read(tmp_path)
 
 

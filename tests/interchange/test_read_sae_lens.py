@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interchange.foreign import D, K, L, O, check, exact, random, rows, save, topk, weights
+from interchange.foreign import D, K, L, O, check, exact, normalised, random, rows, save, topk, weights
 
 from saelab.interchange import read
 from saelab.sae.activations.batch_topk import BatchTopK
@@ -152,10 +152,47 @@ def test_rows_scaled_by_a_factor_that_lies_beside(tmp_path):
     check(path, "sae_lens", codes, decoded(codes) / 2.5)
 
 
-@pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale", "covariance_whitening"])
-def test_rows_normalised_in_a_way_that_ours_cannot(tmp_path, how):
-    with pytest.raises(ValueError, match=f"cfg.json: normalize_activations '{how}' is not something"):
-        read(folder(tmp_path, weights(), cfg(normalize_activations=how)))
+@pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_rows_normalised_one_by_one(tmp_path, how, centred):
+    y, mean, size = normalised(rows(), how)
+    codes = topk(pre(centred, y), K).relu()
+    config = cfg("topk", k=K, normalize_activations=how, apply_b_dec_to_input=centred)
+    sae, _ = check(folder(tmp_path, weights(), config), "sae_lens", codes, decoded(codes) * size + mean)
+    assert sae.scale.per_row
+
+
+@pytest.mark.parametrize("how", ["layer_norm", "expected_average_only_in"])
+def test_what_a_transcoder_writes_is_not_brought_back(tmp_path, how):
+    config = cfg("transcoder", d_out=O, apply_b_dec_to_input=False, normalize_activations=how)
+    path = folder(tmp_path, weights(O), config)
+    (path / "activation_scaler.json").write_text('{"scaling_factor": 2.5}')
+    w, y = exact(weights(O)), normalised(rows())[0] if how == "layer_norm" else rows().double() * 2.5
+    codes = (y @ w["W_enc"].T + w["b_enc"]).relu()
+    check(path, "sae_lens", codes, codes @ w["W_dec"] + w["b_dec"])
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("architecture", ["topk", "gated"])
+def test_whitened_rows(tmp_path, architecture, centred):
+    tensors = weights()
+    own = {"b_gate": random(L, seed=6) * 0.4, "b_mag": random(L, seed=7) * 0.4, "r_mag": random(L, seed=8) * 0.3}
+    if architecture == "gated":
+        tensors = {key: value for key, value in tensors.items() if key != "b_enc"} | own
+    config = cfg(architecture, k=K, normalize_activations="covariance_whitening", apply_b_dec_to_input=centred)
+    path = folder(tmp_path, tensors, config)
+    with pytest.raises(ValueError, match="put activation_whitening.safetensors beside it"):
+        read(path)
+    there, mean = random(D, D, seed=12) + 2 * torch.eye(D), random(D, seed=13)
+    save(path, "activation_whitening.safetensors", {"mean": mean, "matrix": there, "inverse_matrix": there.inverse()})
+    w, whitening = exact(tensors), exact({"mean": mean, "matrix": there, "back": there.inverse()})
+    z = (rows().double() - whitening["mean"]) @ whitening["matrix"]
+    product = (z - w["b_dec"] * centred) @ w["W_enc"].T
+    if architecture == "gated":
+        codes = (product * w["r_mag"].exp() + w["b_mag"]).relu().where(product + w["b_gate"] > 0, 0)
+    else:
+        codes = topk(product + w["b_enc"], K).relu()
+    check(path, "sae_lens", codes, decoded(codes) @ whitening["back"] + whitening["mean"])
 
 
 OLD = {"hook_point": "blocks.8.hook_resid_pre", "model_name": "gpt2-small", "d_in": D, "d_sae": L, "context_size": 64}
@@ -194,8 +231,10 @@ def test_finetuned_codes_are_scaled_before_they_are_decoded(tmp_path):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"architecture": "temporal"}, "the architecture temporal is not something"),
-        ({"architecture": "matching_pursuit"}, "those that are read: standard, topk"),
+        ({"architecture": "temporal"}, "the architecture temporal is not something.*depend on the tokens before"),
+        ({"architecture": "matching_pursuit"}, "goes on until an error is reached"),
+        ({"architecture": "new"}, "those that are read: standard, topk"),
+        ({"normalize_activations": "by_hand"}, "normalize_activations 'by_hand' is not something"),
         ({"activation_fn": "tanh-relu"}, "activation_fn tanh-relu is not something"),
         ({"architecture": "topk"}, "does not say 'k'"),
         ({"architecture": "topk", "k": "many"}, 'k: expected a whole number, got "many"'),

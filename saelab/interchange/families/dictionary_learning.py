@@ -45,6 +45,7 @@ FORMS = {
 """Their classes: how ours reads the same, and what the tensors are called."""
 NOT_CENTRED = ("AutoEncoderNew", "JumpReluAutoEncoder")
 SAID = ("lm_name", "layer", "submodule_name")
+STACKED = ("encoder.weight", "decoder.bias")
 MARKS = {"topk": {"k", "threshold"}, "batchtopk": {"k", "threshold"}}
 
 
@@ -54,6 +55,10 @@ class DictionaryLearning(Family):
     title = "dictionary_learning"
 
     def claims(self, files: Files) -> bool:
+        if files.lone is not None and files.lone_has(*STACKED, suffixes=(".pt",)):
+            encoder = files.entries(files.lone)[STACKED[0]]
+            if isinstance(encoder, Tensor) and encoder.ndim > 2:
+                return False  # a crosscoder
         if files.has(WEIGHTS):
             return True
         if files.lone is None or files.lone.suffix != ".pt":
@@ -134,7 +139,10 @@ def _guessed(tensors: Tensors) -> str:
 def _forms(entries: Mapping[str, Any]) -> list[str]:
     """The classes that have just these tensors."""
     names, found = set(map(str, entries)) - {"group_sizes"}, []
+    is_shared = getattr(entries.get("threshold"), "ndim", 0) == 0
     for name, (kind, layout) in FORMS.items():
+        if "threshold" in layout and is_shared:
+            continue  # it has one a latent
         if names == {theirs.removesuffix(".T") for theirs in layout.values()} | MARKS.get(kind, set()):
             found.append(name)
     return found

@@ -2,9 +2,8 @@
 
     f = activation((x - pre_bias) W.T + latent_bias)        x_hat = f W_dec.T + pre_bias
 
-The activation's name decides more than the activation: with TopK every row is normalised by itself before it is encoded
-(mean 0, standard deviation 1) and brought back after it is decoded. Our SAE scales all rows alike, so those are
-refused; those with a ReLU are read.
+v1 and v4 have a ReLU; v5 has TopK, and with it every row is normalised by itself (`LayerNorm`): the activation's name
+decides both. Weights may be tied, the decoder being the encoder under another name.
 """
 
 import re
@@ -14,6 +13,7 @@ from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files, Settings
 from saelab.interchange.plain import Plain, plain_from
 from saelab.interchange.sites import site_of, source
+from saelab.sae.scales.layer_norm import LayerNorm
 
 LAYOUT = {"W_enc": "encoder.weight", "b_enc": "latent_bias", "W_dec": "decoder.weight.T", "b_dec": "pre_bias"}
 HOOKS = {
@@ -36,16 +36,19 @@ class OpenAI(Family):
     def read(self, files: Files) -> tuple[Plain, Description]:
         assert files.lone is not None
         tensors = files.tensors(files.lone.name)
-        how = tensors.entries.get("activation", "ReLU")
+        config = Settings(files.lone, dict(tensors.entries))
+        how = config.get("activation", str, "ReLU")
+        if how not in ("ReLU", "TopK"):
+            raise config.refuse(f"the activation {how}", "ReLU and TopK are read")
+        layout = LAYOUT if "decoder.weight" in tensors else LAYOUT | {"W_dec": "encoder.weight"}
+        plain = plain_from(tensors, layout, how.lower())
         if how == "TopK":
-            what = "the layer normalisation of every row, which goes with activation TopK,"
-            raise Settings(files.lone, {}).refuse(what, "its SAEs with a ReLU are read")
-        if how != "ReLU":
-            raise Settings(files.lone, {}).refuse(f"the activation {how}", "ReLU is read")
-        plain = plain_from(tensors, LAYOUT, "relu")
-        return plain, Description(
-            self.title, "ReLU SAE", _source_of((files.folder.resolve() / files.lone.name).as_posix())
-        )
+            state = config.part("activation_state_dict")
+            if (after := state.get("postact_fn", str, "ReLU")) != "ReLU":
+                raise config.refuse(f"TopK with {after}", "TopK with ReLU is read")
+            plain.k, plain.row_scale = state.need("k", int), LayerNorm()
+        place = _source_of((files.folder.resolve() / files.lone.name).as_posix())
+        return plain, Description(self.title, f"{how} SAE", place)
 
 
 def _source_of(path: str) -> dict[str, Any]:

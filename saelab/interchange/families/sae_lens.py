@@ -7,8 +7,9 @@
 With rescale_acts_by_decoder_norm pre-activations are multiplied by the directions' norms and codes divided by them,
 which the weights can hold. BatchTopK and Matryoshka SAEs are kept as jumprelu with one threshold; checkpoints of their
 training keep it as `topk_threshold`. `activation_scaler.json`, which lies beside a checkpoint, has the factor that
-`expected_average_only_in` stands for. Normalisation row by row and whitening are refused, and so are the temporal and
-the matching-pursuit SAE. Written are cfg.json and the weights, in the form of version 6.
+`expected_average_only_in` stands for, `activation_whitening.safetensors` the matrices of `covariance_whitening`, which
+the weights can hold. The temporal and the matching-pursuit SAE are refused. Written are cfg.json and the weights, in
+the form of version 6.
 """
 
 from pathlib import Path
@@ -21,8 +22,12 @@ from saelab.interchange.families.sae_lens_source import metadata_of, source_of
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files, Settings, Tensors
 from saelab.interchange.plain import Plain, laid_out, plain_from
+from saelab.sae.scale import Scale
+from saelab.sae.scales.constant_norm import ConstantNorm
+from saelab.sae.scales.layer_norm import LayerNorm
 
-CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
 DENSE = {"W_enc": "W_enc.T", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 GATED = DENSE | {"b_enc": "b_gate", "r_mag": "r_mag", "b_mag": "b_mag"}
 JUMPRELU = DENSE | {"threshold": "threshold"}
@@ -41,7 +46,12 @@ FORMS = {
     "jumprelu_skip_transcoder": ("jumprelu", JUMPRELU | SKIP),
 }
 """Their architectures: how ours reads the same, and what the tensors are called."""
-ROW_BY_ROW = ("layer_norm", "constant_norm_rescale")
+BY_ROW: dict[str, type[Scale]] = {"layer_norm": LayerNorm, "constant_norm_rescale": ConstantNorm}
+WITHOUT = {
+    "temporal": "its codes depend on the tokens before, and saelab's on their own row alone",
+    "matching_pursuit": "it goes on until an error is reached, and saelab's MatchingPursuit for k steps",
+}
+"""Architectures that ours cannot be, and why."""
 OLD_NAMES = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",
@@ -53,6 +63,7 @@ class SAELens(Family):
     """Files of SAELens."""
 
     title = "sae_lens"
+    row_scales = (LayerNorm, ConstantNorm)
 
     def claims(self, files: Files) -> bool:
         return files.has(CONFIG, WEIGHTS)
@@ -60,6 +71,8 @@ class SAELens(Family):
     def read(self, files: Files) -> tuple[Plain, Description]:
         config = _modern(files.settings(CONFIG))
         name = config.get("architecture", str, "standard")
+        if name in WITHOUT:
+            raise config.refuse(f"the architecture {name}", WITHOUT[name])
         if name not in FORMS:
             raise config.refuse(f"the architecture {name}", f"those that are read: {', '.join(FORMS)}")
         if config.get("activation_fn", str, "relu") not in ("relu", "topk"):
@@ -74,8 +87,9 @@ class SAELens(Family):
             plain.vectors["threshold"] = plain.vectors["threshold"].exp()
         _selection(plain, config, tensors)
         _finetuned(plain, config, tensors)
-        _scaling(plain, config, files)
-        if not is_transcoder and not config.get("apply_b_dec_to_input", bool, True):
+        is_centred = not is_transcoder and config.get("apply_b_dec_to_input", bool, True)
+        _scaling(plain, config, files, is_centred)
+        if not is_transcoder and not is_centred:
             plain.shift()
         source, said, notes = source_of(config)
         return plain, Description(self.title, name, source, said, notes)
@@ -97,7 +111,7 @@ class SAELens(Family):
             "dtype": str(plain.dtype).removeprefix("torch."),
             "device": "cpu",
             "apply_b_dec_to_input": not plain.is_transcoder,
-            "normalize_activations": "none",
+            "normalize_activations": next((how for how, one in BY_ROW.items() if one is type(plain.row_scale)), "none"),
             "reshape_activations": "hook_z" if str(metadata.get("hook_name")).endswith("hook_z") else "none",
             "metadata": metadata,
         }
@@ -156,14 +170,27 @@ def _finetuned(plain: Plain, config: Settings, tensors: Tensors) -> None:
     plain.notes.append("folded scaling_factor into the decoder")
 
 
-def _scaling(plain: Plain, config: Settings, files: Files) -> None:
+def _scaling(plain: Plain, config: Settings, files: Files, is_centred: bool) -> None:
     """How rows are normalised."""
     how = config.get("normalize_activations", str, "none")
-    if how == "none":
-        return
-    if how != "expected_average_only_in" or plain.is_transcoder:
-        why = "rows scaled alike are read" if how in ROW_BY_ROW else "fold it with SAELens and save again"
-        raise config.refuse(f"normalize_activations '{how}'", why)
+    if how in BY_ROW:
+        plain.row_scale = BY_ROW[how]()
+    elif how == "expected_average_only_in":
+        _one_factor(plain, config, files)
+    elif how == "covariance_whitening" and not plain.is_transcoder:
+        if not (files.folder / WHITENING).is_file():
+            raise config.refuse(
+                f"normalize_activations '{how}'", f"its matrices are not in the file: put {WHITENING} beside it"
+            )
+        tensors = files.tensors(WHITENING)
+        tensors.sizes = {"D": plain.sizes[1]}
+        there, back = (tensors.matrix(name, "DD").whole() for name in ("matrix", "inverse_matrix"))
+        plain.whiten(tensors.take("mean", "D"), there, back, is_centred)
+    elif how != "none":
+        raise config.refuse(f"normalize_activations '{how}'", "fold it with SAELens and save again")
+
+
+def _one_factor(plain: Plain, config: Settings, files: Files) -> None:
     if not (files.folder / SCALER).is_file():
         instead = f"its factor is not in the file: put {SCALER} beside it, or call fold_activation_norm_scaling_factor"
         raise config.refuse("normalize_activations 'expected_average_only_in'", f"{instead} in SAELens and save again")
@@ -172,4 +199,6 @@ def _scaling(plain: Plain, config: Settings, files: Files) -> None:
     if not 0 < factor < float("inf"):
         raise ValueError(f"{scaler.path}: scaling_factor should be above 0, the file says {factor}")
     plain.scale = 1 / factor
+    if plain.is_transcoder:
+        plain.written_scale = 1.0  # what it writes is not scaled
     plain.notes.append(f"rows are scaled by the {factor:.6g} of {SCALER}")
