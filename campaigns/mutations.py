@@ -150,7 +150,7 @@ def ask_pages(command: list[str]) -> int:
     return 0
 
 
-FINE = ("was collected on rows that stand for no text", "does not say which model", "read has no meta-latent")
+FINE = ("was collected on rows without text", "does not say which model", "read has no meta-latent")
 """What pages answer although nothing is damaged."""
 
 

@@ -56,7 +56,7 @@ def _check_alone(command: str) -> None:
         sys.exit(2)
     sharing = [name for name, row in COMMANDS.items() if row.shares_work]
     raise ValueError(
-        f"`saelab {command}` does not share its work, and {processes} processes were started: run it in one, without "
+        f"`saelab {command}` runs in one process, and {processes} were started: run it without "
         f"torchrun (several share the work of: {', '.join(sharing)})"
     )
 

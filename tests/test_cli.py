@@ -267,7 +267,7 @@ def test_a_command_that_does_not_share_its_work_runs_in_one_process_only(saelab,
     assert ended.status == 2
     assert ended.err.count("\n") == lines
     if lines:
-        assert f"`saelab {name}` does not share its work, and 2 processes were started" in ended.complaint
+        assert f"`saelab {name}` runs in one process, and 2 were started" in ended.complaint
 
 
 @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(saelab, store, trained, 
     assert not (out / "sae").exists()
     if how == "Ctrl-C":
         last = said.read_text().splitlines()[-1]
-        assert last == f"saelab: stopped after step 5; `saelab train --resume {out}` goes on from there"
+        assert last == f"saelab: stopped after step 5; `saelab train --resume {out}` resumes it"
         assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000005.safetensors"]
     else:
         assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000003.safetensors"]

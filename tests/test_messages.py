@@ -268,7 +268,7 @@ def ctrl_c_while_training(world):
     def leaves(world):
         assert [path.name for path in (world.folder / "new" / "checkpoints").iterdir()] == ["step-00000001.safetensors"]
 
-    says = ["stopped after step 1", f"`saelab train --resume {world.folder / 'new'}` goes on from there"]
+    says = ["stopped after step 1", f"`saelab train --resume {world.folder / 'new'}` resumes it"]
     return Wrong(world.train(), says, status=130, leaves=leaves)
 
 
@@ -280,7 +280,7 @@ def _interrupted(*_: object) -> None:
 @case
 def ctrl_c_while_harvesting(world):
     world.patch.setattr("saelab.models.harvest.keep_rows", _interrupted)
-    return Wrong(world.harvest(), ["run the same again", "goes on"], status=130)
+    return Wrong(world.harvest(), ["run the same again", "resume"], status=130)
 
 
 # ---- more ----

@@ -72,7 +72,7 @@ def _thresholds(sae: SAE, rows: Tensor | None, name: str) -> Tensor:
     if own is not None:
         return own
     if rows is None:
-        raise ValueError(f"{name} keeps the k largest latents of a row: its threshold has to be set on rows")
+        raise ValueError(f"{name} keeps the k largest latents of a row: give rows to set its threshold on")
     rows = rows.to(sae.device, sae.dtype)
     l0 = sum(sae.encode(block).l0().sum().item() for block in rows.split(4096)) / len(rows)
     return rows.new_full((sae.n_latents,), threshold_for(sae, rows, l0))

@@ -53,7 +53,7 @@ def exchanged(
     for m in wanted:
         direction += (size * comes.get(m, 0.0) - goes.get(m, 0.0)) * write[m]
     if direction.norm() < LEAST_LEFT:
-        raise ValueError(f"nothing is left of the direction of latent {start}: exchange fewer meta-latents")
+        raise ValueError(f"the direction of latent {start} becomes zero: exchange fewer meta-latents")
     edited = copy.deepcopy(sae)
     directions = edited.dictionary.directions().detach().clone()
     # In the SAE's own units and as long as it was: codes mean what they meant.

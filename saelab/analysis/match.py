@@ -196,7 +196,7 @@ def match(
     living = [sae.alive().nonzero().squeeze(1) for sae in (a, b)]
     for name, kept in zip(names, living, strict=True):
         if not len(kept):
-            raise ValueError(f"{name} has no living latent to match")
+            raise ValueError(f"{name} has no alive latents to match")
     ours, theirs = (part[kept] for part, kept in zip(directions, living, strict=True))
     if by == "weights":
         left, right = (folded(sae, rows, name)[kept] for sae, name, kept in zip((a, b), names, living, strict=True))

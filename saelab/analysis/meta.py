@@ -198,7 +198,7 @@ def decompose(directions: Tensor, latents: Tensor, settings: MetaSettings, show:
     """Train a meta-SAE on rows [n, D], brought to unit norm, which belong to latents [n]."""
     if len(directions) < LEAST_DIRECTIONS:
         raise ValueError(
-            f"a meta-SAE is trained on directions of living latents: there are {len(directions)}, it needs at least "
+            f"a meta-SAE is trained on directions of alive latents: there are {len(directions)}, it needs at least "
             f"{LEAST_DIRECTIONS}"
         )
     directions = F.normalize(directions.detach(), dim=1)

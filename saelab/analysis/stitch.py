@@ -218,7 +218,7 @@ def stitch(
     """
     settings = settings or StitchSettings()
     if len(saes) < 2:
-        raise ValueError(f"stitching is between SAEs: it needs at least 2, got {len(saes)}")
+        raise ValueError(f"stitching needs at least 2 SAEs, got {len(saes)}")
     check_comparable(saes)
     names, sample = list(saes), rows.x[:THRESHOLD_ROWS]
     check_width(names[0], saes[names[0]], rows)

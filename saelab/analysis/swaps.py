@@ -112,7 +112,7 @@ def plan(
         rank = torch.rand(count, generator=generator_for(seed, 5), dtype=torch.float64)
     elif order == "delta":
         if rows is None:
-            raise ValueError("the order delta is worked out on rows: give them")
+            raise ValueError("the order 'delta' is computed on rows: give rows")
         rank = torch.empty(count, dtype=torch.float64)
         rank[greedy_order(small, large, labels, phase, rows.x)] = torch.arange(count, dtype=torch.float64)
     else:

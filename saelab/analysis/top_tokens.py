@@ -35,7 +35,7 @@ def top_tokens(sae: Autoencoder, rows: Rows, count: int = 5) -> tuple[Tensor, Te
 
 def _vocabulary(rows: Rows) -> int:
     if "token" not in rows.columns:
-        raise ValueError("these rows do not say which tokens they belong to: read them from a text or a store")
+        raise ValueError("these rows have no tokens: use rows of a text or of a store")
     return int(rows.columns["token"].max()) + 2  # averages of rows have the token -1
 
 

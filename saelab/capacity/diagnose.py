@@ -95,12 +95,12 @@ def diagnose(
         ValueError: for a transcoder, or an SAE of which too few latents fire to say anything.
     """
     if sae.d_out:
-        raise ValueError("a transcoder's directions are not where its rows are: diagnose an SAE")
+        raise ValueError("a transcoder cannot be diagnosed: it reads and writes different rows")
     seen = _look(sae, rows)
     alive = seen.alive
     if len(alive) < LEAST_ALIVE:
         raise ValueError(
-            f"only {len(alive)} latents fired in {seen.together.rows:,} rows; nothing can be said below {LEAST_ALIVE}"
+            f"only {len(alive)} latents fired in {seen.together.rows:,} rows, {LEAST_ALIVE} are needed: give more rows"
         )
     directions = F.normalize(sae.dictionary.directions().float(), dim=1)
     generator = np.random.default_rng(seed)
@@ -134,7 +134,7 @@ def _look(sae: Autoencoder, rows: Iterable[Tensor]) -> FiringPass:
             if sum(len(part) for part in kept) < 20 * POINTS:
                 kept.append(x.float())
     if not together.rows:
-        raise ValueError("there are no rows to look at")
+        raise ValueError("there are no rows to diagnose on")
     return FiringPass(together, torch.cat(kept))
 
 

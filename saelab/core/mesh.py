@@ -124,7 +124,7 @@ class Mesh:
     def own_rows(self, rows: Tensor) -> Tensor:
         """This replica's rows of a batch [B_all, ...]: every replicas-th; ValueError if they do not divide evenly."""
         if len(rows) % self.replicas:
-            raise ValueError(f"a batch of {len(rows)} rows cannot be dealt to {self.replicas} replicas evenly")
+            raise ValueError(f"a batch of {len(rows)} rows cannot be split evenly over {self.replicas} replicas")
         return rows[self.replica :: self.replicas]
 
     def mean(self, value: Tensor) -> Tensor:

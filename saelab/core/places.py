@@ -56,7 +56,7 @@ def places(path: Path) -> tuple[dict[str, TensorPlace], dict[str, Any]]:
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
     if not text:
-        raise ValueError(f"{path} is damaged: it is no whole safetensors file; {REMEDY}")
+        raise ValueError(f"{path} is damaged: it is not a complete safetensors file; {REMEDY}")
     where = f"the header of {path}"
     header = expect(parse_json(text, where), {str: dict}, where)
     about = expect(header.pop("__metadata__", {}), {str: str}, where)
@@ -67,7 +67,7 @@ def places(path: Path) -> tuple[dict[str, TensorPlace], dict[str, Any]]:
         first, last = said["data_offsets"]
         fits = 0 <= first <= last <= size - 8 - length and all(extent >= 0 for extent in place.shape)
         if not fits or last - first != place.dtype.itemsize * math.prod(place.shape):
-            raise ValueError(f"{path} is damaged: its header says of {name} what the file cannot hold; {REMEDY}")
+            raise ValueError(f"{path} is damaged: the header's entry for {name} does not fit the file; {REMEDY}")
         found[name] = place
     return found, parse_json(about.get(HEADER, "{}"), where)
 

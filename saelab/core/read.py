@@ -210,7 +210,7 @@ def parse_yaml(text: str, where: str | Path, kind: Any = dict, remedy: str = REM
 
 
 class _Loader(yaml.SafeLoader):
-    """Makes plain values only, and complains of a key that stands twice in a table."""
+    """Makes plain values only, and complains of a key that is repeated."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         _check_once([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"])
@@ -224,11 +224,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_once(keys: list[str]) -> None:
     if len(set(keys)) < len(keys):
-        raise ValueError(f"the key {_short(next(key for key in keys if keys.count(key) > 1))} stands twice in a table")
+        raise ValueError(f"the key {_short(next(key for key in keys if keys.count(key) > 1))} is repeated")
 
 
 def _constant(name: str) -> None:
-    raise ValueError(f"it has no number {name}")
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _plain(value: Any, deep: int, left: list[int], foreign: bool) -> Any:
@@ -240,7 +240,7 @@ def _plain(value: Any, deep: int, left: list[int], foreign: bool) -> Any:
         return [_plain(part, deep - 1, left, foreign) for part in value]
     if isinstance(value, dict):
         if odd := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"the key {_short(odd[0])} is no text: write it in quotes")
+            raise ValueError(f"the key {_short(odd[0])} is not text: write it in quotes")
         return {_whole(key, foreign): _plain(part, deep - 1, left, foreign) for key, part in value.items()}
     if isinstance(value, str):
         return _whole(value, foreign)
@@ -255,7 +255,7 @@ def _whole(text: str, foreign: bool) -> str:
     try:
         return text.encode("utf-8", "replace" if foreign else "strict").decode()
     except UnicodeEncodeError:
-        raise ValueError("half a surrogate pair in a text") from None
+        raise ValueError("an unpaired surrogate in a text") from None
 
 
 def _why(error: Exception) -> str:

@@ -72,7 +72,7 @@ class Run:
         run = cls(folder)
         if run.config_file.exists():
             raise ValueError(
-                f"{folder} holds a run already: `saelab train --resume {folder}` goes on with it; "
+                f"{folder} holds a run already: `saelab train --resume {folder}` resumes it; "
                 "a new run needs another --out"
             )
         with whole_folder(folder) as part:

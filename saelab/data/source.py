@@ -128,7 +128,7 @@ class WindowSource(Source):
     def restore(self, state: dict[str, Any]) -> None:
         for key, own in self.identity().items():
             if state.get(key) != own:
-                raise ValueError(f"the saved place belongs to {key} {state.get(key)}, this source has {own}")
+                raise ValueError(f"the saved position is for {key} {state.get(key)}, this source has {own}")
         self._window, self._offset = int(state["window"]), int(state["offset"])
         self._held = int(state["held"])
 
@@ -149,8 +149,8 @@ class WindowSource(Source):
         if self._held and len(held) != self._held:
             windows.close()
             raise ValueError(
-                f"the data changed since this place was saved: window {number} has {len(held)} rows, "
-                f"it had {self._held}; go on with the data as it was"
+                f"the data changed since this position was saved: window {number} has {len(held)} rows, "
+                f"it had {self._held}; resume with the original data"
             )
         try:
             while True:

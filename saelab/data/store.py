@@ -116,7 +116,7 @@ class Manifest:
         ):
             raise ValueError(f"{path} is damaged: its sizes are below 1 or do not fit; restore it or harvest again")
         if any(Path(shard.file).name != shard.file for shard in shards):
-            raise ValueError(f"{path} is damaged: a shard lies in another folder; restore it or harvest again")
+            raise ValueError(f"{path} is damaged: a shard is outside its folder; restore it or harvest again")
         if manifest.dtype not in DTYPES:
             raise ValueError(f"{path}: unknown dtype '{manifest.dtype}'{near_miss(manifest.dtype, DTYPES)}")
         return manifest
@@ -231,7 +231,7 @@ class Store:
         self.manifest = Manifest.read(self.folder)
         self.d_in, self.d_out = self.manifest.d_in, self.manifest.d_out
         if not self.manifest.rows:
-            raise ValueError(f"the store {self.folder} holds no rows yet; run the harvest again to go on with it")
+            raise ValueError(f"the store {self.folder} holds no rows yet; run the same harvest again to resume it")
         for shard in self.manifest.shards:
             path = self.folder / shard.file
             size = path.stat().st_size if path.exists() else None

@@ -107,7 +107,9 @@ def _content(body: bytes, name: str) -> str:
         choices = parse_json(body, name, {"choices": [{"message": {"content": Any}}]}, foreign=True)["choices"]
         content = choices[0]["message"]["content"]
     except (ValueError, IndexError):
-        raise UnusableAnswerError(f"{name} gave something that is no chat completion: {body[:80]!r}") from None
+        raise UnusableAnswerError(
+            f"{name} answered with something other than a chat completion: {body[:80]!r}"
+        ) from None
     if not isinstance(content, str):
         raise UnusableAnswerError(f"{name} gave an answer without text")
     return content

@@ -85,7 +85,7 @@ def gather(sae: Autoencoder, corpus: Corpus, triples: Triples, show: bool = True
                 before += len(piece.rows)
                 bar.advance(len(piece.rows))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped after {before:,} tokens; the same command goes on from there") from None
+        raise KeyboardInterrupt(f"stopped after {before:,} tokens; the same command resumes it") from None
 
 
 @dataclass
@@ -114,7 +114,7 @@ def _append(sae: Autoencoder, piece: Piece, triples: Triples, number: int, start
     for x, at in zip(piece.rows.split(CHUNK_ROWS), rows.split(CHUNK_ROWS), strict=True):
         codes = sae.encode(x.float().to(device))
         if not torch.isfinite(codes.values).all():
-            raise ValueError("the codes are not finite: look at the SAE's weights and the activations")
+            raise ValueError("the codes are not finite: check the SAE's weights and the activations")
         kept.add(codes, at)
     chosen = (rows // SAMPLE_RUN) % every == 0
     for x, at in zip(piece.rows[chosen].split(SAMPLE_RUN), rows[chosen].split(SAMPLE_RUN), strict=True):

@@ -98,7 +98,7 @@ def parse_filters(text: str) -> tuple[tuple[str, float | None, float | None], ..
     found = []
     given = [part for part in text.split(",") if part]
     if len(given) > FILTERS:
-        raise ValueError(f"at most {FILTERS} filters are taken, got {len(given):,}")
+        raise ValueError(f"at most {FILTERS} filters are allowed, got {len(given):,}")
     for part in given:
         match = re.fullmatch(r"(\w+):([-+.\deE]*?)\.\.([-+.\deE]*)", part.strip())
         if not match:

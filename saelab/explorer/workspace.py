@@ -77,8 +77,8 @@ class Member:
         """ValueError where the rows that it was collected on stand for no text."""
         if not self.has_text:
             raise ValueError(
-                f"{self.name} was collected on rows that stand for no text, which this needs: collect it on others, "
-                "`--store STORE --recollect true` with a store that `saelab harvest` wrote"
+                f"{self.name} was collected on rows without text, and this page needs text: collect again from "
+                "a store that `saelab harvest` wrote, with --store STORE --recollect true"
             )
 
 
@@ -144,7 +144,7 @@ class Workspace:
         if member.name not in self._lenses:
             model = self.model(member)
             if member.sae.d_in != model.d_in:
-                raise ValueError(f"{member.name} reads other rows than {model.name} gives")
+                raise ValueError(f"{member.name} reads rows {member.sae.d_in} wide, {model.name} gives {model.d_in}")
             self._lenses[member.name] = Lens(member.sae, model)
         return self._lenses[member.name]
 

@@ -43,7 +43,7 @@ def using(tier: str) -> Iterator[None]:
     if tier not in TIERS:
         raise ValueError(f"kernels must be one of {', '.join(TIERS)}, got '{tier}'")
     if tier == "native" and native.library() is None:
-        raise ValueError(f"the native kernels cannot be had: {native.why_not()}")
+        raise ValueError(f"the native kernels are not available: {native.why_not()}")
     if tier == "gpu" and importlib.util.find_spec("triton") is None:
         raise ValueError("the gpu kernels need triton, which is not installed here")
     before, _chosen = _chosen, tier

@@ -14,5 +14,5 @@ class DeadLatents(Metric):
 
     def scores(self, sae: Autoencoder) -> dict[str, Score]:
         if not sae.firing.horizon:
-            raise ValueError("the SAE has no history of training; `silent` says how many are silent on these rows")
+            raise ValueError("the SAE has no training history; `silent` counts the latents silent on these rows")
         return {"dead": score_of_latents((~sae.alive()).float().cpu(), "share of latents")}

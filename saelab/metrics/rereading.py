@@ -45,7 +45,7 @@ class TestTime(Metric):
         if self.factors is not None and (not self.factors or min(self.factors) <= 0):
             raise ValueError(f"TestTime: factors must be above 0, got {self.factors}")
         if not isinstance(setting.sae, SAE):
-            raise ValueError("an ensemble has no activation that could be exchanged")
+            raise ValueError("an ensemble has no activation to replace")
         self.sae = setting.sae
 
     def update(self, view: View) -> None:

@@ -34,7 +34,7 @@ class Stability(Metric):
             if name != setting.name and other.n_latents == sae.n_latents and other.d_in == sae.d_in
         ]
         if not self.others:
-            raise ValueError("needs another SAE of as many latents, measured together with this one")
+            raise ValueError("needs another SAE with the same number of latents, measured together with this one")
 
     def scores(self, sae: Autoencoder) -> dict[str, Score]:
         own = sae.dictionary.directions().float().cpu()

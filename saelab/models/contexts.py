@@ -180,7 +180,7 @@ class ContextSource(Source):
     ):
         self.loss, self.with_gradient = _brought(brings)
         if subject.average:
-            raise ValueError("rows that are averages cannot be put back into the model: leave average out")
+            raise ValueError("averaged rows cannot be put back into the model: leave average out")
         self.subject, self.split, self.seed = subject, split, subject.seed
         self.model = model or subject.language_model()
         if self.with_gradient and self.model.n_output_sites > 1:
@@ -203,7 +203,7 @@ class ContextSource(Source):
     def restore(self, state: dict[str, Any]) -> None:
         for key, own in self.identity().items():
             if state.get(key) != own:
-                raise ValueError(f"the saved place belongs to {key} {state.get(key)}, this source has {own}")
+                raise ValueError(f"the saved position is for {key} {state.get(key)}, this source has {own}")
         self._window, self._offset = int(state["window"]), int(state["offset"])
         self._tokens = state["tokens"]
 
@@ -219,8 +219,8 @@ class ContextSource(Source):
         number, offset = self._window, self._offset
         if self._tokens not in (None, self._checksum(number)):
             raise ValueError(
-                f"the data changed since this place was saved: window {number} has other tokens; go on with the data "
-                "as it was"
+                f"the data changed since this position was saved: window {number} has other tokens; resume with the "
+                "original data"
             )
         while True:
             taken, contexts, number, offset = self._taken(number, offset, rows)
@@ -286,8 +286,8 @@ def _brought(words: str) -> tuple[str | None, bool]:
     chosen = [word.strip() for word in words.split(",")]
     for word in chosen:
         if word not in BROUGHT:
-            raise ValueError(f"cannot bring '{word}' from the model{near_miss(word, BROUGHT)}")
+            raise ValueError(f"unknown downstream '{word}'{near_miss(word, BROUGHT)}")
     losses = [word for word in chosen if word != "gradient"]
     if len(set(losses)) > 1:
-        raise ValueError("kl and ce are two losses: bring one of them")
+        raise ValueError("downstream takes kl or ce, not both")
     return (losses[0] if losses else None), "gradient" in chosen

@@ -192,7 +192,7 @@ def _report_rows_on_interrupt(writer: StoreWriter) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        message = f"stopped; {writer.folder} keeps {writer.manifest.rows:,} rows; run the same again and it goes on"
+        message = f"stopped; {writer.folder} keeps {writer.manifest.rows:,} rows; run the same again to resume it"
         raise KeyboardInterrupt(message) from None
 
 

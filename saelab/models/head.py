@@ -47,7 +47,7 @@ class Head:
         with torch.no_grad():
             logits, outputs = self._watched()
             if not outputs:
-                raise self._unknown("none of its lists of modules runs")
+                raise self._unknown("none of its lists of modules is run")
             self.path = list(outputs)[-1]
             try:
                 rows = self.stream(self._trial)
@@ -121,9 +121,9 @@ class Head:
         try:
             own = self(rows.flatten(0, 1))
         except Exception as error:  # whatever a model does with rows that it did not make itself
-            raise self._unknown(f"it does not run on others' rows ({type(error).__name__})") from error
+            raise self._unknown(f"it fails on other rows ({type(error).__name__})") from error
         if not _same(own, logits.flatten(0, 1)):
-            raise self._unknown(f"its logits are not made of what {self.path} gives at the same token alone")
+            raise self._unknown(f"its logits depend on more than the output of {self.path} at the same token")
 
     def _passable(self, outputs: dict[str, Any], rows: Tensor) -> dict[nn.Module, Callable[..., Any]]:
         """The blocks that need not run for f, each with what stands in for it; none if that changes anything."""

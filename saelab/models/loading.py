@@ -67,7 +67,7 @@ def loaded_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     missing = sorted(report["missing_keys"])
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise ValueError(f"the model '{name}' lacks {len(missing)} of its weights: {shown}; get a whole copy")
+        raise ValueError(f"the model '{name}' lacks {len(missing)} of its weights: {shown}; get a complete copy")
     return model, read("tokenizer", transformers.AutoTokenizer.from_pretrained)
 
 

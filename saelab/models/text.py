@@ -299,7 +299,7 @@ def _hub_rows(source: str, name: str, config: str | None, split: str) -> Iterato
         for number, row in enumerate(datasets.load_dataset(name, config, split=split, streaming=True), 1):  # noqa: B007
             yield row
     except Exception as error:  # anything can go wrong on the way to a hub; all of it means the same to the user
-        why = f"'{source}' broke off after {number} rows" if number else f"cannot stream '{source}' from the hub"
+        why = f"'{source}' stopped after {number} rows" if number else f"cannot stream '{source}' from the hub"
         advice = "check the name and the network, or give local text such as stdlib or a folder"
         raise ValueError(f"{why} ({type(error).__name__}: {_first_line(error)}): {advice}") from error
 

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from saelab.core.components import near_miss
 from saelab.core.files import write_json
 from saelab.core.progress import progress
 from saelab.kernels import native
@@ -79,7 +80,7 @@ def _chosen(only: list[str] | None) -> tuple[list[str], list[str]]:
     """Contestants that can run here, and a line about each that cannot."""
     for name in only or ():
         if name not in CONTESTANTS:
-            raise ValueError(f"there is no contestant '{name}'; there are {', '.join(CONTESTANTS)}")
+            raise ValueError(f"unknown contestant '{name}'{near_miss(name, CONTESTANTS)}")
     names, missing = [], []
     for name in only or CONTESTANTS:
         library = CONTESTANTS[name][1]

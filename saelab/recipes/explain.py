@@ -87,7 +87,7 @@ def explain_run(
     print_scores({run: {key: score.as_json() for key, score in scores.items()}})
     unanswered = sum(one.unanswered for one in found) + len(materials) - len(found)
     if unanswered:
-        print(f"{unanswered} questions had no usable answer and count nowhere; ask again with the same command")
+        print(f"{unanswered} questions had no usable answer and are not counted; the same command asks them again")
     print(f"{folder / FOUND} has every phrase with its scores")
 
 
@@ -129,7 +129,7 @@ def _explained(writer: ReplyCache, materials: list[Material], about: dict[str, A
     except NoAnswerError as error:
         raise OSError(
             f"{error}; {len(done)} of {len(materials)} latents are finished and every answer so far is kept in "
-            f"{folder}: the same command goes on from there"
+            f"{folder}: the same command resumes it"
         ) from None
     finally:
         _keep(done, about, folder)

@@ -93,9 +93,7 @@ def _is_outdated(member: Member, store: str | None) -> bool:
     except DamagedError as error:
         why = str(error).partition("; `")[0]
         aside = set_aside(member.database_file)
-        _say(
-            f"{why}: it is collected anew, notes are kept in {notes_file(aside).name}, the damaged file as {aside.name}"
-        )
+        _say(f"{why}: collecting again; notes are kept in {notes_file(aside).name}, the damaged file in {aside.name}")
         return True
     if (known := meta.get("sae")) is None:
         # Databases made before 2026-11-28 have no checksums, but directions of other weights lie otherwise.
@@ -115,9 +113,9 @@ def collect_member(workspace: Workspace, member: Member, tokens: int, store: str
     """Collect one SAE on a store, on the store it was trained on, or on its text."""
     if not os.access(member.folder, os.W_OK):
         raise ValueError(
-            f"{member.folder} cannot be written to, and what is collected goes there: copy it and show that"
+            f"{member.folder} cannot be written to, and the collected examples go there: copy it and explore the copy"
         )
-    print(f"{member.name}: collecting what its latents do on {tokens:,} tokens", file=sys.stderr)
+    print(f"{member.name}: collecting examples of its latents on {tokens:,} tokens", file=sys.stderr)
     model = workspace.model(member) if member.saved.subject else None
     corpus = _corpus(member, model, tokens, store)
     collect(member.sae, member.saved.weights_file, corpus, model, member.folder)

@@ -65,7 +65,7 @@ def _print(found: Manifolds, written: dict[str, Any], sae: Autoencoder, show: in
     for line in written["clusters"]:
         sizes[line["kind"]] += 1
     print(
-        f"{len(found.clusters):,} clusters of {int((found.of_latent() >= 0).sum()):,} of {found.living:,} living "
+        f"{len(found.clusters):,} clusters of {int((found.of_latent() >= 0).sum()):,} of {found.living:,} alive "
         f"latents ({found.n_latents - found.living:,} dead are left out), cosine {found.settings.threshold} or more: "
         + ", ".join(f"{count:,} {kind}" for kind, count in sizes.items())
     )

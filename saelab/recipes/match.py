@@ -51,7 +51,7 @@ def match_runs(runs: list[str], out: str, settings: MatchSettings, data: Data) -
             how well the SAEs reconstruct.
     """
     if len(runs) < 2:
-        raise ValueError(f"matching is between SAEs: give at least 2 runs, got {len(runs)}")
+        raise ValueError(f"matching needs at least 2 SAEs: give 2 runs or more, got {len(runs)}")
     with whole_folder(out) as folder:
         saes = opened(runs, data.device, settings.across)
         first, *others = runs

@@ -112,13 +112,11 @@ def _kept_in(opened: Iterable[SavedRun], out: str | None) -> dict[str, Run]:
     else:
         kept = {str(run.folder): Run(Path(out) / run.name) for run in opened}
         if len({run.folder for run in kept.values()}) < len(kept):
-            raise ValueError(f"two of these have folders of one name: measure them apart, or leave --out {out} out")
+            raise ValueError(f"two runs have the same folder name: measure them separately, or leave --out {out} out")
     for run in kept.values():
         there = next(folder for folder in (run.folder, *run.folder.resolve().parents) if folder.exists())
         if not os.access(there, os.W_OK) or not there.is_dir():
-            raise ValueError(
-                f"{there} cannot be written to, and is to keep the scores: give --out FOLDER for a place that can"
-            )
+            raise ValueError(f"the scores cannot be written to {there}: give another folder with --out")
     return kept
 
 
@@ -177,7 +175,7 @@ def _check_models(opened: Mapping[str, SavedRun], evaluation: TextEvaluation | S
     for name, run in opened.items():
         own = run.origin
         if _differ(own, found, "fingerprint"):
-            raise ValueError(f"{name} was trained on another model than {of}: their weights differ")
+            raise ValueError(f"{name} was trained on another model than {of}: the weights differ")
         for key in ("site", "target"):
             if _differ(own, found, key):
                 raise ValueError(f"{name} was trained on the {key} {own[key]}, {of} gives the {key} {found[key]}")

@@ -58,7 +58,7 @@ def _write_tokens(
 ) -> dict[str, list[list[str]]]:
     """Write `latent_tokens.parquet` and `meta_tokens.parquet` (number, rank, token, text); gives the texts."""
     if "token" not in rows.columns or text is None:
-        print("skipped top tokens: these rows do not say which tokens they belong to")
+        print("skipped top tokens: these rows have no tokens")
         return {}
     tokens, share = top_tokens(sae, rows)
     codes = read_table(folder / "codes.parquet", TABLES["codes"])

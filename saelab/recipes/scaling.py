@@ -94,7 +94,7 @@ def fit_laws(
     if "joint" in made:
         print(f"`saelab scaling plan {folder} --tokens 1e9` says what to train")
     else:
-        print("without the joint law nothing can be planned")
+        print("planning needs the joint law")
 
 
 def _converged(cells: list[Cell]) -> list[Cell]:

@@ -33,7 +33,7 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
         figures: whether to draw path.html and scatter.html there.
     """
     if len(runs) < 2:
-        raise ValueError(f"stitching is between SAEs: give at least 2 runs, got {len(runs)}")
+        raise ValueError(f"stitching needs at least 2 SAEs: give 2 runs or more, got {len(runs)}")
     with whole_folder(out) as folder:
         saes = opened(runs, data.device)
         for small, large in pairwise(runs):
@@ -57,7 +57,7 @@ def stitch_runs(runs: list[str], out: str, settings: StitchSettings, data: Data,
     for name, own, mse in zip(found.names, found.points, found.trained, strict=True):
         if own.mse > WORSE * mse:
             fvu = f"{own.mse / found.variance:.4g}, as trained {mse / found.variance:.4g}"
-            print(f"warning: {name} loses by being read with a threshold (FVU {fvu}): its latents may look less novel")
+            print(f"warning: {name} reconstructs worse with a threshold (FVU {fvu}): its latents may look less novel")
     if settings.ce_points and not loss:
         print(f"skipped ce_delta: {evaluation.why_no_model}")
     print(

@@ -17,7 +17,7 @@ def make_tasks(out: str, text: str = "stdlib", files: int = FILES, examples: int
         examples: maximum number of examples of a task.
     """
     if not out.endswith(".jsonl.gz"):
-        raise ValueError(f"--out is written as .jsonl.gz; '{out}' ends otherwise")
+        raise ValueError(f"--out must end in .jsonl.gz, got '{out}'")
     for name, number in (("files", files), ("examples", examples)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")

@@ -175,9 +175,9 @@ class SavedRun:
 
     def _trained(self) -> "SavedRun":
         if not self.is_trained:
-            how = f"`saelab train --resume {self.folder}` goes on with it"
+            how = f"`saelab train --resume {self.folder}` resumes it"
             if (self.folder.parent / SWEEP).exists():
-                how = f"`saelab sweep --resume {self.folder.parent}` goes on with its sweep"
+                how = f"`saelab sweep --resume {self.folder.parent}` resumes its sweep"
             raise ValueError(f"the run {self.folder} is not finished; {how}")
         return self
 

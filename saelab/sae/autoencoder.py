@@ -70,7 +70,7 @@ class Decoder(ABC):
         raise self._lacks("one encoder weight that could be read from outside")
 
     def _lacks(self, what: str) -> ValueError:
-        return ValueError(f"the dictionary {type(self).__name__}, as it is set, does not have {what}")
+        return ValueError(f"the dictionary {type(self).__name__} with these settings does not have {what}")
 
 
 class Autoencoder(nn.Module, ABC):

@@ -52,7 +52,7 @@ class Sizes:
             if given[name] < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         if given["n_latents"] % mesh.shards:
-            raise ValueError(f"{n_latents} latents cannot be dealt to {mesh.shards} shards evenly")
+            raise ValueError(f"{n_latents} latents cannot be split evenly over {mesh.shards} shards")
         d_in = given["d_in"]
         return cls(d_in, given.get("d_out", d_in), given["n_latents"], d_out is not None, seed, mesh)
 
@@ -187,11 +187,11 @@ class Dictionary(Component, Decoder, nn.Module, ABC):
             written: along which their directions then lie, [n, D]; not zero.
             size: norm of their encoder rows; means nothing where the directions are the encoder.
         """
-        raise self._lacks("latents that can be started anew along given rows")
+        raise self._lacks("latents that can be reset along given rows")
 
     def set_bias(self, bias: Tensor) -> None:
         """Decode `bias` [D] when no latent is active; pre-activations stay what they are."""
-        raise self._lacks("a bias that can be exchanged")
+        raise self._lacks("a bias that can be set")
 
     def set_directions(self, directions: Tensor) -> None:
         """Replace all directions, [L, D], of any norm other than zero; `unit_directions` is for the caller to do."""

@@ -24,7 +24,7 @@ def joined(saes: Sequence[SAE]) -> SAE:
     for other in saes[1:]:
         _check_alike(first, other)
         if not torch.equal(other.dictionary.bias(), first.dictionary.bias()):
-            raise ValueError("SAEs are joined that have one bias: set_bias of their dictionaries first")
+            raise ValueError("only SAEs with one bias can be joined: call set_bias of their dictionaries first")
     sharded, states = first.sharded_names(), [sae.state_dict() for sae in saes]
     state = {
         name: torch.cat([own[name] for own in states]) if name in sharded else states[0][name] for name in states[0]
@@ -42,7 +42,7 @@ def mean_of(one: SAE, other: SAE) -> SAE:
     """
     _check_alike(one, other)
     if one.n_latents != other.n_latents:
-        raise ValueError(f"SAEs are averaged latent by latent: one has {one.n_latents}, the other {other.n_latents}")
+        raise ValueError(f"only SAEs of one size can be averaged: one has {one.n_latents}, the other {other.n_latents}")
     sharded, theirs = one.sharded_names(), other.state_dict()
     state = {
         name: (part + theirs[name]) / 2 if name in sharded and part.is_floating_point() else part
@@ -56,5 +56,5 @@ def _check_alike(one: SAE, other: SAE) -> None:
     for key in ("d_in", "d_out", "activation", "dictionary", "scale"):
         if ours.get(key) != theirs.get(key):
             raise ValueError(
-                f"only SAEs that are alike are put together: {key} is {ours.get(key)} and {theirs.get(key)}"
+                f"only SAEs with the same settings can be joined: {key} is {ours.get(key)} and {theirs.get(key)}"
             )

@@ -93,7 +93,7 @@ class Ensemble(Autoencoder):
     def __init__(self, saes: Sequence[SAE], how: str = "bagging"):
         super().__init__()
         if how not in HOW:
-            raise ValueError(f"unknown how '{how}' of an ensemble{near_miss(how, HOW)}")
+            raise ValueError(f"unknown kind of ensemble how='{how}'{near_miss(how, HOW)}")
         _check(saes)
         self.how, self.d_in = how, saes[0].d_in
         self.n_latents = sum(sae.n_latents for sae in saes)
@@ -151,13 +151,21 @@ def _check(saes: Sequence[SAE]) -> None:
         raise ValueError("an ensemble needs at least one SAE")
     for number, sae in enumerate(saes):
         if not isinstance(sae, SAE):
-            raise ValueError(f"an ensemble is made of SAEs; member {number} is of the kind {type(sae).__name__}")
+            raise ValueError(
+                f"the members of an ensemble must be SAEs; member {number} is of the kind {type(sae).__name__}"
+            )
         if sae.d_out:
-            raise ValueError(f"an ensemble is made of SAEs; member {number} is a transcoder (d_out={sae.d_out})")
+            raise ValueError(
+                f"the members of an ensemble must be SAEs; member {number} is a transcoder (d_out={sae.d_out})"
+            )
         if sae.d_in != saes[0].d_in:
-            raise ValueError(f"the members read the same rows: member {number} has d_in={sae.d_in}, not {saes[0].d_in}")
+            raise ValueError(
+                f"the members must read the same rows: member {number} has d_in={sae.d_in}, not {saes[0].d_in}"
+            )
         if sae.mesh.shards > 1:
-            raise ValueError(f"an ensemble lives on one process; member {number} is dealt to {sae.mesh.shards} shards")
+            raise ValueError(
+                f"an ensemble must be on one process; member {number} is split over {sae.mesh.shards} shards"
+            )
 
 
 def _scale_of(saes: Sequence[SAE], how: str) -> Scale:
@@ -176,7 +184,7 @@ def check_scale(sae: SAE, number: int, how: str) -> None:
     """ValueError for a member that does not fit the kind of ensemble."""
     if how == "boosting" and sae.scale.per_row:
         raise ValueError(
-            f"boosting adds up what members say of different rows, so none may scale each by itself; member {number} "
+            f"boosting adds reconstructions of different rows, so no member may scale each by itself; member {number} "
             f"has {sae.scale.sentence()}"
         )
 

@@ -40,7 +40,7 @@ def load_ensemble(folder: str | Path) -> Ensemble:
     """The ensemble saved in a folder; ValueError as of `load`, and for an SAE."""
     found = load(folder)
     if not isinstance(found, Ensemble):
-        raise ValueError(f"{Path(folder) / CONFIG} is not that of an ensemble; saelab.load opens an SAE")
+        raise ValueError(f"{Path(folder) / CONFIG} is not the config of an ensemble; open an SAE with saelab.load")
     return found
 
 
@@ -59,7 +59,7 @@ def _described(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     if not (folder / CONFIG).exists() and (folder / "sae" / CONFIG).exists():
         folder /= "sae"  # a run folder
     elif (folder / "config.yaml").exists():
-        raise ValueError(f"the run {folder} is not finished; `saelab train --resume {folder}` goes on with it")
+        raise ValueError(f"the run {folder} is not finished; `saelab train --resume {folder}` resumes it")
     if not is_saved(folder) and (folder.is_file() or _holds_weights(folder)):
         raise ValueError(f"{folder} was not written by saelab; `saelab convert {folder} NEW` makes a run of it")
     return folder, read_config(folder)

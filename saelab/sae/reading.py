@@ -37,7 +37,7 @@ def reread(sae: SAE, activation: Activation) -> SAE:
         ValueError: for an activation that does not fit the sizes, or that is the SAE's own.
     """
     if activation is sae.activation:
-        raise ValueError("activation is the SAE's own already; give a new one, as it is set up anew")
+        raise ValueError("activation belongs to the SAE already; give a new one")
     activation = Activation.unused(activation)
     activation.setup(Sizes(sae.d_in, sae.d_out or sae.d_in, sae.n_latents, bool(sae.d_out), sae.seed, sae.mesh))
     activation.in_use = True
@@ -88,7 +88,7 @@ def threshold_for(sae: SAE, rows: Tensor, l0: float) -> float:
 
 def _check(sae: SAE, rows: Tensor, l0: float) -> None:
     if sae.mesh.shards > 1:
-        raise ValueError("a threshold is worked out on one process: load the SAE there")
+        raise ValueError("a threshold is computed in one process: load the saved SAE there")
     if rows.ndim != 2 or rows.shape[1] != sae.d_in or not len(rows):
         raise ValueError(f"expected rows of shape [n, {sae.d_in}] with n >= 1, got {list(rows.shape)}")
     if not 0 < l0 <= sae.n_latents:

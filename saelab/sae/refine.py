@@ -49,7 +49,7 @@ def refine(sae: Autoencoder, x: Tensor, codes: Codes, rounds: int = 100, target:
         ValueError: for rows that are not those of the codes, `rounds` below 1, or an SAE dealt to several shards.
     """
     if sae.mesh.shards > 1:
-        raise ValueError("codes are refined on one process: load the SAE there")
+        raise ValueError("codes are refined in one process: load the saved SAE there")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     codes = codes.compact() if codes.is_full else codes

@@ -57,7 +57,7 @@ class Stack:
                 kind = type(sae.dictionary).__name__
                 raise ValueError(f"only untied Dense dictionaries of SAEs train together; member {number} has {kind}")
             if sae.mesh.replicas * sae.mesh.shards > 1:
-                raise ValueError("SAEs that train together cannot be dealt to several processes")
+                raise ValueError("SAEs that train together must be on one process")
             for what in (
                 lambda one: ("d_in and n_latents", (one.d_in, one.n_latents)),
                 lambda one: ("dictionary", one.dictionary.config()),

@@ -39,7 +39,7 @@ from saelab.train.convergence import Convergence, at_full_rate, fall
 
 SETTINGS = {"converge?": (float, None), "trainer?": {"batch?": int}}
 """What is read of a run's config.yaml."""
-FIT_AGAIN = "restore it from a copy, or `saelab scaling fit` writes it anew"
+FIT_AGAIN = "restore it from a copy, or write it again with `saelab scaling fit`"
 TAIL = 0.05
 """Share of the rows, at the end, that a training loss is averaged over."""
 DATA = ("model", "fingerprint", "site", "target", "average", "world", "text")
@@ -173,7 +173,7 @@ def _loss(run: SavedRun, tail: Sequence[dict[str, Any]]) -> tuple[float, float |
         return score["value"], score["low"], score["high"], "held-out"
     fvus = [record["fvu"] for record in tail if record["fvu"] is not None]
     if not fvus:
-        raise ValueError(f"{run.files.log_file}: the FVU of the last records is not finite: train {run.folder} anew")
+        raise ValueError(f"{run.files.log_file}: the FVU of the last records is not finite: train {run.folder} again")
     return float(np.mean(fvus)), None, None, "training"
 
 
@@ -215,7 +215,9 @@ def check_alike(cells: Sequence[Cell], but: Sequence[str] = ()) -> None:
         for cell in cells if key not in but else []:
             own, wanted = getattr(cell, key), getattr(first, key)
             if own != wanted:
-                raise ValueError(f"mixed {what}: {first.name} has '{wanted}', {cell.name} has '{own}'; fit them apart")
+                raise ValueError(
+                    f"mixed {what}: {first.name} has '{wanted}', {cell.name} has '{own}'; fit them separately"
+                )
     for cell in cells if "normalisation" not in but else []:
         own_scale, scale = cell.normalisation, first.normalisation
         if own_scale is not None and scale is not None and abs(own_scale / scale - 1) > 0.02:

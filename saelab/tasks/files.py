@@ -151,7 +151,7 @@ def _asked(line: Line, where: str) -> Iterator[tuple[str | None, int, str]]:
         for task, label in (line.get("labels") or {}).items():
             yield task, WHOLE, _label(label, where)
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{where} has marks or labels of another form than the format's ({error})") from None
+        raise ValueError(f"{where} has marks or labels in another form ({error})") from None
 
 
 def _whole_number(value: Any, where: str) -> int:
@@ -189,7 +189,7 @@ def _comma_separated(path: Path) -> Iterator[Line]:
     try:
         yield from csv.DictReader(io.StringIO(text_of(path, "convert it").removeprefix(BOM), newline=""))
     except csv.Error as error:
-        raise ValueError(f"{path} is not a table as CSV has it ({error}); write it otherwise") from None
+        raise ValueError(f"{path} is not valid CSV ({error}); write it otherwise") from None
 
 
 def _parquet(path: Path) -> Iterator[Line]:

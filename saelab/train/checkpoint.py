@@ -63,10 +63,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{error}{remedy}") from None
     check_format(path, about.get("format"), FORMAT)
     if about["format"] < FORMAT:
-        raise ValueError(f"{path} has format {about['format']}, this saelab goes on from {FORMAT}: train it anew")
+        raise ValueError(
+            f"{path} has format {about['format']}, this saelab resumes format {FORMAT} only: train again from the start"
+        )
     missing = {"step", "rows", "rows_planned", "source", "sae", "trainer", "optimizer"} - about.keys()
     if missing:
-        raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(sorted(missing))}")
+        raise ValueError(f"{path} is an incomplete checkpoint: it lacks {', '.join(sorted(missing))}")
     return tensors, about
 
 
@@ -92,9 +94,9 @@ def restore(path: Path, trainer: StepTrainer) -> dict[str, Any]:
     for kind, own in (("sae", trainer.sae.config()), ("trainer", trainer.settings())):
         for key, value in own.items():
             if key == "average" and about[kind].get(key) is None and value is not None:
-                raise ValueError(f"{path} holds no weight average: it was taken without the setting `average`")
+                raise ValueError(f"{path} holds no weight average: it was saved without the setting `average`")
             if about[kind].get(key) != value:
-                raise ValueError(f"{path} was taken with {key} = {about[kind].get(key)!r}, this run has {value!r}")
+                raise ValueError(f"{path} was saved with {key} = {about[kind].get(key)!r}, this run has {value!r}")
     fit(trainer.sae, trainer.sae.own(_group(tensors, "sae.")), path)
     _restore_optimizer(trainer, tensors, path, about["optimizer"])
     _restore_algorithms(trainer, tensors, path)
@@ -170,7 +172,7 @@ def _restore_average(trainer: StepTrainer, tensors: dict[str, Tensor], path: Pat
 def _fitting(path: Path, tensors: dict[str, Tensor], name: str, shape: list[int]) -> Tensor:
     found = list(tensors[name].shape) if name in tensors else "nothing"
     if found != shape:
-        raise ValueError(f"{path} does not fit: what it keeps of {name} should be {shape}, the file holds {found}")
+        raise ValueError(f"{path} does not fit: the saved state of {name} should be {shape}, the file holds {found}")
     return tensors[name]
 
 

@@ -40,9 +40,9 @@ class BoostedSource(Source):
 
     def __init__(self, source: Source, earlier: SAE | Ensemble):
         if source.d_out or earlier.d_out:
-            raise ValueError("boosting is for SAEs: neither the source nor the SAE before may have targets")
+            raise ValueError("boosting is for SAEs: neither the source nor the earlier SAE may have targets")
         if source.d_in != earlier.d_in:
-            raise ValueError(f"the source's rows are {source.d_in} wide, the SAE before reads {earlier.d_in}")
+            raise ValueError(f"the source's rows are {source.d_in} wide, the earlier SAE reads {earlier.d_in}")
         self.source, self.earlier, self.d_in = source, earlier, source.d_in
 
     def batches(self, rows: int) -> Iterator[Batch]:
@@ -98,7 +98,7 @@ def train_ensemble(
         ValueError: for fewer than one member, an unknown `how`, and see `Trainer`.
     """
     if how not in HOW:
-        raise ValueError(f"unknown how '{how}' of an ensemble{near_miss(how, HOW)}")
+        raise ValueError(f"unknown kind of ensemble how='{how}'{near_miss(how, HOW)}")
     if members < 1:
         raise ValueError(f"members must be at least 1, got {members}")
     start, trained = source.state(), list[SAE]()
@@ -123,7 +123,7 @@ def diversity(saes: Sequence[SAE]) -> Tensor:
         ValueError: for fewer than two SAEs.
     """
     if len(saes) < 2:
-        raise ValueError(f"diversity is between SAEs: it needs at least 2, got {len(saes)}")
+        raise ValueError(f"diversity needs at least 2 SAEs, got {len(saes)}")
     directions = [sae.data_directions() for sae in saes]
     found = []
     for number, own in enumerate(directions):

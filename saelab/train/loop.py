@@ -169,7 +169,7 @@ def _farewell(step: int, runs: Sequence[Run] | None) -> str:
         return f"stopped after step {step}"
     command = "train" if len(runs) == 1 else "sweep"
     folder = runs[0].folder if len(runs) == 1 else runs[0].folder.parent
-    return f"stopped after step {step}; `saelab {command} --resume {folder}` goes on from there"
+    return f"stopped after step {step}; `saelab {command} --resume {folder}` resumes it"
 
 
 def by_firing(codes: Codes) -> Tensor:

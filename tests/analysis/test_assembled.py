@@ -60,15 +60,15 @@ def test_topk_is_read_by_the_threshold_with_its_own_mean_l0():
 
 
 def test_what_cannot_be_taken_apart_is_refused_by_name():
-    with pytest.raises(ValueError, match="narrow: latents of AbsTopK cannot be taken apart"):
+    with pytest.raises(ValueError, match="^narrow: .*AbsTopK"):
         independent(trained(AbsTopK(k=2)), name="narrow")
-    with pytest.raises(ValueError, match="only latents of Dense dictionaries.*narrow has Crosscoder"):
+    with pytest.raises(ValueError, match="Dense.*narrow has Crosscoder"):
         independent(SAE(6, 8, ReLU(), dictionary=Crosscoder(sites=2)), name="narrow")
-    with pytest.raises(ValueError, match="narrow is an ensemble, and this needs the weights of one SAE"):
+    with pytest.raises(ValueError, match="narrow is an ensemble"):
         independent(Ensemble([trained(ReLU())]), name="narrow")
     with pytest.raises(ValueError, match="narrow is a transcoder"):
         independent(SAE(6, 8, ReLU(), d_out=5), name="narrow")
-    with pytest.raises(ValueError, match="threshold has to be set on rows"):
+    with pytest.raises(ValueError, match="give rows to set its threshold"):
         independent(trained(TopK(k=2)))
 
 

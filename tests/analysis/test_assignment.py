@@ -102,7 +102,7 @@ def test_what_cannot_be_assigned_is_refused():
         assign(drawn(3, 4), drawn(3, 5))
     with pytest.raises(ValueError, match="expected vectors"):
         assign(drawn(0, 4), drawn(3, 4))
-    with pytest.raises(ValueError, match="by must be cosine or distance, got 'angle'"):
+    with pytest.raises(ValueError, match="cosine or distance, got 'angle'"):
         assign(drawn(3, 4), drawn(3, 4), "angle")
     with pytest.raises(ValueError, match="hold NaN or infinity"):
         assign(drawn(3, 4) / 0, drawn(3, 4))

@@ -204,7 +204,7 @@ def test_top_tokens_are_those_a_loop_finds():
         best = sorted(range(11), key=lambda token: -strength[token])[:4]
         assert tokens[latent].tolist() == best
         assert share[latent].tolist() == pytest.approx([strength[token] / sum(strength) for token in best])
-    with pytest.raises(ValueError, match="do not say which tokens"):
+    with pytest.raises(ValueError, match="these rows have no tokens"):
         top_tokens(sae, Rows(rows.x, rows.group))
 
 

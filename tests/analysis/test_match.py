@@ -141,7 +141,7 @@ def test_an_sae_without_a_living_latent_is_refused():
     a = uneven()
     a.firing.rows.fill_(400)
     a.firing.since.fill_(400)
-    with pytest.raises(ValueError, match="A has no living latent"):
+    with pytest.raises(ValueError, match="A has no alive latents"):
         match(a, uneven())
 
 

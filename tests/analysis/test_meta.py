@@ -146,7 +146,7 @@ def test_meta_latents_are_compared_with_latents_of_other_saes(planted):
     assert same["mean"] > 0.85 > 0.6 > other["mean"]
     assert other["mean"] == pytest.approx(other["random"], abs=0.1)
     assert (same["name"], same["n_latents"]) == ("atoms", 20)
-    with pytest.raises(ValueError, match="wide has directions 9 wide, the meta-latents 64"):
+    with pytest.raises(ValueError, match="directions 9 wide.*64"):
         similar_to(meta, {"wide": sae_with(drawn(4, 9))})
 
 
@@ -174,7 +174,7 @@ def test_dead_latents_are_left_out():
     meta = train_meta(sae, MetaSettings(ratio=5, k=1, steps=2), show=False)
     assert meta.latents.tolist() == list(range(25, 60))
     assert meta.sae.n_latents == 7
-    with pytest.raises(ValueError, match="latent 3 has no decomposition: it is dead"):
+    with pytest.raises(ValueError, match="latent 3 .*dead"):
         meta.sentence(3)
     sae.firing.since.fill_(10)
     with pytest.raises(ValueError, match="there are 0, it needs at least 20"):
@@ -253,9 +253,9 @@ def test_exchanging_all_makes_one_city_the_other_and_subsets_lists_the_choices()
     assert len(choices) == len(set(choices)) == 7
     louder = exchanged(sae, meta, 0, 1, chosen=[0, 1], size=100)
     assert F.cosine_similarity(louder.dictionary.W_dec[0], VALUES[1], dim=0) > 0.999
-    with pytest.raises(ValueError, match="neither latent 0 nor latent 1 has meta-latent 2"):
+    with pytest.raises(ValueError, match="latent 0 nor latent 1 .*meta-latent 2"):
         exchanged(sae, meta, 0, 1, chosen=[2])
-    with pytest.raises(ValueError, match="does not have directions that can be set freely"):
+    with pytest.raises(ValueError, match="directions that can be set freely"):
         exchanged(SAE(16, 3, TopK(k=1), dictionary=Expander(degree=4)), meta, 0, 1)
-    with pytest.raises(ValueError, match="nothing is left of the direction of latent 0"):
+    with pytest.raises(ValueError, match="the direction of latent 0 becomes zero"):
         exchanged(sae, meta, 0, 0, size=0)

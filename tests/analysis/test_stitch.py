@@ -237,7 +237,7 @@ def test_a_stitched_sae_is_an_sae(tmp_path):
     pair.with_novel().save(tmp_path / "stitched")
     again = load(tmp_path / "stitched")
     assert torch.equal(again(rows.x), pair.with_novel()(rows.x))
-    with pytest.raises(ValueError, match=f"step must be from 0 to {len(pair.steps)}, got -1"):
+    with pytest.raises(ValueError, match=f"from 0 to {len(pair.steps)}, got -1"):
         pair.sae(-1)
 
 
@@ -288,22 +288,22 @@ def test_a_ladder_of_three_is_one_continuous_way(tmp_path):
 def test_saes_that_do_not_go_together_are_refused_by_name():
     rows = Rows(drawn(50, 8), torch.arange(50))
     a, b = two()
-    with pytest.raises(ValueError, match="it needs at least 2, got 1"):
+    with pytest.raises(ValueError, match="at least 2 SAEs, got 1"):
         stitch({"a": a}, rows)
-    with pytest.raises(ValueError, match="narrow reads rows 8 wide, wide rows 9 wide: not the same site"):
+    with pytest.raises(ValueError, match="narrow .*8 wide, wide .*9 wide"):
         stitch({"narrow": a, "wide": sae_with(drawn(5, 9))}, rows)
-    with pytest.raises(ValueError, match="narrow reads rows 8 wide, the data's are 3"):
+    with pytest.raises(ValueError, match="narrow .*8 wide, .* 3"):
         stitch({"narrow": a, "wide": b}, Rows(drawn(50, 3), torch.arange(50)))
     one, other = sae_with(drawn(9, 8)), sae_with(drawn(9, 8))
     one.scale.set(torch.zeros(8) + 0.1, 1.0)
     other.scale.set(torch.zeros(8) + 0.1, 9.0)
-    with pytest.raises(ValueError, match="first and second were trained on rows of different normalisation: sca"):
+    with pytest.raises(ValueError, match="first and second .*different normalisation"):
         stitch({"first": one, "second": other}, rows)
     other.scale.set(torch.ones(8), 1.0)
-    with pytest.raises(ValueError, match="different normalisation.*means 0.9 scales apart"):
+    with pytest.raises(ValueError, match="means 0.9 scales apart"):
         stitch({"first": one, "second": other}, rows)
     far = sae_with(drawn(9, 8), bias=torch.full((8,), 50.0))
-    with pytest.raises(ValueError, match="far reconstructs these rows worse than their mean does.*another site"):
+    with pytest.raises(ValueError, match="far .*worse.*another site"):
         stitch({"near": sae_with(torch.cat([torch.eye(8), -torch.eye(8)])), "far": far}, rows, show=False)
 
 

@@ -138,7 +138,7 @@ def test_what_cannot_be_diagnosed_is_refused():
         diagnose(built(circle(16)), [torch.eye(PLAIN + 2)[:1]])
     with pytest.raises(ValueError, match="there are no rows"):
         diagnose(built(circle(16)), [])
-    with pytest.raises(ValueError, match="diagnose an SAE"):
+    with pytest.raises(ValueError, match="transcoder cannot be diagnosed"):
         diagnose(SAE(4, 8, TopK(1), d_out=4), [])
 
 

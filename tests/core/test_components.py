@@ -84,14 +84,14 @@ def test_config_is_the_constructors_arguments(shape):
 
 
 def test_unknown_name_says_the_near_miss(shape):
-    with pytest.raises(ValueError, match="unknown shape 'square'; did you mean 'Square'"):
+    with pytest.raises(ValueError, match="'square'; did you mean 'Square'"):
         shape.build({"name": "square"})
     with pytest.raises(ValueError, match="unknown shape 'Xyz'; there are: Square"):
         shape.named("Xyz")
 
 
 def test_unknown_key_says_the_near_miss(shape):
-    with pytest.raises(ValueError, match="unknown key 'sides' of shape Square; did you mean 'side'"):
+    with pytest.raises(ValueError, match="'sides' of shape Square.*'side'"):
         shape.build({"name": "Square", "sides": 3})
 
 
@@ -139,6 +139,6 @@ def test_a_variant_that_is_not_there_is_an_import_error_with_the_near_miss():
 
     with pytest.raises(ImportError, match="TopKK"):
         exec("from saelab.sae.activations import TopKK")  # noqa: S102
-    with pytest.raises(AttributeError, match="no activation 'TopKK'; did you mean 'TopK'"):
+    with pytest.raises(AttributeError, match="'TopKK'; did you mean 'TopK'"):
         _ = saelab.sae.activations.TopKK
     assert not hasattr(saelab.sae.activations, "something")

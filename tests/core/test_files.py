@@ -57,7 +57,7 @@ def test_failing_leaves_the_older_file_and_nothing_else(tmp_path, error):
 @pytest.mark.parametrize(("module", "call"), [(os, "fsync"), (os, "replace"), (Path, "mkdir")])
 def test_full_disk_is_said_with_the_path_and_the_remedy(tmp_path, monkeypatch, module, call):
     monkeypatch.setattr(module, call, failing(OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(OSError, match=r"disk is full: could not write .*/text\. Nothing was lost: free") as caught:
+    with pytest.raises(OSError, match=r"disk is full: .*/text\. .*free") as caught:
         files.write_text(tmp_path / "text", "new")
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == []
@@ -116,7 +116,7 @@ def test_damaged_tensors_are_named(tmp_path, damage):
     path = tmp_path / "file.safetensors"
     files.write_tensors(path, {"a": torch.ones(3)})
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"file\.safetensors is damaged.*restore it from a copy or make it again"):
+    with pytest.raises(ValueError, match=r"file\.safetensors is damaged.*restore"):
         files.read_tensors(path)
 
 

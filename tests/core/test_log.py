@@ -60,7 +60,7 @@ def test_a_last_line_cut_short_is_left_out(tmp_path):
 def test_other_damage_is_named_by_line(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"log\.jsonl, line 2 is damaged: not JSON \(.*\); remove that line"):
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2 .*remove that line"):
         read_log(path)
 
 

@@ -68,9 +68,9 @@ BAD_JSON = {
     "": "Expecting value",
     "[" * 10_000 + "]" * 10_000: "nested more than 100 deep",
     '{"a":' * 200 + "1" + "}" * 200: "nested more than 100 deep",
-    '{"a": 1, "a": 2}': "the key a stands twice in a table",
-    '{"a": NaN}': "it has no number NaN",
-    '{"a": "\\ud800"}': "half a surrogate pair in a text",
+    '{"a": 1, "a": 2}': "the key a is repeated",
+    '{"a": NaN}': "NaN is not a number of JSON",
+    '{"a": "\\ud800"}': "an unpaired surrogate in a text",
     '{"a": ' + "9" * 5000 + "}": "a number of too many digits",
 }
 
@@ -94,8 +94,8 @@ BAD_YAML = {
     BOMB: "more than 1,000,000 values",
     "&a [*a]": "nested more than 100 deep",
     "[" * 10_000 + "]" * 10_000: "nested more than 100 deep",
-    "k: 1\nk: 2": "the key k stands twice in a table",
-    "1: 2": "the key 1 is no text: write it in quotes",
+    "k: 1\nk: 2": "the key k is repeated",
+    "1: 2": "the key 1 is not text: write it in quotes",
     "at: 2020-01-01": "2020-01-01 is a date: write it in quotes",
     "at: 2020-13-01": "month must be in 1..12",
     "k: .nan": "the number nan is not finite",
@@ -150,10 +150,10 @@ def test_lines_of_strangers(tmp_path):
 def test_format_number():
     check_format(Path("file"), 1, 2)
     check_format(Path("file"), 2, 2)
-    with pytest.raises(ValueError, match=r"file has format 3, newer than 2, the newest.*; update saelab"):
+    with pytest.raises(ValueError, match="format 3, newer than 2.*update saelab"):
         check_format(Path("file"), 3, 2)
     for found in (None, "1", 1.0):
-        with pytest.raises(ValueError, match="file has no format number: it was not written by saelab"):
+        with pytest.raises(ValueError, match="file has no format number"):
             check_format(Path("file"), found, 2)
 
 

@@ -32,7 +32,7 @@ def test_an_empty_folder_will_do(tmp_path):
 
 def test_a_run_is_never_written_over(tmp_path):
     Run.create(tmp_path / "run", CONFIG)
-    with pytest.raises(ValueError, match=r"holds a run already: `saelab train --resume .*/run` goes on with it"):
+    with pytest.raises(ValueError, match="already: `saelab train --resume .*/run`"):
         Run.create(tmp_path / "run", CONFIG)
 
 

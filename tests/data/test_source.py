@@ -145,7 +145,7 @@ def test_every_window_has_an_order_of_its_own():
 
 def test_a_place_of_another_seed_is_refused():
     state = Windows([4], seed=1).state()
-    with pytest.raises(ValueError, match="the saved place belongs to seed 1, this source has 2"):
+    with pytest.raises(ValueError, match="for seed 1, .* 2"):
         Windows([4], seed=2).restore(state)
 
 
@@ -179,5 +179,5 @@ def test_a_place_in_data_that_changed_since_is_refused():
     shorter = ArraySource(torch.randn(5, 3))
     shorter.identity = source.identity  # the same name, other content
     shorter.restore(state)
-    with pytest.raises(ValueError, match="the data changed since .*: window 0 has 5 rows, it had 20"):
+    with pytest.raises(ValueError, match="changed.*window 0 has 5 rows, it had 20"):
         next(shorter.batches(7))

@@ -170,7 +170,7 @@ def test_a_killed_writer_loses_only_the_shard_under_way(tmp_path, monkeypatch, s
 def test_a_store_without_a_shard_yet_says_so(tmp_path):
     make(tmp_path)
     write_json(tmp_path / "manifest.json", read_json(tmp_path / "manifest.json") | {"shards": []})
-    with pytest.raises(ValueError, match="holds no rows yet; run the harvest again to go on with it"):
+    with pytest.raises(ValueError, match="no rows yet.*harvest again"):
         Store(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk_keeps_the_shards_before_and_the_writer_goes_on(tmp_path, mo
     append(to, rows[:4])
     with monkeypatch.context() as patch:
         fail_once(patch, at, OSError(errno.ENOSPC, "No space left on device"))
-        with pytest.raises(OSError, match="the disk is full: could not write .*Nothing was lost: free some space"):
+        with pytest.raises(OSError, match="disk is full: .*free some space"):
             append(to, rows[4:])
     assert torch.equal(all_rows(tmp_path)[:4], rows[:4])
     assert list(tmp_path.glob(".*")) == []
@@ -212,7 +212,7 @@ def test_another_origin_is_refused_by_its_key(tmp_path, dtype, origin, message):
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and is not a store; choose another folder"):
+    with pytest.raises(ValueError, match="not a store; choose another"):
         writer(tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_rows_that_are_not_finite_are_refused_with_their_place(tmp_path):
     to, rows = writer(tmp_path), numbered(0, 5)
     append(to, rows)
     rows[2, 1], rows[4, 0] = float("nan"), float("inf")
-    with pytest.raises(ValueError, match=r"hold NaN or infinity in 2 rows \(first at token 102, position 2\)"):
+    with pytest.raises(ValueError, match="in 2 rows .*token 102, position 2"):
         append(to, rows)
     assert len(all_rows(tmp_path)) == 5
 
@@ -231,7 +231,7 @@ def test_rows_that_are_not_finite_are_refused_with_their_place(tmp_path):
 def test_rows_too_large_for_fp16_say_what_to_do(tmp_path):
     rows = numbered(0, 5)
     rows[3, 1] = -70_000
-    with pytest.raises(ValueError, match=r"1 rows do not fit into fp16 \(.*7e\+04, at token 103.*use --dtype bf16"):
+    with pytest.raises(ValueError, match=r"fp16 \(.*7e\+04, at token 103.*bf16"):
         append(writer(tmp_path / "fp16", "fp16"), rows)
     append(writer(tmp_path / "bf16", "bf16"), rows)
 
@@ -246,7 +246,7 @@ def test_rows_of_another_width_are_refused_before_anything_is_written(tmp_path, 
 
 
 def test_an_unknown_precision_says_the_near_miss(tmp_path):
-    with pytest.raises(ValueError, match="unknown dtype 'bf61'; did you mean 'bf16'"):
+    with pytest.raises(ValueError, match="'bf61'; did you mean 'bf16'"):
         writer(tmp_path, "bf61")
 
 
@@ -285,7 +285,7 @@ def test_a_flipped_bit_is_found_before_a_row_is_used(tmp_path):
     store = Store(tmp_path)
     assert len(store.rows(0)) == 5
     for read in (store.rows, store.columns):
-        with pytest.raises(ValueError, match=r"the shard .*shard-00001\.safetensors is damaged"):
+        with pytest.raises(ValueError, match=r"shard-00001\.safetensors is damaged"):
             read(1)
     with pytest.raises(ValueError, match=r"shard-00001\.safetensors is damaged"):
         next(StoreSource(tmp_path).batches(15))
@@ -293,7 +293,7 @@ def test_a_flipped_bit_is_found_before_a_row_is_used(tmp_path):
 
 def test_a_folder_that_is_no_store_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"is not a store: it has no manifest\.json; make one with"):
+        with pytest.raises(ValueError, match=r"not a store: .*manifest\.json"):
             Store(folder)
 
 
@@ -393,7 +393,7 @@ def test_a_sample_is_of_different_rows(folder):
 
 @pytest.mark.parametrize(("block", "window"), [(0, 10), (5, 4)])
 def test_blocks_and_windows_must_fit(folder, block, window):
-    with pytest.raises(ValueError, match=f"need 1 <= block_rows <= window_rows, got {block} and {window}"):
+    with pytest.raises(ValueError, match=f"block_rows.*got {block} and {window}"):
         StoreSource(folder, block_rows=block, window_rows=window)
 
 
@@ -494,7 +494,7 @@ def test_the_header_of_a_later_shard_is_checked_before_its_rows_are_used(tmp_pat
     manifest["shards"][1]["rows"] = 2
     path.write_text(json.dumps(manifest))
     store = Store(tmp_path)
-    with pytest.raises(ValueError, match=r"shard-00001\.safetensors holds rows \[3, 3\] fp32, and .* \[2, 3\] fp32"):
+    with pytest.raises(ValueError, match=r"shard-00001.*\[3, 3\] .*\[2, 3\]"):
         store.columns(1)
 
 
@@ -505,9 +505,7 @@ def test_a_shard_cut_while_it_is_in_use_is_named(tmp_path):
     path = tmp_path / "shard-00001.safetensors"
     os.truncate(path, 4096)
     for read in (store.rows, store.columns):
-        with pytest.raises(
-            ValueError, match=r"shard-00001\.safetensors was changed while it was in use: 4096 bytes of"
-        ):
+        with pytest.raises(ValueError, match="shard-00001.*changed.*4096 bytes"):
             read(1)
     assert torch.equal(store.rows(0), rows[:500])
 

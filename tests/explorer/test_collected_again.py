@@ -115,7 +115,7 @@ def test_pages_tell_what_there_is_to_tell_of_rows_without_text(tmp_path, columns
         row = found["examples"]["top"][0]["row"]
         for path in (f"latent/{latent}/effects.json?row={row}", f"latent/{latent}/pattern.json", "norms.json"):
             said = site.json(f"/run/bare/{path}", status=400)["error"]
-            assert said.startswith("bare was collected on rows that stand for no text, which this needs")
+            assert said.startswith("bare was collected on rows without text, and this page needs text")
 
 
 def test_copies_of_rows_without_text_are_whole(tmp_path):

@@ -50,7 +50,7 @@ def change(path, statement, *values):
 def test_tables_are_looked_at_when_a_database_is_opened(path, statement, why):
     Database(path)
     change(path, statement)
-    with pytest.raises(DamagedError, match=f"{FILE} is damaged or not an explorer's database .{why}.*--recollect"):
+    with pytest.raises(DamagedError, match=f"{FILE} is damaged .*{why}.*--recollect"):
         Database(path)
 
 
@@ -74,7 +74,7 @@ def test_details_of_a_latent(path, changes, why):
     assert Database(path).details(2)
     kept = {key: value for key, value in whole.items() if key != "intervals"}
     change(path, "UPDATE details SET data = ? WHERE id = 1", packed(kept))
-    with pytest.raises(DamagedError, match="intervals: expected a list of tables, got nothing"):
+    with pytest.raises(DamagedError, match="intervals: expected a list"):
         Database(path).details(1)
     change(path, "DELETE FROM details WHERE id = 1")
     with pytest.raises(DamagedError, match="details lacks 1"):

@@ -116,7 +116,7 @@ def test_a_failing_migration_leaves_the_version_before(folder, monkeypatch):
 
 
 def test_foreign_newer_and_missing_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="there is no .*explorer.sqlite; `saelab explore"):
+    with pytest.raises(ValueError, match="no .*explorer.sqlite; `saelab explore"):
         Database(tmp_path / FILE)
     (tmp_path / FILE).write_bytes(b"not a database at all, but long enough to be read as one" * 40)
     with pytest.raises(ValueError, match="damaged or not an explorer's database"):

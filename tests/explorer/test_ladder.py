@@ -69,7 +69,7 @@ def test_a_damaged_file_is_named_and_the_others_are_shown(tmp_path, folder):
     said = [one["error"] for one in found["damaged"]]
     assert said[0] == f"{broken}: budget: expected a table, got nothing; restore it from a copy or make it again"
     assert "law-x.json" in said[1]
-    with pytest.raises(ValueError, match="neither a run, a saved SAE or a result of .*`scaling`"):
+    with pytest.raises(ValueError, match="neither a run.*`scaling`"):
         Workspace([put(tmp_path / "else.json", {"kind": "other"})])
 
 

@@ -223,7 +223,7 @@ def test_damaged_columns_are_said_in_one_line(path):
 def test_two_cannot_collect_into_one_folder_at_once(path):
     from saelab.explorer.gather import alone
 
-    with alone(path.parent), pytest.raises(ValueError, match="another explorer collects for .*run now: wait"):
+    with alone(path.parent), pytest.raises(ValueError, match="another explorer .*run now"):
         collected(path.parent)
     collected(path.parent)
 

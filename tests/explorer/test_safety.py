@@ -177,8 +177,8 @@ STEER = {"text": "def f(x):", "changes": [], "tokens": 2, "temperature": 0.0, "s
     [
         ("prompt", {"text": "x" * 5000}, "at most 4,000 are read"),
         ("prompt", {"text": "( " * 1500}, "at most 256 are read"),
-        ("prompt", {"text": ""}, "text must be a text"),
-        ("prompt", {"text": 5}, "text must be a text"),
+        ("prompt", {"text": ""}, "text must be a non-empty text"),
+        ("prompt", {"text": 5}, "text must be a non-empty text"),
         ("ablate", {"text": "def f", "token": 99}, "token must be a whole number"),
         ("steer", STEER | {"tokens": 65}, "tokens must be a whole number from 1 to 64"),
         ("steer", STEER | {"tokens": True}, "tokens must be a whole number"),

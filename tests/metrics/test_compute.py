@@ -51,7 +51,7 @@ def test_a_csv_says_the_same(tmp_path):
         ("[[1, 2]]", "at least two points"),
         ("[[1, 2], [2, 2]]", "at least two points are needed between which the loss falls"),
         ("[[0, 2], [2, 1]]", "compute must be above 0"),
-        ("[[1, NaN], [2, 1]]", "it has no number NaN"),
+        ("[[1, NaN], [2, 1]]", "NaN is not a number of JSON"),
         ("rubbish", "not JSON .*give a JSON list of"),
         ("[1, 2]", r"\[0\]: expected a list of 2, got 1"),
     ],

@@ -87,7 +87,7 @@ def test_an_unknown_metric_is_refused_with_the_near_miss(rows, name, hint):
 
 
 def test_an_sae_of_another_width_is_refused_by_name(rows):
-    with pytest.raises(ValueError, match="narrow reads rows 8 wide, the data's are 16"):
+    with pytest.raises(ValueError, match="narrow .*8 wide, .* 16"):
         measure({"right": random_sae(), "narrow": SAE(8, 16, TopK(k=2))}, rows, show=False)
 
 
@@ -109,7 +109,7 @@ def test_an_sae_with_nan_weights_is_said_to_be_broken_and_the_others_are_measure
 
 def test_nan_activations_are_refused(rows):
     rows.x[7, 3] = float("nan")
-    with pytest.raises(ValueError, match="the activations to measure on hold NaN or infinity"):
+    with pytest.raises(ValueError, match="activations .*NaN or infinity"):
         measure({"sae": random_sae()}, rows, show=False)
 
 
@@ -196,7 +196,7 @@ def test_default_stands_for_what_runs_by_default(rows, calls):
 
 
 def test_an_unknown_setting_of_a_metric_is_refused_with_the_near_miss(rows):
-    with pytest.raises(ValueError, match="unknown key 'sweep' of metric Probe; did you mean 'sweeps'"):
+    with pytest.raises(ValueError, match="'sweep' of metric Probe.*'sweeps'"):
         measure({"sae": random_sae()}, rows, [{"name": "Probe", "sweep": 2}], show=False)
 
 

@@ -172,4 +172,6 @@ def test_an_sae_alone_or_of_another_size_has_nothing_to_be_compared_with():
     rows = Rows(torch.randn(20, 16), torch.arange(20))
     for saes in ({"a": random_sae()}, {"a": random_sae(), "b": random_sae(n_latents=40)}):
         found = measure(saes, rows, ["Stability"], show=False)["a"]
-        assert found.skipped == {"Stability": "needs another SAE of as many latents, measured together with this one"}
+        assert found.skipped == {
+            "Stability": "needs another SAE with the same number of latents, measured together with this one"
+        }

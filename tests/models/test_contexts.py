@@ -249,7 +249,7 @@ def test_mixed_precision_of_the_trainer_does_not_reach_the_model(subject, tiny_g
 
 def test_rows_of_a_replica_only_are_refused(subject, model):
     batch = some(source(subject, model), 1)[0]
-    with pytest.raises(ValueError, match=r"of all 100 rows of the batch, got 50; contexts cannot be dealt to several"):
+    with pytest.raises(ValueError, match="100 rows .*got 50; contexts"):
         batch.downstream(batch.x[::2])
 
 
@@ -338,9 +338,9 @@ def test_the_batches_above_go_past_the_end_of_the_text(short, model):
 def test_a_place_in_another_text_or_site_is_refused(subject, model, change, key):
     data = source(subject, model)
     some(data, 1)
-    with pytest.raises(ValueError, match=f"the saved place belongs to {key} "):
+    with pytest.raises(ValueError, match=f"the saved position is for {key} "):
         source(replace(subject, **change), model).restore(data.state())
-    with pytest.raises(ValueError, match="the saved place belongs to contexts_a_window 10, this source has 11"):
+    with pytest.raises(ValueError, match="contexts_a_window 10, .* 11"):
         source(subject, model, window_rows=16 * 11).restore(data.state())
 
 
@@ -352,7 +352,7 @@ def test_a_text_that_changed_is_refused(subject, model, tmp_path):
     (tmp_path / "text.txt").write_text("the lazy dog jumps over. " * 50)
     again = source(here, model, split="all", window_rows=16 * 100)
     again.restore(data.state())
-    with pytest.raises(ValueError, match="the data changed since this place was saved"):
+    with pytest.raises(ValueError, match="the data changed"):
         next(again.batches(60))
 
 
@@ -362,9 +362,9 @@ def test_a_text_that_changed_is_refused(subject, model, tmp_path):
 @pytest.mark.parametrize(
     ("brings", "message"),
     [
-        ("lk", "cannot bring 'lk' from the model; did you mean 'kl'"),
-        ("", "cannot bring '' from the model; there are: ce, gradient, kl"),
-        ("kl,ce", "kl and ce are two losses: bring one of them"),
+        ("lk", "unknown downstream 'lk'; did you mean 'kl'"),
+        ("", "unknown downstream ''; there are: ce, gradient, kl"),
+        ("kl,ce", "downstream takes kl or ce, not both"),
     ],
 )
 def test_only_what_there_is_can_be_brought(subject, model, brings, message):
@@ -373,7 +373,7 @@ def test_only_what_there_is_can_be_brought(subject, model, brings, message):
 
 
 def test_averages_and_gradients_at_several_sites_are_refused(subject, model):
-    with pytest.raises(ValueError, match="rows that are averages cannot be put back into the model"):
+    with pytest.raises(ValueError, match="averaged rows"):
         source(replace(subject, average="document"), model)
     several = replace(subject, site="transformer.h.0,transformer.h.1")
     with pytest.raises(ValueError, match="the gradient is of the rows of one site"):

@@ -300,7 +300,7 @@ def test_a_full_disk_is_said_and_the_same_call_finishes_later(subject, model, wh
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "write_tensors", partial(full, file))
         patch.setattr(store_module, "write_json", partial(full, file))
-        with pytest.raises(OSError, match=rf"the disk is full: could not write .*{file}.*run the same again") as caught:
+        with pytest.raises(OSError, match=f"disk is full: .*{file}.*the same again") as caught:
             harvest(subject, out, TOKENS, model=model, show=False)
     assert caught.value.errno == errno.ENOSPC
     assert not list(out.glob(".*"))
@@ -368,7 +368,7 @@ def test_a_store_of_another_subject_is_refused_by_its_key(subject, model, tmp_pa
         other = other | {"model": str(request.getfixturevalue("tiny_gpt2"))}
     if key == "text":
         other = {"text": str(tmp_path / "other.txt")}
-    with pytest.raises(ValueError, match=rf"acts holds a store with {key} = .*; choose another folder"):
+    with pytest.raises(ValueError, match=f"a store with {key} = "):
         harvest(replace(subject, **other), tmp_path / "acts", 2000, show=False)
     assert files(tmp_path / "acts") == before
 
@@ -394,7 +394,7 @@ def test_rows_too_large_for_fp16_are_refused_with_the_way_out(subject, tmp_path)
         Path(subject.model), tmp_path / "model", lambda model, tokenizer: model.model.embed_tokens.weight.mul_(1e6)
     )
     here = replace(subject, model=str(huge))
-    with pytest.raises(ValueError, match=r"\d+ rows do not fit into fp16 \(entry .*\); use --dtype bf16"):
+    with pytest.raises(ValueError, match=r"\d+ rows .*fp16 .*bf16"):
         harvest(here, tmp_path / "acts", 100, dtype="fp16", show=False)
     assert not (tmp_path / "acts").exists()
     assert len(harvest(here, tmp_path / "acts", 100, dtype="bf16", show=False)) >= 100
@@ -411,7 +411,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, subject: Subject) -> Subjec
 
 
 def test_nan_in_activations_is_refused_and_nothing_is_written(broken, tmp_path):
-    with pytest.raises(ValueError, match=r"the activations hold NaN or infinity in \d+ rows \(first at token \d+"):
+    with pytest.raises(ValueError, match=r"NaN .*in \d+ rows .*token \d+"):
         harvest(broken, tmp_path / "acts", 100, show=False)
     assert not (tmp_path / "acts").exists()
 
@@ -419,19 +419,19 @@ def test_nan_in_activations_is_refused_and_nothing_is_written(broken, tmp_path):
 def test_text_shorter_than_one_row_is_refused(subject, model, tmp_path):
     (tmp_path / "short.txt").write_text("the fox")
     here = replace(subject, text=str(tmp_path / "short.txt"))
-    with pytest.raises(ValueError, match=r"only \d+ tokens, shorter than one row of 16: give more text or a smaller"):
+    with pytest.raises(ValueError, match=r"\d+ tokens, .*row of 16.*seq_len"):
         harvest(here, tmp_path / "acts", 100, split="all", model=model, show=False)
     assert not (tmp_path / "acts").exists()
 
 
 def test_rows_longer_than_the_model_takes_are_refused(subject, model, tmp_path):
-    with pytest.raises(ValueError, match="rows of 17 tokens are longer than the 16"):
+    with pytest.raises(ValueError, match="17 tokens .*the 16"):
         harvest(replace(subject, seq_len=17), tmp_path / "acts", 100, model=model, show=False)
 
 
 @pytest.mark.parametrize("seq_len", [1, 0, -3])
 def test_a_row_needs_two_tokens(subject, model, tmp_path, seq_len):
-    with pytest.raises(ValueError, match=f"seq_len must be at least 2, got {seq_len}"):
+    with pytest.raises(ValueError, match=f"seq_len .*got {seq_len}"):
         harvest(replace(subject, seq_len=seq_len), tmp_path / "acts", 100, model=model, show=False)
 
 
@@ -539,9 +539,7 @@ def test_two_threads_may_use_one_model(subject, model, monkeypatch):
 
 
 def test_a_live_source_refuses_nan_by_model_and_site(broken):
-    with pytest.raises(
-        ValueError, match=rf"{broken.model} gives NaN or infinity at {SITE}; try --live.precision float32"
-    ):
+    with pytest.raises(ValueError, match=f"{broken.model} .*{SITE}.*float32"):
         next(live(broken).batches(8))
 
 

@@ -106,11 +106,11 @@ def test_logits_that_depend_on_more_than_the_last_block_are_refused():
     kept = {}
     decoder.embed_tokens.register_forward_hook(lambda _, args, out: kept.update(embedding=out))
     decoder.final_layer_norm.register_forward_pre_hook(lambda _, args: (args[0] + kept["embedding"],))
-    message = r"cannot be told of x: its logits are not made of what model\.decoder\.layers\.1 gives at the same token"
+    message = r"cannot be told of x: its logits depend on more than the output of model\.decoder\.layers\.1"
     with pytest.raises(ValueError, match=message):
         Head(model, "x", threading.Lock())
 
 
 def test_rows_of_another_width_are_refused():
-    with pytest.raises(ValueError, match=r"expected rows of shape \[n, 32\], got \[3, 8\]"):
+    with pytest.raises(ValueError, match=r"\[n, 32\], got \[3, 8\]"):
         Head(made("opt"), "opt", threading.Lock())(torch.zeros(3, 8))

@@ -252,9 +252,9 @@ def test_loading_is_quiet_and_settings_come_back(tiny_llama, capfd):
 
 
 def test_model_that_is_nowhere(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="there is no folder '/no/such/model' with a model in it"):
+    with pytest.raises(ValueError, match="no folder '/no/such/model'"):
         LanguageModel("/no/such/model", "model.layers.0")
-    with pytest.raises(ValueError, match=r"there is no folder '\./model' with a model in it"):
+    with pytest.raises(ValueError, match=r"no folder '\./model'"):
         LanguageModel("./model", "model.layers.0")
 
     def refuse(text):
@@ -264,23 +264,20 @@ def test_model_that_is_nowhere(tmp_path, monkeypatch):
         monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
 
     refuse("We couldn't connect to 'https://huggingface.co' to load the files\nmore")
-    with pytest.raises(ValueError, match=r"^cannot load the model 'gpt2': there is no folder of that name and the hub "
-                       r"cannot be reached \(the bundled model is 'pycode-7m'\)$"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"^cannot load the model 'gpt2': .*'pycode-7m'\)$"):  # fmt: skip
         LanguageModel("gpt2", "transformer.h.0")
     refuse(
         "nobody/x is not a local folder and is not a valid model identifier listed on 'https://huggingface.co'\nmore"
     )
-    with pytest.raises(ValueError, match="there is no folder of that name and the hub has no such model"):
+    with pytest.raises(ValueError, match="the hub has no such model"):
         LanguageModel("nobody/x", "transformer.h.0")
     refuse("You are trying to access a gated repo.\nmore")
-    with pytest.raises(
-        ValueError, match=r"there is no folder of that name, and the hub's copy gives: You are .* repo\.$"
-    ):
+    with pytest.raises(ValueError, match=r"the hub's copy gives: You are .* repo\.$"):
         LanguageModel("nobody/x", "transformer.h.0")
 
 
 def test_hub_out_of_reach_for_real():
-    with pytest.raises(ValueError, match="there is no folder of that name and the hub cannot be reached"):
+    with pytest.raises(ValueError, match="the hub cannot be reached"):
         LanguageModel("nobody/nothing", "transformer.h.0")
 
 
@@ -293,7 +290,7 @@ def test_damaged_folder(tiny_llama, tmp_path, damage):
         (folder / "model.safetensors").unlink()
     else:
         (folder / "config.json").write_text('{"model_type"')
-    with pytest.raises(ValueError, match=r"cannot load the model '.*': its folder is damaged or incomplete") as caught:
+    with pytest.raises(ValueError, match="folder is damaged or incomplete") as caught:
         LanguageModel(str(folder), "model.layers.0")
     assert "\n" not in str(caught.value)
 
@@ -303,15 +300,13 @@ def test_missing_weight_is_not_filled_with_random_numbers(tiny_llama, tmp_path):
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match=r"lacks 1 of its weights: model\.layers\.1\.mlp\.up_proj\.weight; get a whole"
-    ):
+    with pytest.raises(ValueError, match=r"lacks 1 .*layers\.1\.mlp\.up_proj\.weight"):
         LanguageModel(str(folder), "model.layers.0")
 
 
 def test_missing_bundled_model(tmp_path, monkeypatch):
     monkeypatch.setattr(loading.importlib.resources, "files", lambda _: tmp_path)
-    with pytest.raises(ValueError, match=r"the bundled model pycode-7m is missing from .*: install saelab again"):
+    with pytest.raises(ValueError, match="pycode-7m is missing.*install saelab"):
         LanguageModel(BUNDLED, "model.layers.0")
 
 
@@ -339,7 +334,7 @@ def test_module_that_is_run_more_than_once(tiny_llama):
     model = LanguageModel(str(tiny_llama), "model.layers.0.mlp.act_fn")
     block = model.model.get_submodule("model.layers.1.mlp")
     block.act_fn = model.model.get_submodule("model.layers.0.mlp.act_fn")
-    with pytest.raises(ValueError, match=r"'model\.layers\.0\.mlp\.act_fn' of .* is run 2 times in a pass"):
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.act_fn' .*run 2 times"):
         model._probe()
 
 
@@ -348,21 +343,19 @@ def test_bad_ids_and_activations(tiny_llama):
     long = torch.zeros(1, 17, dtype=torch.int64)
     calls = [model.activations, model.run, lambda ids: model.forward_with(ids, torch.zeros(1, 17, 16))]
     for call in calls:
-        with pytest.raises(
-            ValueError, match=r"rows of 17 tokens are longer than the 16 that .* takes: use a seq_len of at"
-        ):
+        with pytest.raises(ValueError, match="17 tokens .*the 16 .*seq_len"):
             call(long)
-    with pytest.raises(ValueError, match=r"expected token ids of shape \[R, T\], got torch.int64 of shape \[5\]"):
+    with pytest.raises(ValueError, match=r"\[R, T\], got torch.int64 .*\[5\]"):
         model.activations(IDS[0])
-    with pytest.raises(ValueError, match=r"expected token ids of shape \[R, T\], got torch.float32"):
+    with pytest.raises(ValueError, match=r"\[R, T\], got torch.float32"):
         model.activations(IDS.float())
-    with pytest.raises(ValueError, match=r"expected activations of shape \[2, 5, 16\], got \[2, 5, 8\]"):
+    with pytest.raises(ValueError, match=r"\[2, 5, 16\], got \[2, 5, 8\]"):
         model.forward_with(IDS, torch.zeros(2, 5, 8))
     assert torch.equal(model.activations(IDS.int()), model.activations(IDS))
 
 
 def test_bad_device_and_dtype(tiny_llama):
-    with pytest.raises(ValueError, match=r"unknown dtype 'float23'; did you mean 'float32'\?"):
+    with pytest.raises(ValueError, match="'float23'; did you mean 'float32'"):
         LanguageModel(str(tiny_llama), "model.layers.0", dtype="float23")
     with pytest.raises(ValueError, match="cannot use the device 'gpu': "):
         LanguageModel(str(tiny_llama), "model.layers.0", device="gpu")
@@ -374,7 +367,7 @@ def test_bad_device_and_dtype(tiny_llama):
 def test_tokens_that_the_model_does_not_know_are_said_to_come_from_another_tokenizer(tiny_llama):
     model = LanguageModel(str(tiny_llama), "model.layers.1")
     for read in (model.activations, model.run):
-        with pytest.raises(ValueError, match="does not match .*: it gives the token 320, the model knows 320"):
+        with pytest.raises(ValueError, match="token 320, .* 320"):
             read(torch.tensor([[1, 320]]))
     assert model.activations(torch.tensor([[1, 319]])).shape == (1, 2, 16)
 
@@ -384,5 +377,5 @@ def test_a_tokenizer_of_far_fewer_tokens_is_anothers(tiny_llama, tmp_path):
     shutil.copytree(tiny_llama, folder)
     inner = Tokenizer(WordLevel({"the": 0, "fox": 1, "?": 2}, unk_token="?"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?").save_pretrained(folder)
-    with pytest.raises(ValueError, match="tokenizer does not match .*mixed: it has 3 tokens, the model 320; put"):
+    with pytest.raises(ValueError, match="mixed: it has 3 tokens, the model 320"):
         LanguageModel(str(folder), "model.layers.1")

@@ -168,10 +168,10 @@ def test_a_model_and_its_tokenizer_are_read_like_a_folder(tiny_llama, bos_tokeni
 
 def test_what_is_no_model_or_lacks_its_tokenizer(tiny_llama, bos_tokenizer):
     own = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama)
-    with pytest.raises(ValueError, match="the tokenizer of .* is missing: give it as tokenizer="):
+    with pytest.raises(ValueError, match="tokenizer of .*missing.*tokenizer="):
         LanguageModel(own, "model.layers.1")
     for thing in (torch.nn.Linear(2, 2), 3, None):
-        with pytest.raises(ValueError, match="expected a name or a causal language model of transformers, got a "):
+        with pytest.raises(ValueError, match="causal language model .*got a "):
             LanguageModel(thing, "model.layers.1", tokenizer=bos_tokenizer)
 
 

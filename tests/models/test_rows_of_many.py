@@ -101,7 +101,7 @@ def test_a_store_of_another_target_or_average_is_refused_by_its_key(subject, mod
     plain = replace(subject, target=None)
     harvest(plain, tmp_path / "acts", 100, show=False)
     other = replace(plain, **{key: {"target": MLP, "average": "document"}[key]})
-    with pytest.raises(ValueError, match=rf"acts holds a store with {key} = None, not '{other.__dict__[key]}'"):
+    with pytest.raises(ValueError, match=f"{key} = None, not '{other.__dict__[key]}'"):
         harvest(other, tmp_path / "acts", 200, show=False)
 
 
@@ -120,7 +120,7 @@ def test_several_sites_are_harvested_side_by_side(subject, tmp_path):
 def test_a_source_that_gives_nan_names_both_sites(subject, model, monkeypatch):
     real = model.activations
     monkeypatch.setattr(model, "activations", lambda ids: real(ids) * float("nan"))
-    with pytest.raises(ValueError, match=rf"gives NaN or infinity at {MLP}:in or {MLP}; try"):
+    with pytest.raises(ValueError, match=f"NaN .*{MLP}:in or {MLP}"):
         next(LiveSource(subject, window_rows=100, model=model).batches(8))
 
 
@@ -241,5 +241,5 @@ def test_one_short_document_is_enough_for_an_average(turns, tmp_path):
 
 
 def test_only_documents_are_averaged_over(turns):
-    with pytest.raises(ValueError, match="average must be 'document' or left out, got 'piece'"):
+    with pytest.raises(ValueError, match="average .*'document'.*got 'piece'"):
         replace(turns, average="piece")

@@ -101,7 +101,7 @@ def test_the_rows_at_a_name_are_what_the_name_means(family):
             assert off < 1e-5, f"{family}, block {number}, {place}: off by {off:.1e} of the largest"
         absent = set(HOOKED) - set(expected)
         for place in absent:
-            with pytest.raises(ValueError, match=rf"{family} has no {re.escape(place)} in {re.escape(path)}: "):
+            with pytest.raises(ValueError, match=f"{family} .*{re.escape(place)} in {re.escape(path)}"):
                 sites_of(model, family, f"blocks.{number}.{place}")
 
 

@@ -173,7 +173,7 @@ def test_stdlib_of_this_interpreter():
 
 def test_stdlib_that_is_absent(tmp_path, monkeypatch):
     library(tmp_path / "python311.zip", monkeypatch)
-    with pytest.raises(ValueError, match=r"python311.zip holds no .py files \(a zipped library\?\): give a folder"):
+    with pytest.raises(ValueError, match="python311.zip holds no .py files"):
         list(read_text("stdlib"))
 
 
@@ -217,25 +217,23 @@ def test_hub_rows_are_streamed(monkeypatch, source, name, config, split):
 
 def test_hub_errors(monkeypatch):
     serve(monkeypatch, [], ConnectionError("Couldn't reach 'x/y' on the Hub\nmore"))
-    with pytest.raises(ValueError, match=r"^cannot stream 'hf:x/y' from the hub \(ConnectionError: Couldn't reach "
-                       r"'x/y' on the Hub\): check the name and the network, or give local text"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"^cannot stream 'hf:x/y' .*\(ConnectionError.*network"):  # fmt: skip
         list(read_text("hf:x/y"))
     serve(monkeypatch, [{"text": "one"}, {"text": "two"}], ConnectionError("gone"))
     stream = read_text("hf:x/y")
     assert [next(stream).text, next(stream).text] == ["one", "two"]
-    with pytest.raises(ValueError, match=r"'hf:x/y' broke off after 2 rows \(ConnectionError: gone\)"):
+    with pytest.raises(ValueError, match=r"'hf:x/y' .*2 rows \(ConnectionError"):
         next(stream)
     serve(monkeypatch, [{"texts": "one", "id": 3}])
-    with pytest.raises(ValueError, match=r"row 1 of 'hf:x/y' has no field 'text'; did you mean 'texts'\?; its fields "
-                       "are: id, texts"):  # fmt: skip
+    with pytest.raises(ValueError, match="row 1 of 'hf:x/y' .*'text'; .*'texts'"):
         list(read_text("hf:x/y"))
-    with pytest.raises(ValueError, match="'hf:@train' names no data set: write hf:NAME, "):
+    with pytest.raises(ValueError, match="'hf:@train' .*hf:NAME"):
         list(read_text("hf:@train"))
 
 
 def test_hub_out_of_reach_for_real(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="cannot stream 'hf:nobody/nothing' from the hub"):
+    with pytest.raises(ValueError, match="cannot stream 'hf:nobody/nothing'"):
         list(read_text("hf:nobody/nothing"))
 
 
@@ -243,7 +241,7 @@ def test_hub_out_of_reach_for_real(monkeypatch):
 
 
 def test_unknown_split():
-    with pytest.raises(ValueError, match=r"unknown split 'heldout'; did you mean 'held-out'\?"):
+    with pytest.raises(ValueError, match="'heldout'; did you mean 'held-out'"):
         read_text("stdlib", split="heldout")
 
 
@@ -254,9 +252,9 @@ def test_missing_path(folder):
     )
     with pytest.raises(ValueError, match=message):
         read_text(str(folder / "b.mt"))
-    with pytest.raises(ValueError, match=r"there is no file or folder 'stdlb'; did you mean 'stdlib'\?"):
+    with pytest.raises(ValueError, match="'stdlb'; did you mean 'stdlib'"):
         read_text("stdlb")
-    with pytest.raises(ValueError, match=r"no file matches '.*\*\.csv': check the pattern"):
+    with pytest.raises(ValueError, match=r"no file matches '.*\*\.csv'"):
         read_text(str(folder / "*.csv"))
 
 
@@ -267,7 +265,7 @@ def test_unsupported_ending(folder):
             read_text(str(source))
     (folder / "only").mkdir()
     (folder / "only" / "image.png").touch()
-    with pytest.raises(ValueError, match=r"the folder .*only holds no file that can be read; known are \.txt, "):
+    with pytest.raises(ValueError, match=r"only holds no file .*\.txt"):
         read_text(str(folder / "only"))
 
 
@@ -289,7 +287,7 @@ def test_bad_json_line(tmp_path, line, message):
 
 def test_bad_bytes(tmp_path):
     (tmp_path / "a.txt").write_bytes("grüße".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text \(.*\); convert it or move it away"):
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text"):
         list(read_text(str(tmp_path / "a.txt")))
     (tmp_path / "b.jsonl").write_bytes('{"text": "grüße"}'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"b\.jsonl, line 1 is damaged: not JSON"):
@@ -298,9 +296,9 @@ def test_bad_bytes(tmp_path):
 
 def test_bad_parquet(tmp_path):
     path = parquet(tmp_path / "data.parquet", field="words")
-    with pytest.raises(ValueError, match=r"data\.parquet has no field 'text'; its fields are: id, words"):
+    with pytest.raises(ValueError, match=r"data\.parquet .*'text'; .*id, words"):
         list(read_text(str(path)))
-    with pytest.raises(ValueError, match=r"data\.parquet, row 1, holds a int in the field 'id', expected text"):
+    with pytest.raises(ValueError, match=r"data\.parquet, row 1, .*int .*'id'"):
         list(read_text(str(path), field="id"))
 
 
@@ -318,19 +316,17 @@ def test_damaged_file(tmp_path, ending, damage):
     else:
         data.clear()
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"data\.{ending}.* (is damaged|has no document with text)") as caught:
+    with pytest.raises(ValueError, match=rf"data\.{ending}.* (damaged|no document)") as caught:
         list(read_text(str(path)))
     assert "\n" not in str(caught.value)
 
 
 def test_no_document(tmp_path):
     (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(ValueError, match=r"a\.txt' has no document with text in it: give another source"):
+    with pytest.raises(ValueError, match=r"a\.txt' has no document"):
         list(read_text(str(tmp_path / "a.txt")))
     (tmp_path / "a.txt").write_text(next(text for text in TEXTS if not is_held_out(text)))
-    with pytest.raises(
-        ValueError, match=r"a\.txt' has no document in the split 'held-out' \(it has 1 in all; about 5 %"
-    ):
+    with pytest.raises(ValueError, match=r"a\.txt' .*'held-out' \(it has 1"):
         list(read_text(str(tmp_path / "a.txt"), split="held-out"))
 
 

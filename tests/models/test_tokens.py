@@ -144,14 +144,13 @@ def test_long_document_and_lazy_reading(bos_tokenizer):
 
 
 def test_errors(bos_tokenizer):
-    with pytest.raises(ValueError, match="the text has only 3 tokens, shorter than one row of 9: give more text or a "
-                       "smaller --seq_len"):  # fmt: skip
+    with pytest.raises(ValueError, match="3 tokens, .*row of 9: .*--seq_len"):  # fmt: skip
         list(pack([Document("a", "zzz")], bos_tokenizer, 9, rows=1))
     with pytest.raises(ValueError, match="only 0 tokens"):
         list(pack([], bos_tokenizer, 9, rows=1))
     with pytest.raises(ValueError, match="seq_len must be at least 2, got 1"):
         pack([], bos_tokenizer, 1, rows=1)
-    with pytest.raises(ValueError, match="rows must be at least 1 and start at least 0, got 0 and 0"):
+    with pytest.raises(ValueError, match="rows .*start .*got 0 and 0"):
         pack([], bos_tokenizer, 9, rows=0)
     with pytest.raises(ValueError, match="got 1 and -1"):
         pack([], bos_tokenizer, 9, rows=1, start=-1)

@@ -46,7 +46,7 @@ def test_one_that_fails_leaves_the_others_their_line(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"only": ["nobody"]}, "there is no contestant 'nobody'; there are one fp32"),
+        ({"only": ["nobody"]}, "unknown contestant 'nobody'; there are: .*one fp32"),
         ({"k": 2000}, "k must be at most n_latents, got 2000 and 1024"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"batch": 0}, "batch must be at least 1, got 0"),

@@ -40,8 +40,8 @@ def test_stitch_writes_what_it_found_and_an_sae_that_is_measured(saelab, ladder,
     found = read_stitch(out)
     assert [sae["n_latents"] for sae in found["saes"]] == [32, 48]
     losing = [sae["name"] for sae in found["saes"] if sae["fvu"] > 1.02 * sae["fvu_trained"]]
-    assert ended.out.count("loses by being read with a threshold") == len(losing)
-    assert all(f"warning: {name} loses" in ended.out for name in losing)
+    assert ended.out.count("reconstructs worse with a threshold") == len(losing)
+    assert all(f"warning: {name} reconstructs worse" in ended.out for name in losing)
     assert any(sae["fvu"] != sae["fvu_trained"] for sae in found["saes"])
     path = found["path"]
     assert len(path["mse"]) >= 5
@@ -189,8 +189,8 @@ def test_match_across_sites_says_nothing_of_saes_whose_rows_it_has_not(saelab, l
 def test_what_does_not_go_together_is_one_line_that_names_both(saelab, ladder, store, tmp_path):
     out = ["--out", tmp_path / "never"]
     a, b = ladder / "small", ladder / "large"
-    assert "give at least 2 runs, got 1" in saelab("stitch", a, *out).complaint
-    assert "give at least 2 runs, got 1" in saelab("match", a, *out).complaint
+    assert "give 2 runs or more, got 1" in saelab("stitch", a, *out).complaint
+    assert "give 2 runs or more, got 1" in saelab("match", a, *out).complaint
     assert f"from small to large: {b} has 48 latents and {a} after it 32" in saelab("stitch", b, a, *out).complaint
     assert f"'{b}' is one word too many" in saelab("meta", a, b, *out).complaint
     assert f"{a} is given twice" in saelab("match", a, a, *out).complaint

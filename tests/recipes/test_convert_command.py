@@ -126,10 +126,10 @@ def test_our_own_is_for_load(tmp_path):
 
 def test_load_of_a_foreign_folder_names_the_command(tmp_path):
     path = foreign(tmp_path / "theirs")
-    with pytest.raises(ValueError, match="`saelab convert .*theirs NEW` makes a run of it"):
+    with pytest.raises(ValueError, match="`saelab convert .*theirs NEW`"):
         load(path)
     (path / "config.json").write_text('{"trainer": {}}')
-    with pytest.raises(ValueError, match="`saelab convert .*theirs NEW` makes a run of it"):
+    with pytest.raises(ValueError, match="`saelab convert .*theirs NEW`"):
         load(path)
     with pytest.raises(ValueError, match="there is no file"):
         load(tmp_path / "nothing")

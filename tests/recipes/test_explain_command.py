@@ -82,7 +82,7 @@ def test_an_endpoint_that_fails_is_one_line_and_the_command_goes_on_later(saelab
     ended = saelab("explain", run, *words(server))
     assert ended.status == 1
     assert "HTTP 500" in ended.complaint
-    assert "the same command goes on from there" in ended.complaint
+    assert "the same command resumes it" in ended.complaint
     assert len(ended.complaint.splitlines()) == 1
     before = json.loads((run / "explain" / "explanations.json").read_text())
     server.good, server.asked = 10**6, 0

@@ -141,11 +141,11 @@ def test_what_the_model_says_decides_what_is_learnt(live):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--live.site", SITE, "--downstream", "kll"], "cannot bring 'kll' from the model; did you mean 'kl'"),
+        (["--live.site", SITE, "--downstream", "kll"], "unknown downstream 'kll'; did you mean 'kl'"),
         (["--live.site", SITE, "--sae.losses+", "EndToEnd"], "EndToEnd needs a live model"),
         (["--live.site", SITE, "--live.average", "turn"], "average"),
         (["--live.site", SITE, "--live.target", "model.layer.2"], "has no module 'model.layer.2'"),
-        (["--live.site", SITE, "--live.average", "document", "--downstream", "kl"], "averages cannot be put back"),
+        (["--live.site", SITE, "--live.average", "document", "--downstream", "kl"], "averaged rows cannot be put back"),
     ],
 )
 def test_wrong_settings_are_named(live, words, message):

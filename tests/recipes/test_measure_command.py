@@ -230,12 +230,11 @@ def test_what_cannot_keep_scores_is_said_before_measuring_and_another_folder_doe
     words = ["measure", run, "--store", store, "--metrics", "L0"]
     ended = saelab(*words)
     assert ended.status == 2
-    says = "cannot be written to, and is to keep the scores: give --out FOLDER for a place that can"
-    assert ended.complaint == f"saelab: {run} {says}"
+    assert ended.complaint == f"saelab: the scores cannot be written to {run}: give another folder with --out"
     assert ended.err.count("\n") == 1
     assert saelab(*words, "--out", tmp_path / "found").status == 0
     assert files(run) == before
     assert scores(tmp_path / "found" / "run").keys() == {"l0"}
     shutil.copytree(run, tmp_path / "other" / "run")
     twice = saelab("measure", run, tmp_path / "other" / "run", "--store", store, "--out", tmp_path / "found")
-    assert "two of these have folders of one name" in twice.complaint
+    assert "two runs have the same folder name" in twice.complaint

@@ -96,7 +96,7 @@ def test_what_cannot_be_fitted_is_refused_with_the_reason(tmp_path, capsys):
     assert "2 cells are not enough for any law" in complaint(["fit", str(nothing), *out], capsys)
     assert "was given twice" in complaint(["fit", str(few), str(few), *out], capsys)
     main(["scaling", "fit", str(write_cells(tmp_path / "three", cells[:9])), *out])
-    assert "without the joint law nothing can be planned" in capsys.readouterr().out
+    assert "planning needs the joint law" in capsys.readouterr().out
     main(["scaling", "fit", str(tmp_path / "1" / "cells.parquet"), *out, "--converged_only", "true"])
     assert "left out, not converged: n2048-k16" in capsys.readouterr().out
 
@@ -108,7 +108,7 @@ def test_cells_of_one_k_have_laws_but_no_plan(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "joint: not fitted: JointLaw has 6 parameters and needs 8 cells, got 5" in said
     assert "width-k8: 5 cells" in said
-    assert "without the joint law nothing can be planned" in said
+    assert "planning needs the joint law" in said
     assert "has no law-joint.json" in complaint(["plan", str(out), "--tokens", "1e6"], capsys)
 
 

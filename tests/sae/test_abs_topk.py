@@ -57,5 +57,5 @@ def test_the_opposite_row_has_the_opposite_codes():
 
 @pytest.mark.parametrize("k", [0, -1, L + 1])
 def test_a_k_that_does_not_fit_is_named(k):
-    with pytest.raises(ValueError, match=rf"AbsTopK: k must be from 1 to the number of latents, {L}; got k={k}"):
+    with pytest.raises(ValueError, match=f"AbsTopK: k .*{L}; got k={k}"):
         SAE(D, L, AbsTopK(k))

@@ -265,11 +265,11 @@ def test_the_published_defaults():
 
 @pytest.mark.parametrize("k", [0, -1.0, L + 0.5, float("nan")])
 def test_a_k_that_does_not_fit_is_named(k):
-    with pytest.raises(ValueError, match=f"BatchTopK: k must be above 0 and at most the number of latents, {L}; got"):
+    with pytest.raises(ValueError, match=f"BatchTopK: k must be above 0 .*{L}"):
         SAE(D, L, BatchTopK(k))
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, float("nan")])
 def test_a_momentum_out_of_range_is_named(momentum):
-    with pytest.raises(ValueError, match="BatchTopK: momentum must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match="BatchTopK: momentum"):
         SAE(D, L, BatchTopK(4, momentum))

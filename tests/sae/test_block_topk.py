@@ -84,13 +84,13 @@ def test_the_default_l0_is_that_of_topk():
 
 @pytest.mark.parametrize("rank", [0, -2, 7, L + 1])
 def test_a_rank_that_does_not_divide_is_named(rank):
-    with pytest.raises(ValueError, match=f"BlockTopK: rank must divide the number of latents, {L}; got rank={rank}"):
+    with pytest.raises(ValueError, match=f"BlockTopK: .*{L}; got rank={rank}"):
         SAE(D, L, BlockTopK(1, rank))
 
 
 @pytest.mark.parametrize("k", [0, 31])
 def test_a_k_that_does_not_fit_is_named(k):
-    with pytest.raises(ValueError, match=f"BlockTopK: k must be from 1 to the number of groups, 30; got k={k}"):
+    with pytest.raises(ValueError, match=f"BlockTopK: k .*30; got k={k}"):
         SAE(D, L, BlockTopK(k, 4))
 
 
@@ -99,5 +99,5 @@ def test_groups_must_fit_into_a_shard():
         def _join(self):
             """A mesh of four shards without its processes."""
 
-    with pytest.raises(ValueError, match="rank must divide the number of latents of a shard, 30; got rank=4"):
+    with pytest.raises(ValueError, match="of a shard, 30; got rank=4"):
         SAE(D, L, BlockTopK(1, 4), mesh=Four(1, 4))

@@ -46,11 +46,11 @@ def test_a_transcoders_reconstruction_is_in_the_units_of_its_target():
 
 def test_without_a_model_it_says_what_is_missing():
     sae = SAE(D, L, TopK(3), [EndToEnd()]).double()
-    with pytest.raises(ValueError, match="EndToEnd needs a live model: .* come without one"):
+    with pytest.raises(ValueError, match="EndToEnd needs a live model"):
         sae.objective(rows())
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_weight_out_of_range_is_named(weight):
-    with pytest.raises(ValueError, match="EndToEnd: weight must not be negative, infinite or NaN"):
+    with pytest.raises(ValueError, match="EndToEnd: weight"):
         SAE(D, L, TopK(3), [EndToEnd(weight)])

@@ -71,13 +71,13 @@ def test_a_planted_latent_that_matters_is_preferred():
 
 @pytest.mark.parametrize("k", [0, L + 1])
 def test_a_k_that_does_not_fit_is_named(k):
-    with pytest.raises(ValueError, match=f"GradientTopK: k must be from 1 to the number of latents, {L}; got k={k}"):
+    with pytest.raises(ValueError, match=f"GradientTopK: k .*{L}; got k={k}"):
         SAE(D, L, GradientTopK(k))
 
 
 @pytest.mark.parametrize("beta", [-1.0, float("nan"), float("inf")])
 def test_a_beta_out_of_range_is_named(beta):
-    with pytest.raises(ValueError, match="GradientTopK: beta must not be negative, infinite or NaN"):
+    with pytest.raises(ValueError, match="GradientTopK: beta"):
         SAE(D, L, GradientTopK(4, beta))
 
 

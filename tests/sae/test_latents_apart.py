@@ -82,7 +82,7 @@ def test_thresholds_are_those_that_codes_are_made_by(variant):
         smallest = codes.where(codes > 0, torch.inf).amin(1)
         assert (pre.where(codes == 0, -torch.inf).amax(1) <= smallest).all(), "a row keeps its largest"
         assert (codes > 0).sum(1).eq(4).all()
-        with pytest.raises(ValueError, match=f"latents of {variant.__name__} cannot be taken apart"):
+        with pytest.raises(ValueError, match=f"latents of {variant.__name__} "):
             sae.select(torch.arange(3))
         return
     assert (thresholds.shape, thresholds.dtype) == ((L,), torch.float64)

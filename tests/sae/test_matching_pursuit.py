@@ -132,7 +132,7 @@ def test_a_row_that_nothing_fits_has_no_codes():
 
 @pytest.mark.parametrize("k", [0, L + 1])
 def test_a_k_that_does_not_fit_is_named(k):
-    with pytest.raises(ValueError, match=f"MatchingPursuit: k must be from 1 to the number of latents, {L}; got k={k}"):
+    with pytest.raises(ValueError, match=f"MatchingPursuit: k .*{L}; got k={k}"):
         SAE(D, L, MatchingPursuit(k))
 
 

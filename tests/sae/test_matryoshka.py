@@ -214,5 +214,5 @@ def test_a_bad_setting_is_named(settings, message):
 
 
 def test_one_latent_has_no_inner_prefix_to_draw():
-    with pytest.raises(ValueError, match="Matryoshka: sampled prefixes need at least 2 latents"):
+    with pytest.raises(ValueError, match="Matryoshka: sampled .*2 latents"):
         SAE(D, 1, TopK(1), [Matryoshka(sampled=1)])

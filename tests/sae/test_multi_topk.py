@@ -54,5 +54,5 @@ def test_a_k_that_does_not_fit_is_named(settings, message):
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_weight_out_of_range_is_named(weight):
-    with pytest.raises(ValueError, match="MultiTopK: weight must not be negative, infinite or NaN"):
+    with pytest.raises(ValueError, match="MultiTopK: weight"):
         SAE(D, L, TopK(2), [MultiTopK(4, weight)])

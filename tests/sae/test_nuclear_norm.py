@@ -113,5 +113,5 @@ def test_a_setting_out_of_range_is_named(settings, message):
 
 def test_groups_of_another_rank_than_the_activations_are_refused():
     sae = SAE(D, L, BlockTopK(k=2, rank=3), [NuclearNorm(rank=4)])
-    with pytest.raises(ValueError, match="NuclearNorm: rank must be that of BlockTopK, 3; got rank=4"):
+    with pytest.raises(ValueError, match="BlockTopK, 3; got rank=4"):
         sae.objective(random(5, D).float())

@@ -107,7 +107,7 @@ def test_a_transcoder_is_reread(monkeypatch):
 
 
 def test_an_activation_that_does_not_fit_is_named():
-    with pytest.raises(ValueError, match=f"k must be from 1 to the number of latents, {L}; got k={L + 1}"):
+    with pytest.raises(ValueError, match=f"k .*{L}; got k={L + 1}"):
         reread(make(), TopK(L + 1))
 
 
@@ -155,7 +155,7 @@ def test_all_positive_pre_activations_can_be_asked_for():
     threshold = threshold_for(sae, x, l0)
     assert threshold == pytest.approx(positive[positive > 0].min().item() / 2)
     assert torch.equal(reread(sae, JumpReLU(threshold=threshold)).encode(x).l0(), reread(sae, ReLU()).encode(x).l0())
-    with pytest.raises(ValueError, match=rf"l0 must be at most {l0:.4g}, the mean number of positive"):
+    with pytest.raises(ValueError, match=f"l0 must be at most {l0:.4g}"):
         threshold_for(sae, x, l0 + 0.01)
 
 
@@ -172,13 +172,13 @@ def test_latents_that_tie_at_the_threshold_are_left_out():
 
 @pytest.mark.parametrize("l0", [0, -1, float("nan"), L + 1])
 def test_an_l0_out_of_range_is_named(l0):
-    with pytest.raises(ValueError, match=f"l0 must be above 0 and at most the number of latents, {L}"):
+    with pytest.raises(ValueError, match=f"l0 must be above 0 .*{L}"):
         threshold_for(make(), rows(), l0)
 
 
 @pytest.mark.parametrize("shape", [(5, D + 1), (0, D), (D,)])
 def test_other_rows_are_refused(shape):
-    with pytest.raises(ValueError, match=rf"expected rows of shape \[n, {D}\] with n >= 1"):
+    with pytest.raises(ValueError, match=rf"\[n, {D}\] with n >= 1"):
         threshold_for(make(), torch.zeros(shape), 2)
 
 

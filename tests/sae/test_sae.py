@@ -181,13 +181,13 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_a_newer_format_is_named(saved):
     edit(saved, format=99)
-    with pytest.raises(ValueError, match=r"config\.json has format 99, newer than 1.*update saelab"):
+    with pytest.raises(ValueError, match=r"config\.json .*99, newer than 1"):
         saelab.load(saved)
 
 
 def test_a_foreign_config_is_named(saved):
     (saved / "config.json").write_text('{"architecture": "topk"}')
-    with pytest.raises(ValueError, match=r"config\.json has no format number: it was not written by saelab"):
+    with pytest.raises(ValueError, match=r"config\.json has no format number"):
         saelab.load(saved)
 
 
@@ -225,7 +225,7 @@ def test_a_tensor_too_few_or_too_many_is_named(saved, name, found):
     if tensors.pop(name, None) is None:
         tensors[name] = torch.ones(1)
     write_tensors(path, tensors, metadata)
-    with pytest.raises(ValueError, match=rf"does not fit its config: {name} should be .*, the file holds {found}"):
+    with pytest.raises(ValueError, match=f"{name} should be .*holds {found}"):
         saelab.load(saved)
 
 
@@ -286,7 +286,7 @@ def test_a_setting_of_another_kind_is_named_with_the_file(saved, change):
 
 
 def test_a_duplicated_loss_is_refused():
-    with pytest.raises(ValueError, match="the loss AuxK is given 2 times; give it once"):
+    with pytest.raises(ValueError, match="AuxK is given 2 times"):
         SAE(D, L, TopK(4), [AuxK(), AuxK(k_aux=3)])
 
 
@@ -299,9 +299,9 @@ def test_sizes_below_one_are_refused(sizes, message):
 def test_sizes_may_be_whole_numbers_of_any_type():
     sae = SAE(np.int64(D), np.int32(L), TopK(4))
     assert type(sae.config()["d_in"]) is type(sae.config()["n_latents"]) is int
-    with pytest.raises(ValueError, match="n_latents must be a whole number, got float"):
+    with pytest.raises(ValueError, match="n_latents .*got float"):
         SAE(D, 20.0, TopK(4))
-    with pytest.raises(ValueError, match="d_in must be a whole number, got ndarray"):
+    with pytest.raises(ValueError, match="d_in .*got ndarray"):
         SAE(np.zeros((3, D)), L, TopK(4))
 
 
@@ -318,13 +318,13 @@ def test_training_rows_of_another_shape_are_refused(shape):
 def test_rows_of_another_width_are_refused(shape):
     sae, x = SAE(D, L, TopK(4)), torch.zeros(shape)
     for function in (sae, sae.encode, Ensemble([sae]).encode):
-        with pytest.raises(ValueError, match=rf"expected rows of shape \[\.\.\., {D}\], got \["):
+        with pytest.raises(ValueError, match=rf"\[\.\.\., {D}\], got \["):
             function(x)
 
 
 @pytest.mark.parametrize("rows", ["text", [["a", "b"]], object(), None], ids=["text", "nested", "object", "None"])
 def test_what_is_no_array_of_numbers_is_named(rows):
-    with pytest.raises(ValueError, match="expected rows as a tensor or an array of numbers, got "):
+    with pytest.raises(ValueError, match="tensor or an array of numbers"):
         SAE(D, L, TopK(4)).encode(rows)
 
 
@@ -393,7 +393,7 @@ def test_a_component_of_two_saes_is_copied_for_the_second():
 
 def test_initialising_needs_rows_that_differ():
     sae = SAE(D, L, TopK(4))
-    with pytest.raises(ValueError, match="initialising needs at least 2 rows, got 1"):
+    with pytest.raises(ValueError, match="at least 2 rows, got 1"):
         sae.initialise(rows(1))
     with pytest.raises(ValueError, match="scale positive, got scale 0"):
         sae.initialise(torch.ones(5, D))

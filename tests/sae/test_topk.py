@@ -62,5 +62,5 @@ def test_ties_fall_the_same_way_every_time():
 
 @pytest.mark.parametrize("k", [0, -1, L + 1])
 def test_a_k_that_does_not_fit_is_named(k):
-    with pytest.raises(ValueError, match=rf"TopK: k must be from 1 to the number of latents, {L}; got k={k}"):
+    with pytest.raises(ValueError, match=f"TopK: k .*{L}; got k={k}"):
         SAE(D, L, TopK(k))

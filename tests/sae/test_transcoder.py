@@ -181,11 +181,11 @@ def test_training_finds_a_planted_sparse_map():
 
 def test_it_says_what_is_missing():
     sae = made(TopK(3))
-    with pytest.raises(ValueError, match="a transcoder needs the rows to reconstruct: give target"):
+    with pytest.raises(ValueError, match="transcoder needs .*give target"):
         sae.objective(rows())
     with pytest.raises(ValueError, match="give target"):
         sae.initialise(rows())
-    with pytest.raises(ValueError, match=r"expected rows of shape \[B, 4\], got \[30, 6\]"):
+    with pytest.raises(ValueError, match=r"\[B, 4\], got \[30, 6\]"):
         sae.objective(rows(), rows())
     with pytest.raises(ValueError, match="d_out must be at least 1, got 0"):
         SAE(D, L, TopK(3), d_out=0)
@@ -198,5 +198,5 @@ def test_it_says_what_is_missing():
 @pytest.mark.parametrize("d_out", [None, 5])
 def test_the_trainer_wants_the_targets_width(d_out):
     source = ArraySource(rows().float(), target=rows(OUT).float())
-    with pytest.raises(ValueError, match=f"targets are 4 wide, the SAE has d_out={d_out}"):
+    with pytest.raises(ValueError, match=f"targets .*4 wide, .*d_out={d_out}"):
         Trainer(SAE(D, L, TopK(3), d_out=d_out), batch=8).fit(source, 16, show=False)

@@ -96,9 +96,7 @@ def test_cells_that_do_not_go_together_are_refused(changes, message):
 
 def test_cells_that_have_not_converged_are_refused():
     check_converged([cell()])
-    with pytest.raises(
-        ValueError, match=r"1 of 2 cells have not converged to 2.0% a doubling of rows: b \(still falls"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 2 cells .*2.0% .*: b \("):
         check_converged([cell("a"), cell("b", converged_rows=None, fall=0.07)])
 
 

@@ -53,7 +53,7 @@ def test_the_narrowest_that_reaches_a_target(known):
     for row in rows:
         assert JointLaw().value(THETA, np.array([[row.n / math.sqrt(2), row.k]]))[0] > 0.415
         assert row.fvu <= 0.42
-    with pytest.raises(ValueError, match=r"nothing fits. k=16: .* before FVU 0.1; reached: FVU"):
+    with pytest.raises(ValueError, match="nothing fits.*k=16: .*FVU 0.1"):
         Planner(known).plan(Budget(target_fvu=0.1), ks=[16])
 
 

@@ -121,10 +121,10 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_said(model, monkeypatch):
             return found
 
     monkeypatch.setattr(model, "tokenizer", Other())
-    with pytest.raises(ValueError, match="does not match .*: it gives the token 50000, the model knows 320"):
+    with pytest.raises(ValueError, match="token 50000, .* 320"):
         collect([task], model)
     monkeypatch.setattr(model, "tokenizer", object())
-    with pytest.raises(ValueError, match="does not say which characters its tokens are"):
+    with pytest.raises(ValueError, match="which characters its tokens are"):
         collect([task], model)
 
 

@@ -127,18 +127,18 @@ def test_its_state_in_a_checkpoint_has_to_fit(tmp_path, name):
 
 def test_other_settings_are_refused(tmp_path):
     path = checkpoint.save(tmp_path, trained(make(["Resampling"]), 0, 2), {})
-    with pytest.raises(ValueError, match=r"was taken with algorithms = .*Resampling.*, this run has \[\]"):
+    with pytest.raises(ValueError, match=r"algorithms = .*Resampling.*has \[\]"):
         checkpoint.restore(path, make([]))
-    with pytest.raises(ValueError, match=r"was taken with optimizer = .*Adam.*, this run has .*Signum"):
+    with pytest.raises(ValueError, match="optimizer = .*Adam.*has .*Signum"):
         checkpoint.restore(path, make(["Resampling"], "Signum"))
     other = make(["Resampling"])
     other.ramps[0].steps = 10
-    with pytest.raises(ValueError, match=r"was taken with ramps = .*9.*, this run has .*10"):
+    with pytest.raises(ValueError, match="ramps = .*9.*has .*10"):
         checkpoint.restore(path, other)
 
 
 def test_an_algorithm_is_given_once():
-    with pytest.raises(ValueError, match="the algorithm Resampling is given 2 times; give it once"):
+    with pytest.raises(ValueError, match="Resampling is given 2 times"):
         make(["Resampling", "Resampling"])
 
 

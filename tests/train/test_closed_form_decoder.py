@@ -219,11 +219,11 @@ def test_a_setting_out_of_range_is_named(settings, message):
 
 @pytest.mark.parametrize("dictionary", [Dense(tied=True), Expander(3)], ids=["tied", "Expander"])
 def test_a_dictionary_that_cannot_is_named(dictionary):
-    with pytest.raises(ValueError, match="as it is set, does not have directions that can be set freely"):
+    with pytest.raises(ValueError, match="directions that can be set freely"):
         Trainer(SAE(D, L, TopK(3), dictionary=dictionary), algorithms=[ClosedFormDecoder()])
 
 
 def test_too_many_latents_are_refused():
     sae = SAE(1, MOST_LATENTS + 1, TopK(3))
-    with pytest.raises(ValueError, match="ClosedFormDecoder: at most 8192 latents, this SAE has 8193"):
+    with pytest.raises(ValueError, match="at most 8192 latents, .*8193"):
         Trainer(sae, algorithms=[ClosedFormDecoder()])

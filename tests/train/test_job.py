@@ -141,5 +141,5 @@ def test_settings_come_back_from_their_dump() -> None:
 
 def test_a_run_that_is_none_of_training_is_not_resumed(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", {"stitch": {}})
-    with pytest.raises(ValueError, match=r"run/config.yaml is not the config of a training run: .*'stitch'"):
+    with pytest.raises(ValueError, match="run/config.yaml is not .*'stitch'"):
         resume_run(run.folder)

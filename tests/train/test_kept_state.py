@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused(tmp_path, key, change, said):
     tensors, about = read_tensors(path)
     changed = change(tensors.pop(f"optimizer.{key}.dictionary.W_dec"))
     write_tensors(path, tensors | ({} if changed is None else {f"optimizer.{key}.dictionary.W_dec": changed}), about)
-    with pytest.raises(ValueError, match=rf"step-00000007\.safetensors does not fit: .*dictionary\.W_dec, {said}"):
+    with pytest.raises(ValueError, match=rf"00000007\.safetensors .*W_dec, {said}"):
         checkpoint.restore(path, make("Adam bfloat16 True"))
 
 

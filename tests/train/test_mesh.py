@@ -74,12 +74,12 @@ def test_several_processes_train_the_same_weights_as_one(tmp_path, alone, replic
 
 def test_a_mesh_needs_as_many_processes_as_it_has_places(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match="2 replicas of 2 shards need 4 processes, there are 3: start with torchrun"):
+    with pytest.raises(ValueError, match="need 4 processes, there are 3.*torchrun"):
         Mesh(2, 2)
 
 
 def test_a_mesh_needs_at_least_one_of_each():
-    with pytest.raises(ValueError, match="at least 1 replica and 1 shard, got 0 and 1"):
+    with pytest.raises(ValueError, match="replica .*shard, got 0 and 1"):
         Mesh(0)
 
 
@@ -88,7 +88,7 @@ def test_latents_must_divide_evenly():
         def _join(self):
             """A mesh of three shards without its processes."""
 
-    with pytest.raises(ValueError, match="64 latents cannot be dealt to 3 shards evenly"):
+    with pytest.raises(ValueError, match="64 latents .*3 shards"):
         SAE(16, 64, TopK(4), mesh=Three(1, 3))
 
 
@@ -97,7 +97,7 @@ def test_rows_must_divide_evenly():
         def _join(self):
             """A mesh of two replicas without its processes."""
 
-    with pytest.raises(ValueError, match="7 rows cannot be dealt to 2 replicas evenly"):
+    with pytest.raises(ValueError, match="7 rows .*2 replicas"):
         Two(2).own_rows(torch.zeros(7, 3))
 
 

@@ -250,7 +250,7 @@ def test_interrupted_twice(train, whole, tmp_path, number):
     for step in (5, 23):
         assert train(run, step=step, number=number) == INTERRUPTED
         assert last_step(run) == step
-        message = f"stopped after step {step}; `saelab train --resume {run}` goes on from there"
+        message = f"stopped after step {step}; `saelab train --resume {run}` resumes it"
         assert message in run.with_name("errors").read_text()
     assert train(run) == 0
     assert_same_run(run, whole)
@@ -275,5 +275,5 @@ def test_another_config_is_refused(train, tmp_path):
     run = tmp_path / "run"
     assert train(run, step=10) == KILLED
     assert train(run, k=4) == 1
-    assert "was taken with activation = " in run.with_name("errors").read_text()
+    assert "was saved with activation = " in run.with_name("errors").read_text()
     assert last_step(run) == 7

@@ -112,7 +112,7 @@ def test_members_start_where_the_source_stood():
 
 def test_wrong_settings_are_named():
     source = ArraySource(world(100))
-    with pytest.raises(ValueError, match="unknown how 'bosting' of an ensemble; did you mean 'boosting'"):
+    with pytest.raises(ValueError, match="'bosting'; did you mean 'boosting'"):
         train_ensemble(make, source, 2, 64, "bosting")
     with pytest.raises(ValueError, match="members must be at least 1, got 0"):
         train_ensemble(make, source, 0, 64)
@@ -201,13 +201,13 @@ def test_closing_it_closes_the_source():
 
 
 def test_sources_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match=f"rows are {D} wide, the SAE before reads {D + 1}"):
+    with pytest.raises(ValueError, match=f"{D} wide, .*reads {D + 1}"):
         BoostedSource(ArraySource(world(70)), SAE(D + 1, 8, TopK(2)))
     for source, earlier in (
         (ArraySource(world(70), target=world(70)), fitted()),
         (ArraySource(world(70)), SAE(D, 8, TopK(2), d_out=3)),
     ):
-        with pytest.raises(ValueError, match="neither the source nor the SAE before may have targets"):
+        with pytest.raises(ValueError, match="boosting .*targets"):
             BoostedSource(source, earlier)
 
 

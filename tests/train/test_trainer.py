@@ -176,7 +176,7 @@ def test_rows_that_are_not_finite_are_named_and_change_nothing():
     before, rates = snapshot(trainer), trainer.rows_seen
     x = rows(B)
     x[3, 1], x[5, 0] = float("nan"), float("inf")
-    with pytest.raises(ValueError, match="row 3 of the batch at step 1 holds NaN or infinity; nothing was changed"):
+    with pytest.raises(ValueError, match="row 3 .*step 1 .*NaN"):
         trainer.step(Batch(x))
     with pytest.raises(ValueError, match="row 3 of the batch at step 1"):
         trainer.step(Batch(rows(B), target=x))
@@ -187,7 +187,7 @@ def test_rows_that_are_not_finite_are_named_and_change_nothing():
 
 def test_rows_that_only_look_infinite_in_sum_are_taken():
     trainer = make()
-    with pytest.raises(ValueError, match=r"the loss at step 0 is not finite .* up to .*e\+38 times as large as usual"):
+    with pytest.raises(ValueError, match=r"loss at step 0 .*e\+38 times as large"):
         trainer.step(Batch(torch.full((B, D), 3e38)))
 
 
@@ -195,9 +195,7 @@ def test_a_loss_that_is_not_finite_is_said_and_changes_no_weight():
     trainer = make()
     trainer.step(Batch(rows(B)))
     before = snapshot(trainer)
-    with pytest.raises(
-        ValueError, match=r"the loss at step 1 is not finite \(reconstruction .*check the source's rows"
-    ):
+    with pytest.raises(ValueError, match=r"loss at step 1 .*\(reconstruction .*rows"):
         trainer.step(Batch(rows(B) * 1e30))
     for key, _ in trainer.sae.named_parameters():
         assert torch.equal(trainer.sae.state_dict()[key], before[key])
@@ -207,7 +205,7 @@ def test_a_lower_rate_is_advised_only_where_steps_were_taken():
     trainer = make()
     with torch.no_grad():
         trainer.sae.dictionary.W_enc.fill_(float("nan"))
-    with pytest.raises(ValueError, match="it is the weights that training began with"):
+    with pytest.raises(ValueError, match="the weights that training began with"):
         trainer.step(Batch(rows(B)))
     trainer.step_number = 1
     with pytest.raises(ValueError, match="lower lr or set clip"):
@@ -259,7 +257,7 @@ def test_the_default_rate_follows_the_width():
 
 
 def test_a_source_of_another_width_is_refused():
-    with pytest.raises(ValueError, match=f"the source's rows are 2 wide, the SAE reads {D}"):
+    with pytest.raises(ValueError, match=f"rows are 2 wide, .* {D}"):
         make().fit(ArraySource(torch.ones(3, 2)), 10, show=False)
 
 
@@ -406,7 +404,7 @@ class Stopping(ArraySource):
 def test_ctrl_c_finishes_the_step_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, with_run):
     trainer = make()
     run = Run.create(tmp_path, {}) if with_run else None
-    message = f"stopped after step 3; `saelab train --resume {tmp_path}` goes on" if run else "stopped after step 3$"
+    message = f"stopped after step 3; `saelab train --resume {tmp_path}` resumes it" if run else "stopped after step 3$"
     with pytest.raises(KeyboardInterrupt, match=message):
         trainer.fit(Stopping(rows()), 10 * B, run, show=False)
     assert trainer.step_number == 3
@@ -439,7 +437,7 @@ def test_a_source_that_fails_loses_no_step(tmp_path):
                 yield batch
 
     run, x = Run.create(tmp_path / "Run", {}), rows()
-    message = rf"changed while it was in use; stopped after step 3; `saelab train --resume {run.folder}` goes on"
+    message = rf"changed while it was in use; stopped after step 3; `saelab train --resume {run.folder}` resumes it"
     with pytest.raises(ValueError, match=message):
         make().fit(Failing(x), 5 * B, run, show=False)
     source = Failing(x)

@@ -36,7 +36,7 @@ def page(workspace: Workspace, name: str) -> dict[str, Any]:
 def _spelled(lens: Lens, text: Any) -> Spelled:
     """A text with its tokens, without the one that texts begin with."""
     if not isinstance(text, str) or not text:
-        raise ValueError("text must be a text")
+        raise ValueError("text must be a non-empty text")
     if len(text) > CHARACTERS:
         raise ValueError(f"text is {len(text):,} characters long; at most {CHARACTERS:,} are read")
     found = lens.model.token_text.of_text(text)

@@ -44,7 +44,7 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
     try:
         return _loaded(), ""
     except (CannotBuild, OSError) as error:
-        print(f"saelab: no compiled kernels ({error}); PyTorch's own operations do their work", file=sys.stderr)
+        print(f"saelab: no compiled kernels ({error}); PyTorch's own operations are used instead", file=sys.stderr)
         return None, str(error)
 
 
@@ -66,7 +66,7 @@ def _loaded() -> ctypes.CDLL:
             return ctypes.CDLL(str(_built(compiler, flags)))
         except (CannotBuild, OSError) as error:  # no OpenMP here: one thread
             last = error
-    raise CannotBuild(f"the kernels did not build: {last}")
+    raise CannotBuild(f"the kernels could not be built: {last}")
 
 
 def _compiler() -> str:

@@ -83,12 +83,12 @@ class ProbeLoss(Metric):
         if self.ridge < 0:
             raise ValueError(f"ridge must be at least 0, got {self.ridge}")
         if not isinstance(setting.sae, SAE):
-            raise ValueError("an ensemble has no pre-activations of its own: measure its members")
+            raise ValueError("an ensemble has no pre-activations: measure its members")
         self.sae = setting.sae
         self.rows, self.show = rows_of(setting), setting.show
         self.examples = [one for one in self.rows.examples if one.task.for_probes]
         if not self.examples:
-            raise ValueError("has no task of its own: all are pairs for SCR")
+            raise ValueError("needs a task to probe: all those given are pairs for SCR")
         self.cache = setting.cache
 
     def scores(self, sae: Autoencoder) -> dict[str, Score]:

@@ -73,7 +73,7 @@ class SCR(Metric):
         pairs = [joined(one, other) for one, other in pairwise(biases) if one.task.family == other.task.family]
         self.pairs = [pair for pair in pairs if pair]
         if not self.pairs:
-            raise ValueError("needs two tasks of a family called 'bias ...' on the same places, with all four labels")
+            raise ValueError("needs two tasks of a family 'bias ...' on the same places, with all four pairs of labels")
 
     def scores(self, sae: Autoencoder) -> dict[str, Score]:
         codes = codes_of(self.setting)

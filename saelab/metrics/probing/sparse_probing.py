@@ -37,7 +37,7 @@ class SparseProbing(Metric):
         self.setting, self.rows = setting, rows_of(setting)
         self.examples = [one for one in self.rows.examples if one.task.for_probes]
         if not self.examples:
-            raise ValueError("has no task of its own: all are pairs for SCR")
+            raise ValueError("needs a task to probe: all those given are pairs for SCR")
 
     def scores(self, sae: Autoencoder) -> dict[str, Score]:
         codes, shared = codes_of(self.setting), self.setting.cache

@@ -92,7 +92,9 @@ def compare(sae: Autoencoder, world: World, rows: int = ROWS, first_window: int 
     if sae.d_in != world.d_in:
         raise ValueError(f"the SAE reads rows {sae.d_in} wide, the world's are {world.d_in}")
     if sae.d_out is not None:
-        raise ValueError("a transcoder's directions are not in the rows that it reads: compare needs an SAE")
+        raise ValueError(
+            "a transcoder cannot be compared with a world: its directions are not in the rows that it reads"
+        )
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
     start = world.HELD_OUT if first_window is None else first_window

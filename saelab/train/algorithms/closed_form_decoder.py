@@ -86,7 +86,7 @@ class ClosedFormDecoder(Algorithm):
         if sae.n_latents > MOST_LATENTS:
             raise ValueError(f"ClosedFormDecoder: at most {MOST_LATENTS} latents, this SAE has {sae.n_latents}")
         if sae.mesh.shards > 1:
-            raise ValueError("ClosedFormDecoder: latents cannot be dealt to several shards; use replicas")
+            raise ValueError("ClosedFormDecoder: latents cannot be split over several shards; use replicas")
 
     def no_effect_warning(self, rows: int) -> str | None:
         if rows >= self.every:

@@ -97,7 +97,7 @@ def test_bases_are_orthonormal_and_padded_with_zeros(world):
     if world.dims.max() == 1:
         assert torch.equal(world.bases(features).squeeze(1), world.directions().flip(0))
     else:
-        with pytest.raises(ValueError, match=r"features of more than one dimension, .* see bases\(\)"):
+        with pytest.raises(ValueError, match=r"more than one dimension.*bases\(\)"):
             world.directions()
 
 
@@ -188,9 +188,9 @@ def test_a_place_in_another_world_is_refused():
     state = source.state()
     for change in ({"radial": 0.2}, {"l0": 2.0}, {"shapes": ["circle"]}, {"seed": 4}, {"d_in": 17}):
         key = next(iter(change))
-        with pytest.raises(ValueError, match=f"the saved place belongs to {key} "):
+        with pytest.raises(ValueError, match=f"the saved position is for {key} "):
             again(source, **change).restore(state)
-    with pytest.raises(ValueError, match="the saved place belongs to name ManifoldWorld, this source has SparseWorld"):
+    with pytest.raises(ValueError, match="ManifoldWorld, .*SparseWorld"):
         WORLDS["sparse"].restore(state)
 
 

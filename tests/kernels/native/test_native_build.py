@@ -64,7 +64,7 @@ def test_without_a_compiler_there_is_a_reason_said_once(monkeypatch, capsys):
 
 
 def test_a_tier_that_does_not_exist(monkeypatch):
-    with pytest.raises(ValueError, match="one of auto, reference, torch, native, gpu, got 'fast'"), tier.using("fast"):
+    with pytest.raises(ValueError, match="auto, reference, .*got 'fast'"), tier.using("fast"):
         pass
     monkeypatch.setattr(tier, "_chosen", "slow")
     with pytest.raises(ValueError, match="SAELAB_KERNELS"):

@@ -61,7 +61,7 @@ def test_an_sae_of_random_directions_absorbs_less_the_larger_the_cosine_that_cou
     rows = made({"letter: s": label}, x)
     found = [told(TaskAbsorption(least_cosine=one), rows, random)["absorption"].value for one in (0.1, 0.4)]
     assert found[0] > 0.3 > 0.1 > found[1]
-    with pytest.raises(ValueError, match="least_cosine must be between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match="least_cosine .*got 1.5"):
         told(TaskAbsorption(least_cosine=1.5), rows, random)
 
 
@@ -69,7 +69,7 @@ def test_tasks_without_a_good_probe_or_of_another_family_do_not_count():
     x, label, _ = words()
     sae = sae_of(torch.cat([PARENT[None], CHILDREN]), bias=-0.1)
     luck = torch.rand(N, generator=torch.Generator().manual_seed(9)) < 0.5
-    with pytest.raises(ValueError, match=r"no task of the family 'letter' has a probe with an F1 of at least 0\.6"):
+    with pytest.raises(ValueError, match=r"family 'letter' .*F1 .*0\.6"):
         told(TaskAbsorption(), made({"letter: q": luck & ~label}, torch.randn(N, D)), sae)
     with pytest.raises(ValueError, match="needs tasks of the family 'letter'"):
         told(TaskAbsorption(), made({"other: s": label}, x), sae)

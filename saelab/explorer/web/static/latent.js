@@ -416,7 +416,7 @@ function noteBox(data, path) {
   note.addEventListener("input", () => {
     data.note.note = note.value;
   });
-  const tags = h("input", { placeholder: "tags, apart by blanks", value: data.note.tags.join(" "), class: "grow" });
+  const tags = h("input", { placeholder: "tags, separated by spaces", value: data.note.tags.join(" "), class: "grow" });
   const said = h("span", { class: "faint small" });
   tags.addEventListener("input", () => {
     data.note.tags = tags.value.split(/\s+/).filter(Boolean);
