@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from saelab.models.harvest import harvest
     from saelab.models.language_model import LanguageModel
     from saelab.models.subject import Subject
-    from saelab.runs import open_run
-    from saelab.sae import SAE, Ensemble, load
+    from saelab.runs import load, open_run, publish
+    from saelab.sae import SAE, Ensemble
     from saelab.train import Trainer
 
 __version__ = "0.1.0"
@@ -33,7 +33,8 @@ _HOMES = {
     "ExclusiveWorld": "data.synthetic", "HierarchicalWorld": "data.synthetic", "LanguageModel": "models.language_model",
     "ManifoldWorld": "data.synthetic", "SAE": "sae", "SparseWorld": "data.synthetic", "Store": "data",
     "StoreEvaluation": "metrics", "StoreSource": "data", "Subject": "models.subject", "TextEvaluation": "metrics",
-    "Trainer": "train", "harvest": "models.harvest", "load": "sae", "measure": "metrics", "open_run": "runs",
+    "Trainer": "train", "harvest": "models.harvest", "load": "runs", "measure": "metrics", "open_run": "runs",
+    "publish": "runs",
 }  # fmt: skip
 """Where each name lives."""
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "load",
     "measure",
     "open_run",
+    "publish",
 ]
 
 

@@ -37,7 +37,7 @@ FOREIGN = {
     "transformers": ["models/*"],
     "datasets": ["models/*"],
     "tokenizers": ["models/*"],
-    "huggingface_hub": ["models/*"],
+    "huggingface_hub": ["models/*", "interchange/hub.py", "runs/publish.py"],
     "pyarrow": ["data/parquet.py", "metrics/table.py", "analysis/tables.py", "scaling/cells.py"],
     "triton": ["kernels/*"],
     "torch.distributed": ["core/mesh.py"],
@@ -267,7 +267,7 @@ for words in ([], ["--help"], ["--version"], ["frobnicate"]):
 print(*[name for name in ("torch", "numpy", "jsonargparse", "rich") if name in sys.modules])
 import saelab
 assert {"SAE", "Codes", "load"} <= set(dir(saelab)) and not hasattr(saelab, "nothing")
-assert saelab.load is saelab.sae.load and isinstance(saelab.SAE, type)
+assert saelab.load is saelab.runs.load and isinstance(saelab.SAE, type)
 """
 
 

@@ -23,13 +23,18 @@ from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, ge
 
 from saelab.core.read import fits, type_words
 
+MANY = 40
+"""More names than these are not listed."""
+
 
 def near_miss(name: str, known: Iterable[str]) -> str:
-    """The words "; did you mean 'k'?" for a name close to a known one, otherwise the list of known names."""
+    """The words "; did you mean 'k'?" for a name close to a known one, otherwise the known names, or some of many."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{close[0]}'?"
+    if len(known) > MANY:
+        return f"; there are {len(known):,}, such as {', '.join(known[:3])}"
     return f"; there are: {', '.join(known)}" if known else ""
 
 

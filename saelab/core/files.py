@@ -67,6 +67,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
+def cache_home() -> Path:
+    """Where saelab keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saelab"
+
+
 @contextmanager
 def hint_on_full_disk(how: str) -> Iterator[None]:
     """A full disk inside is told with the command that goes on, such as "`saelab train --resume RUN` goes on"."""

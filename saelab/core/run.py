@@ -12,6 +12,12 @@ from saelab.core.read import REMEDY, check_format, read_json, read_yaml
 FORMAT = 1
 SWEEP = "sweep.json"
 """In the folder of a sweep: the names of its members, runs in folders beside it."""
+SAE_FOLDER = "sae"
+SHARED = (
+    "config.yaml", "source.json", "scores.json", "scores.parquet", "measured.json", "tables", "latents.safetensors",
+    SAE_FOLDER,
+)  # fmt: skip
+"""What of a run's folder is published and fetched: not its log, checkpoints, README and what other commands keep."""
 SCORE = {"value": float, "n": int, "unit": str, "documents?": (int, None)}
 SOURCE = {
     **{f"{key}?": str for key in ("model", "site", "text", "field", "split", "fingerprint", "device", "precision")},
@@ -49,7 +55,7 @@ class Run:
         self.config_file = self.folder / "config.yaml"
         self.log_file = self.folder / "log.jsonl"
         self.checkpoints = self.folder / "checkpoints"
-        self.sae = self.folder / "sae"
+        self.sae = self.folder / SAE_FOLDER
         self.source_file = self.folder / "source.json"
         self.scores_file = self.folder / "scores.json"
         self.table_file = self.folder / "scores.parquet"

@@ -18,7 +18,7 @@ from saelab.explorer.lens import Lens
 from saelab.explorer.meta_result import MetaResult
 from saelab.geometry import nearest
 from saelab.models.language_model import LanguageModel
-from saelab.runs import SavedRun, kind_of, open_run
+from saelab.runs import SavedRun, kind_of, open_run, place_of
 from saelab.sae.autoencoder import Autoencoder
 
 RESULTS = ("stitch", "match", "meta", "manifolds")
@@ -94,7 +94,7 @@ class Workspace:
 
     Args:
         folders: of runs, sweeps, saved SAEs, and results of `saelab stitch`, `match`, `meta`, `manifolds` and
-            `scaling`; of the last also single files.
+            `scaling`; of the last also single files. A published SAE is given by its name.
         results: further folders of results.
 
     Raises:
@@ -109,7 +109,7 @@ class Workspace:
         self._metas: dict[str, MetaResult | None] = {}
         self._nearest: dict[tuple[str, str], tuple[Nearest, Nearest]] = {}
         self._lock = threading.Lock()
-        for folder in map(Path, [*folders, *results]):
+        for folder in map(place_of, [*folders, *results]):
             kinds = [kind for kind in RESULTS if (folder / f"{kind}.json").exists()]
             if kinds:
                 self.results[kinds[0]].append(folder)

@@ -5,7 +5,7 @@ two become a `Plain`, from which ours is built; the last becomes what a run keep
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,6 +51,8 @@ class Family(Component, ABC):
     """Of those that a `Plain` may have, the ones it has a form for."""
     is_set: ClassVar[bool] = False
     """Whether what is written of several SAEs lies in one folder, each under a name of its own."""
+    weights: ClassVar[tuple[str, ...]] = ()
+    """Its files of weights, where they always have the same names; an SAE has one of them."""
 
     @abstractmethod
     def claims(self, files: Files) -> bool:
@@ -91,20 +93,24 @@ def written() -> list[str]:
     return [title for title, family in families().items() if type(family).write is not Family.write]
 
 
-def read(path: str | Path) -> tuple[SAE, Description]:
+def read(path: str | Path, beside: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[SAE, Description]:
     """The SAE in another library's folder or file, and what the file said beside it.
+
+    Args:
+        path: the folder or file.
+        beside: settings that are known from elsewhere, by file; they stand in for what that file says of them.
 
     Raises:
         ValueError: naming the file: of no known family, damaged, mis-shaped, holding NaN, or computing something that
             our SAE does not hold exactly.
     """
-    plain, description = opened(path)
+    plain, description = opened(path, beside)
     return built(plain, Path(path)), description
 
 
-def opened(path: str | Path) -> tuple[Plain, Description]:
+def opened(path: str | Path, beside: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Plain, Description]:
     """As `read`, with the weights left in their file until they are asked for."""
-    files = Files(path)
+    files = Files(path, beside)
     if is_saved(path):
         raise ValueError(f"{path} is saelab's own: `saelab.load` opens it")
     family = _family_of(files)

@@ -37,13 +37,14 @@ class Files:
     Attributes:
         path: what was named.
         folder: the folder it is, or lies in.
+        beside: settings that are known from elsewhere, by file: they stand in for what that file says of them.
 
     Raises:
         ValueError: if there is nothing there.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, beside: Mapping[str, Mapping[str, Any]] | None = None):
+        self.path, self.beside = Path(path), beside or {}
         if not self.path.exists():
             raise ValueError(f"there is no file or folder {path}")
         self.folder = self.path if self.path.is_dir() else self.path.parent
@@ -53,6 +54,10 @@ class Files:
         """Whether the folder holds all these files; of one file, whether it is one of them and the others are there."""
         mine = self.path.is_dir() or self.path.name in names
         return mine and all((self.folder / name).is_file() for name in names)
+
+    def has_settings(self, name: str) -> bool:
+        """Whether a JSON file lies in the folder, or is known from elsewhere."""
+        return name in self.beside or (self.folder / name).is_file()
 
     @cached_property
     def lone(self) -> Path | None:
@@ -85,8 +90,10 @@ class Files:
         return Tensors(path, self.entries(path))
 
     def settings(self, name: str) -> "Settings":
-        """A JSON file in the folder."""
-        return Settings.of(self.folder / name)
+        """A JSON file in the folder, with what is known from elsewhere."""
+        path, known = self.folder / name, dict(self.beside.get(name, {}))
+        found = Settings.of(path) if path.is_file() or not known else Settings(path, {})
+        return Settings(path, found.table | known)
 
     def below(self) -> Iterator["Files"]:
         """The folders inside this one, and its files of weights, each alone; not what lies outside it."""

@@ -133,7 +133,7 @@ def diagnose(
     _check_out(out)
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
-    opened = {str(run.folder): run for run in open_runs(runs) if run.is_trained}
+    opened = {run.title: run for run in open_runs(runs) if run.is_trained}
     if not opened:
         raise ValueError(f"none of {', '.join(runs)} has a trained SAE yet")
     saes = {name: run.load() for name, run in opened.items()}

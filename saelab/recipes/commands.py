@@ -228,6 +228,26 @@ def convert(words: list[str]) -> None:
     convert(**vars(parse(parser, words)))
 
 
+def published(words: list[str]) -> None:
+    from saelab.recipes.published import list_published
+
+    parser = parser_for("published")
+    parser.add_argument("words", nargs="*", type=str, help="words of the name, the model or the site")
+    parser.add_function_arguments(list_published, skip={"words"})
+    list_published(**vars(parse(parser, words)))
+
+
+def publish(words: list[str]) -> None:
+    from saelab.recipes.publish import publish_run
+
+    parser = parser_for("publish")
+    parser.add_argument("run", type=str, help="folder of a run or a saved SAE")
+    parser.add_argument("to", type=str, help="repository on the hub, org/name; it is made if it is not there")
+    parser.add_argument("--also", nargs="+", type=str, help="libraries to write files for as well, such as sae_lens")
+    parser.add_function_arguments(publish_run, skip={"run", "to", "also"})
+    publish_run(**vars(parse(parser, words)))
+
+
 def explore(words: list[str]) -> None:
     from saelab.recipes.explore import explore
 

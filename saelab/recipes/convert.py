@@ -7,26 +7,23 @@ from typing import Any
 
 from saelab.core.components import near_miss
 from saelab.core.files import whole_folder
-from saelab.core.run import Run
 from saelab.interchange.family import Description, Family, family_called, members, opened, write_plain
-from saelab.interchange.plain import READ_AS, Plain, apart, save
+from saelab.interchange.hub import Fetched
+from saelab.interchange.plain import READ_AS, Plain, apart
 from saelab.runs import open_run
+from saelab.runs.published import fetched, opened_fetched, write_run
 from saelab.sae.files import is_saved
 
 ROUNDING = 1e-3
 """How far norms may be from 1."""
-README = """# A converted SAE
-
-It was read from files of {family} by `saelab convert`; `config.yaml` says from which and what they said of themselves.
-`saelab measure {name}` measures it, `saelab.load("{name}")` opens it.
-"""
 
 
 def convert(path: str, out: str, to: str | None = None, only: Sequence[str] = (), unit_norm: bool = False) -> None:
     """Convert an SAE of another library into a run, or a run into another library's files; the format is detected.
 
     Args:
-        path: folder or file that another library wrote, or a run or saved SAE of saelab, or a folder of several.
+        path: folder or file that another library wrote, or a run or saved SAE of saelab, or a folder of several; or
+            the name of a published SAE.
         out: output folder; must not exist.
         to: write it for this library: sae_lens, dictionary_learning, sparsify or circuit_tracer; by default it becomes
             a run of saelab, to be measured, explored and compared like any other.
@@ -44,24 +41,31 @@ def convert(path: str, out: str, to: str | None = None, only: Sequence[str] = ()
     print("\n".join(lines))
 
 
-def _chosen(path: str, only: Sequence[str]) -> dict[str, Path]:
+def _chosen(path: str, only: Sequence[str]) -> dict[str, Path | Fetched]:
     """The SAEs to convert, by their names below the output folder."""
+    if published := fetched(path):
+        if only:
+            raise ValueError(f"--only is for folders of this machine: give the name of each SAE of {path}")
+        return {"": published}
     if not only:
         return {"": Path(path)}
     found = members(path)
     for pattern in only:
         if not any(fnmatchcase(name, pattern) for name in found):
             raise ValueError(f"no SAE in {path} is called {pattern}{near_miss(pattern, found)}")
-    wanted = {name: place for name, place in found.items() if any(fnmatchcase(name, one) for one in only)}
+    wanted: dict[str, Path | Fetched] = {
+        name: place for name, place in found.items() if any(fnmatchcase(name, one) for one in only)
+    }
     return {"": next(iter(wanted.values()))} if len(wanted) == 1 else wanted
 
 
-def _convert(path: Path, folder: Path, family: Family | None, unit_norm: bool, out: Path) -> list[str]:
+def _convert(place: Path | Fetched, folder: Path, family: Family | None, unit_norm: bool, out: Path) -> list[str]:
     """Convert one SAE into a folder, which will be `out`; what to tell of it."""
+    path = place.path if isinstance(place, Fetched) else place
     is_own = is_saved(path)
     if is_own and not family:
         raise ValueError(f"{path} is saelab's own already: say which library to convert it to, e.g. --to sae_lens")
-    plain, found = _own(path) if is_own else opened(path)
+    plain, found = _own(path) if is_own else opened_fetched(place) if isinstance(place, Fetched) else opened(path)
     notes = [*plain.notes] if is_own else [*found.notes]
     if unit_norm:
         try:
@@ -75,7 +79,7 @@ def _convert(path: Path, folder: Path, family: Family | None, unit_norm: bool, o
     if family:
         notes += write_plain(plain, folder, family, found.source, path)
         return [told, *(f"note: {note}" for note in notes)]
-    _write_run(folder, plain, found, path, out)
+    write_run(folder, plain, found, place, out.name)
     return [told, *(f"note: {note}" for note in notes), _next(str(out), found)]
 
 
@@ -98,14 +102,6 @@ def _own(path: Path) -> tuple[Plain, Description]:
     source = {key: origin.get(key) for key in ("model", "site", "target", "seq_len")}
     name = type(getattr(sae, "activation", sae)).__name__
     return apart(sae), Description("saelab", name, source if origin.get("model") else {})
-
-
-def _write_run(folder: Path, plain: Plain, found: Description, path: Path, out: Path) -> None:
-    about = {"from": str(path), "family": found.family, "architecture": found.architecture, "said": found.said}
-    beside = {"source.json": found.source} if found.source else {}
-    readme = README.replace("{family}", found.family).replace("{name}", out.name)
-    Run.create(folder, {"convert": about}, beside, readme)
-    save(plain, folder / "sae", path)
 
 
 def _sentence(plain: Plain, found: Description) -> str:

@@ -57,7 +57,7 @@ def measure_runs(
         device: where the SAEs run; auto is the GPU if there is one.
         out: folder for what is found, one in it for each run; by default the runs' own folders keep it.
     """
-    opened = {str(run.folder): run for run in open_runs(runs)}
+    opened = {run.title: run for run in open_runs(runs)}
     kept = _kept_in(opened.values(), out)
     if subject and store:
         raise ValueError("give --subject or --store, not both")
@@ -108,9 +108,9 @@ def _say_skipped(found: dict[str, Measured]) -> None:
 def _kept_in(opened: Iterable[SavedRun], out: str | None) -> dict[str, Run]:
     """The folder that keeps the scores of each SAE that has one; ValueError for one that cannot be written to."""
     if not out:
-        kept = {str(run.folder): run.files for run in opened if run.is_run}
+        kept = {run.title: run.files for run in opened if run.is_run}
     else:
-        kept = {str(run.folder): Run(Path(out) / run.name) for run in opened}
+        kept = {run.title: Run(Path(out) / run.name) for run in opened}
         if len({run.folder for run in kept.values()}) < len(kept):
             raise ValueError(f"two runs have the same folder name: measure them separately, or leave --out {out} out")
     for run in kept.values():

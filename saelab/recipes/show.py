@@ -13,7 +13,7 @@ def show(runs: list[str]) -> None:
         runs: folders of runs, or of sweeps of them.
     """
     console = wide_console()
-    opened = {str(run.folder): run for run in open_runs(runs)}
+    opened = {run.title: run for run in open_runs(runs)}
     for name, run in opened.items():
         console.print(f"[bold]{name}[/]\n", highlight=False)
         settings = run.config if run.is_run else run.sae_config

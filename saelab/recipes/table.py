@@ -42,6 +42,8 @@ ROWS = (
     Command("scaling", "compare", "fit scaling laws, plan training, allocate capacity, diagnose manifolds"),
     Command("explore", "explore", "open runs in a local web application"),
     Command("show", "explore", "print the settings and scores of runs"),
+    Command("published", "share", "list the SAEs that others have published, by model, site, width and L0"),
+    Command("publish", "share", "put a run on the Hugging Face hub, with a model card"),
     Command("convert", "share", "convert SAEs of other libraries into runs, and runs into their files"),
 )
 COMMANDS = {row.name: row for row in ROWS}

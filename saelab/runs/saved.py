@@ -21,6 +21,7 @@ from saelab.core.log import read_log, read_training
 from saelab.core.read import REMEDY, read_json
 from saelab.core.run import SWEEP, Run, members_of
 from saelab.models.subject import Subject
+from saelab.runs.published import place_of
 from saelab.sae.autoencoder import CONFIG, ENSEMBLE, WEIGHTS, Autoencoder
 from saelab.sae.files import load, needed_sae, read_config
 from saelab.sae.sae import SAE
@@ -37,10 +38,12 @@ class SavedRun:
     Attributes:
         folder: where it is.
         kind: what it is, see above.
+        title: what it is called: its folder, or the name of a published one.
     """
 
     folder: Path
     kind: Kind
+    title: str
 
     @property
     def files(self) -> Run:
@@ -62,7 +65,7 @@ class SavedRun:
         """The runs of a sweep, trained or not, in its own order; of all else the folder itself."""
         if self.kind != "sweep":
             return (self,)
-        return tuple(SavedRun(folder, "run") for folder in members_of(self.folder))
+        return tuple(SavedRun(folder, "run", str(folder)) for folder in members_of(self.folder))
 
     @property
     def is_ladder(self) -> bool:
@@ -200,16 +203,17 @@ def kind_of(folder: str | Path) -> Kind | None:
     return None if "format" not in config else "ensemble" if config.get("kind") == ENSEMBLE else "sae"
 
 
-def open_run(folder: str | Path) -> SavedRun:
-    """The run, sweep, saved SAE or ensemble in a folder.
+def open_run(name: str | Path) -> SavedRun:
+    """The run, sweep, saved SAE or ensemble in a folder, or a published SAE by its name.
 
     Raises:
-        ValueError: for a folder that is none of them, saying what it holds instead.
+        ValueError: for a folder that is none of them, saying what it holds instead, and as of `place_of`.
+        OSError: as of `place_of`.
     """
-    folder = Path(folder)
+    folder = place_of(name)
     kind = kind_of(folder)
     if kind:
-        run = SavedRun(folder, kind)
+        run = SavedRun(folder, kind, str(folder if folder == Path(name) else name))
         _ = run.config  # says now of one that is damaged or newer
         return run
     if not folder.exists():
@@ -223,7 +227,7 @@ def open_run(folder: str | Path) -> SavedRun:
     )
 
 
-def open_runs(folders: Iterable[str | Path]) -> Iterator[SavedRun]:
-    """The runs and saved SAEs in folders, those of sweeps one by one; ValueError as of `open_run`."""
-    for folder in folders:
-        yield from open_run(folder).members
+def open_runs(names: Iterable[str | Path]) -> Iterator[SavedRun]:
+    """Runs and saved SAEs, those of sweeps one by one; errors as of `open_run`."""
+    for name in names:
+        yield from open_run(name).members

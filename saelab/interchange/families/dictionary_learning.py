@@ -53,6 +53,7 @@ class DictionaryLearning(Family):
     """Files of dictionary_learning."""
 
     title = "dictionary_learning"
+    weights = (WEIGHTS,)
 
     def claims(self, files: Files) -> bool:
         if files.lone is not None and files.lone_has(*STACKED, suffixes=(".pt",)):

@@ -27,6 +27,7 @@ class GemmaScope(Family):
     """Files of Gemma Scope."""
 
     title = "gemma_scope"
+    weights = (ONE, TWO)
 
     def claims(self, files: Files) -> bool:
         if files.has(ONE) or files.has(TWO):

@@ -22,6 +22,7 @@ class LlamaScope(Family):
     """Files of Llama Scope."""
 
     title = "llama_scope"
+    weights = (WEIGHTS,)
 
     def claims(self, files: Files) -> bool:
         return files.has(CONFIG, WEIGHTS)

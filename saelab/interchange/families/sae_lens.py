@@ -64,6 +64,7 @@ class SAELens(Family):
 
     title = "sae_lens"
     row_scales = (LayerNorm, ConstantNorm)
+    weights = (WEIGHTS,)
 
     def claims(self, files: Files) -> bool:
         return files.has(CONFIG, WEIGHTS)
@@ -191,7 +192,7 @@ def _scaling(plain: Plain, config: Settings, files: Files, is_centred: bool) -> 
 
 
 def _one_factor(plain: Plain, config: Settings, files: Files) -> None:
-    if not (files.folder / SCALER).is_file():
+    if not files.has_settings(SCALER):
         instead = f"its factor is not in the file: put {SCALER} beside it, or call fold_activation_norm_scaling_factor"
         raise config.refuse("normalize_activations 'expected_average_only_in'", f"{instead} in SAELens and save again")
     scaler = files.settings(SCALER)

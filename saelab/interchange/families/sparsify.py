@@ -27,6 +27,7 @@ class Sparsify(Family):
     """Files of sparsify."""
 
     title = "sparsify"
+    weights = (WEIGHTS,)
 
     def claims(self, files: Files) -> bool:
         return files.has(CONFIG, WEIGHTS)

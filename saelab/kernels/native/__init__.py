@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from saelab.core.files import cache_home
+
 SOURCES = ("encode.cpp", "sparse.cpp", "update.cpp")
 HEADERS = ("vector.h",)
 FLAGS = (
@@ -127,8 +129,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 def _cache() -> Path:
     """A folder that only the user can write to: what lies there is executed."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "saelab" / "kernels"
+    folder = cache_home() / "kernels"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o022 and os.access(folder, os.W_OK):
