@@ -52,7 +52,7 @@ class Family(Component, ABC):
     is_set: ClassVar[bool] = False
     """Whether what is written of several SAEs lies in one folder, each under a name of its own."""
     weights: ClassVar[tuple[str, ...]] = ()
-    """Its files of weights, where they always have the same names; an SAE has one of them."""
+    """Patterns of the files of weights of one SAE, where they always have the same names."""
 
     @abstractmethod
     def claims(self, files: Files) -> bool:

@@ -131,16 +131,23 @@ def needed(files: Sequence[str], name: HubName) -> list[str]:
         raise ValueError(f"{name.repo} has no folder or file '{name.path}'{near_miss(name.path, _places(files))}")
     if ours := _of_ours(inside):
         return [start + file for file in ours]
-    known = [file for family in families().values() for file in family.weights if file in inside]
-    weights = known[:1] or [file for file in inside if "/" not in file and file.endswith(WEIGHTS)]
-    if len(weights) == 1:
-        return [*_descriptions(files, name.path), start + weights[0]]
-    if weights:
+    weights = _of_family(inside)
+    lone = [file for file in inside if "/" not in file and file.endswith(WEIGHTS)]
+    if weights or len(lone) == 1:
+        return [*_descriptions(files, name.path), *(start + file for file in weights or lone)]
+    if lone:
         raise ValueError(
-            f"{name} holds {len(weights)} files of weights: give one of them"
-            f"{near_miss('', (PREFIX + f'{name.repo}/{start}{file}' for file in weights))}"
+            f"{name} holds {len(lone)} files of weights: give one of them"
+            f"{near_miss('', (PREFIX + f'{name.repo}/{start}{file}' for file in lone))}"
         )
     raise ValueError(f"{name} holds no SAE{near_miss(name.path, _places(files))}")
+
+
+def _of_family(inside: Sequence[str]) -> list[str]:
+    """The weights of one SAE, for a family whose files always have the same names; empty where they have not."""
+    patterns = (family.weights for family in families().values())
+    found = ([file for file in inside if any(fnmatch(file, one) for one in names)] for names in patterns)
+    return next(filter(None, found), [])
 
 
 def _descriptions(files: Sequence[str], folder: str) -> list[str]:

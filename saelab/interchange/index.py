@@ -34,10 +34,13 @@ KINDS: dict[str, tuple[str, str]] = {
     "mwhanna_transcoder": ("circuit_tracer", ""),
     "llama_scope": ("llama_scope", ""),
     "goodfire": ("goodfire", ""),
-    "llama_scope_r1_distill": ("llama_scope", "its older form of Llama Scope's files is not read yet"),
-    "connor_rob_hook_z": ("sae_lens", "its settings are in a file of a form of their own, which is not read yet"),
-    "deepseek_r1": ("qresearch", "its form of file is not read yet"),
-    "mntss_clt_layer_transcoder": ("circuit_tracer", "it is one layer of a cross-layer transcoder"),
+    "llama_scope_r1_distill": ("llamascopium", ""),
+    "connor_rob_hook_z": ("hook_z", ""),
+    "deepseek_r1": ("dictionary_learning", ""),
+    "mntss_clt_layer_transcoder": (
+        "circuit_tracer_clt",
+        "it is a layer of a cross-layer transcoder",
+    ),
     "temporal": ("temporal", "a temporal SAE reads earlier tokens as well, which saelab's SAE does not"),
 }
 """Kinds of releases: the family of their files, and why they cannot be loaded; empty where they can."""

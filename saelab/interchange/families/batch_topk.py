@@ -28,6 +28,7 @@ class BatchTopKAuthors(Family):
     """Files of the authors of BatchTopK."""
 
     title = "batch_topk"
+    weights = (WEIGHTS,)
 
     def claims(self, files: Files) -> bool:
         return files.has(CONFIG, WEIGHTS) and {"sae_type", "act_size"} <= files.settings(CONFIG).table.keys()

@@ -25,6 +25,7 @@ class CrossLayerTranscoder(Family):
     """Files of circuit-tracer's cross-layer transcoders."""
 
     title = "circuit_tracer_clt"
+    weights = (f"{ENCODER}*{END}", f"{DECODER}*{END}")
     dictionaries = ("CrossLayer",)
 
     def claims(self, files: Files) -> bool:

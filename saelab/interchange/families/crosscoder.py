@@ -31,6 +31,7 @@ class CrosscoderFiles(Family):
     """Files of crosscoders."""
 
     title = "crosscoder"
+    weights = (WEIGHTS,)
 
     def claims(self, files: Files) -> bool:
         return any(_is_stacked(files, *form) for form in (("W_enc", "W_dec"), *_SECOND))

@@ -25,6 +25,7 @@ class GemmaScopeCLT(Family):
     """Files of Gemma Scope's cross-layer transcoders."""
 
     title = "gemma_scope_clt"
+    weights = (f"{START}*{END}",)
 
     def claims(self, files: Files) -> bool:
         return files.path.is_dir() and len(files.numbered(START, END)) > 0

@@ -32,6 +32,7 @@ class Llamascopium(Family):
     """Files of Llamascopium."""
 
     title = "llamascopium"
+    weights = WEIGHTS
 
     def claims(self, files: Files) -> bool:
         return any(files.has(CONFIG, name) for name in WEIGHTS) and "hook_point_in" in files.settings(CONFIG).table

@@ -29,6 +29,7 @@ class Prisma(Family):
     """Files of Prisma."""
 
     title = "prisma"
+    weights = (WEIGHTS,)
 
     def claims(self, files: Files) -> bool:
         if files.lone_has("cfg", "state_dict", suffixes=(".pt",)):

@@ -64,7 +64,7 @@ class SAELens(Family):
 
     title = "sae_lens"
     row_scales = (LayerNorm, ConstantNorm)
-    weights = (WEIGHTS,)
+    weights = (WEIGHTS, WHITENING)
 
     def claims(self, files: Files) -> bool:
         return files.has(CONFIG, WEIGHTS)

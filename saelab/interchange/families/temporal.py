@@ -15,6 +15,7 @@ class Temporal(Family):
     """Files of temporal SAEs."""
 
     title = "temporal"
+    weights = (WEIGHTS,)
 
     def claims(self, files: Files) -> bool:
         return files.has(CONFIG, WEIGHTS)
