@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from textwrap import dedent
 
@@ -86,13 +87,24 @@ VAGUE_NAMES = {"utils.py", "common.py", "helpers.py", "types.py", "registry.py"}
 def sources(root: Path) -> Iterator[tuple[str, ast.Module]]:
     """``("saelab/core/codes.py", its syntax tree)`` for every module below ``root``."""
     for path in sorted((root / "saelab").rglob("*.py")):
-        yield path.relative_to(root).as_posix(), ast.parse(path.read_text(encoding="utf-8"), str(path))
+        yield path.relative_to(root).as_posix(), parsed(path.read_text(encoding="utf-8"), str(path))
+
+
+@cache
+def parsed(text: str, path: str) -> ast.Module:
+    """The syntax tree, which every rule looks at anew; not to be changed."""
+    return ast.parse(text, path)
+
+
+@cache
+def walk(tree: ast.Module) -> list[ast.AST]:
+    return list(ast.walk(tree))
 
 
 def imports(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Line and absolute dotted name of all that a module reaches for; ``from a import b`` reaches for ``a.b``."""
     package = file.split("/")[:-1]
-    for node in ast.walk(tree):
+    for node in walk(tree):
         match node:
             case ast.Import(names=names):
                 yield from ((node.lineno, alias.name) for alias in names)
@@ -153,7 +165,7 @@ def size_complaints(root: Path) -> Iterator[str]:
 def too_large(file: str, tree: ast.Module, text: str) -> Iterator[str]:
     if (lines := len(text.splitlines())) > MAX_FILE:
         yield f"{file}:1: {lines} lines, more than {MAX_FILE}"
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if (lines := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION:
@@ -171,14 +183,14 @@ def habit_complaints(root: Path) -> Iterator[str]:
             yield f"{file}:1: assets/ holds no Python"
         if not ast.get_docstring(tree):
             yield f"{file}:1: no docstring that says what the module is for"
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.ExceptHandler) and node.type is None:
                 yield f"{file}:{node.lineno}: bare except"
 
 
 def reading_complaints(root: Path) -> Iterator[str]:
     for file, tree in sources(root):
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if not isinstance(node, ast.Call):
                 continue
             name = ast.unparse(node.func)

@@ -39,6 +39,14 @@ class Leaky(Activation):
         return codes.with_values(codes.values.where(codes.values > 0, self.slope * codes.values))
 '''
 
+ONE_BY_ONE = """
+import contextlib, json, sys
+from saelab.cli import main
+for words in sys.argv[1:]:
+    with contextlib.suppress(SystemExit):
+        main(["train", *json.loads(words)])
+"""
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -65,17 +73,16 @@ def run(environment: dict[str, str], *words: str) -> str:
 
 
 def test_it_is_found_in_help_in_a_run_and_in_its_config(environment, tmp_path):
-    assert "leaky_package.activations.leaky.Leaky" in run(environment, "-m", "saelab", "train", "--help")
-    help_of_it = run(environment, "-m", "saelab", "train", "--sae.activation.help", "Leaky")
-    assert "what negative ones are multiplied by" in help_of_it
-
     store = StoreWriter(tmp_path / "acts", 8, "fp32", {})
     store.append(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), 1, {})
     store.finish()
     out = str(tmp_path / "run")
     words = ["--store", str(tmp_path / "acts"), "--out", out, "--rows", "600", "--trainer.batch", "200"]
     words += ["--sae.n_latents", "16", "--sae.activation", "Leaky", "--sae.activation.slope", "0.5"]
-    run(environment, "-m", "saelab", "train", *words, "--sae.activation.k", "3")
+    commands = [["--help"], ["--sae.activation.help", "Leaky"], [*words, "--sae.activation.k", "3"]]
+    said = run(environment, "-c", ONE_BY_ONE, *map(json.dumps, commands))
+    assert "leaky_package.activations.leaky.Leaky" in said
+    assert "what negative ones are multiplied by" in said
     saved = json.loads((tmp_path / "run" / "sae" / "config.json").read_text())
     assert saved["activation"] == {"name": "Leaky", "k": 3, "slope": 0.5}
     loaded = run(environment, "-c", f"import saelab; print(saelab.load({out!r}))")

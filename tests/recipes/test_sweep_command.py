@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from recipes.world import die, in_process
 
 import saelab
 from saelab.cli import main
@@ -111,20 +110,17 @@ def test_a_group_alone_is_trained_as_in_the_ladder(tmp_path, capsys):
     assert (tmp_path / "both" / weights).read_bytes() == (tmp_path / "one" / weights).read_bytes()
 
 
-DIES = """
-import os, signal, sys
-from saelab.cli import main
-call, count = sys.argv[1], int(sys.argv[2])
-real, calls = getattr(os, call), iter(range(1, 10**6))
-def counted(*words, **named):
-    if next(calls) == count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*words, **named)
-setattr(os, call, counted)
-import torch
-torch.set_num_threads(1)
-main(sys.argv[3:])
-"""
+def dies_at(call: str, count: int, words: list[str]) -> None:
+    """The target of a process: a command that is killed when `call` of os is called for the count-th time."""
+    real, calls = getattr(os, call), iter(range(1, 10**6))
+
+    def counted(*values: object, **named: object) -> object:
+        if next(calls) == count:
+            die()
+        return real(*values, **named)
+
+    setattr(os, call, counted)
+    main(words)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -133,16 +129,24 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+SMALL_SWEEP = ["sweep", *WORLD, *SMALL, "--save_every", "3", "--vary", "sae.activation.k=1,3", "--out"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("sweeps") / "whole"
+    main([*SMALL_SWEEP, str(folder)])
+    return folder
+
+
 @pytest.mark.parametrize(("call", "count"), [("fsync", 2), ("replace", 9), ("replace", 14), ("replace", 20)])
-def test_a_sweep_killed_early_goes_on_by_the_same_command(tmp_path, call, count):
-    words = ["sweep", *WORLD, *SMALL, "--save_every", "3", "--vary", "sae.activation.k=1,3", "--out"]
-    main([*words, str(tmp_path / "whole")])
-    out = tmp_path / "killed"
-    script = [sys.executable, "-c", DIES, call, str(count), *words, str(out)]
-    assert subprocess.run(script, check=False, capture_output=True).returncode == -9
-    main([*words, str(out)])
-    assert everything(out) == everything(tmp_path / "whole")
-    assert os.listdir(tmp_path) in (["whole", "killed"], ["killed", "whole"])
+def test_a_sweep_killed_early_goes_on_by_the_same_command(tmp_path, whole, call, count):
+    words = [*SMALL_SWEEP, str(tmp_path / "killed")]
+    assert in_process(dies_at, call, count, words) == -9
+    main(words)
+    assert everything(tmp_path / "killed") == everything(whole)
+    assert os.listdir(tmp_path) == ["killed"]
 
 
 def test_a_sweep_with_other_settings_is_not_gone_on_with(tmp_path, capsys):

@@ -1,17 +1,15 @@
 """What optimizers and algorithms keep comes back from a checkpoint bit for bit, in the precision it was saved in."""
 
-import os
-import socket
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from meshes import together
 from torch import Tensor
 
 from saelab.core.files import read_tensors, write_tensors
+from saelab.core.mesh import Mesh
 from saelab.data import Batch
 from saelab.kernels import tier
 from saelab.kernels.adam import MOMENTS
@@ -130,66 +128,27 @@ def test_what_does_not_fit_is_refused(tmp_path, key, change, said):
         checkpoint.restore(path, make("Adam bfloat16 True"))
 
 
-SCRIPT = """
-import sys
-import torch
-from pathlib import Path
-from saelab import SAE
-from saelab.core.files import read_tensors
-from saelab.core.mesh import Mesh
-from saelab.data import Batch
-from saelab.sae.activations.topk import TopK
-from saelab.train import Trainer, checkpoint
-from saelab.train.algorithms.bias_adaptation import BiasAdaptation
-from saelab.train.algorithms.resampling import Resampling
-from saelab.train.optimizers.adam import Adam
-from saelab.train.optimizers.muon import Muon
-from saelab.train.optimizers.signum import Signum
+def goes_on(mesh: Mesh, out: Path) -> None:
+    """Train with every optimizer the mesh allows, save in the middle, go on with what was saved; all is equal."""
+    optimizers = [Adam(), Signum(), Muon()]
+    if mesh.shards == 1:
+        optimizers += [Adam(moments="bfloat16", touched=True), Adam(moments="float8")]
+    for number, optimizer in enumerate(optimizers):
 
-torch.set_num_threads(1)
-replicas, shards, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-mesh = Mesh(replicas, shards)
-optimizers = [Adam(), Signum(), Muon()]
-if shards == 1:
-    optimizers += [Adam(moments="bfloat16", touched=True), Adam(moments="float8")]
+        def made(optimizer: Optimizer = optimizer) -> Trainer:
+            sae = SAE(16, 64, TopK(4), mesh=mesh)
+            algorithms = [Resampling(every=40, dead_after=24), BiasAdaptation(every=32, rate=0.1, groups=4)]
+            return Trainer(sae, 1e-2, 8, 0, average=0.9, optimizer=optimizer, algorithms=algorithms)
 
-
-def make(optimizer):
-    sae = SAE(16, 64, TopK(4), mesh=mesh)
-    algorithms = [Resampling(every=40, dead_after=24), BiasAdaptation(every=32, rate=0.1, groups=4)]
-    return Trainer(sae, 1e-2, 8, 0, average=0.9, optimizer=optimizer, algorithms=algorithms)
-
-
-def trained(trainer, first, last):
-    for step in range(first, last):
-        trainer.step(Batch(torch.randn(8, 16, generator=torch.Generator().manual_seed(step))))
-    return trainer
-
-
-for number, optimizer in enumerate(optimizers):
-    whole, again = trained(make(optimizer), 0, 7), make(optimizer)
-    path = checkpoint.save(out / f"{number}-half", whole, {})
-    checkpoint.restore(path, again)
-    ends = [checkpoint.save(out / f"{number}-{i}", trained(one, 7, 12), {}) for i, one in enumerate((whole, again))]
-    expected, found = (read_tensors(path)[0] for path in ends)
-    assert expected.keys() == found.keys()
-    for key in expected:
-        assert torch.equal(found[key], expected[key]), (optimizer, key)
-"""
+        whole, again = trained(made(), 0, 7), made()
+        checkpoint.restore(checkpoint.save(out / f"{number}-half", whole, {}), again)
+        ends = [checkpoint.save(out / f"{number}-{i}", trained(one, 7, 12), {}) for i, one in enumerate((whole, again))]
+        expected, found = (read_tensors(path)[0] for path in ends)
+        assert expected.keys() == found.keys()
+        for key in expected:
+            assert torch.equal(found[key], expected[key]), (optimizer, key)
 
 
 @pytest.mark.parametrize(("replicas", "shards"), [(2, 1), (1, 2)])
 def test_two_processes_go_on_as_if_never_stopped(tmp_path, replicas, shards):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    words = [sys.executable, str(script), str(replicas), str(shards), str(tmp_path)]
-    processes = [
-        subprocess.Popen(words, env=os.environ | together | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=200)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), errors
+    together(goes_on, tmp_path / "both", replicas, shards)
