@@ -674,7 +674,7 @@ def test_an_sae_of_another_model_is_refused(saelab, trained, subject_words, tmp_
     on_store = saelab("measure", trained, "--store", tmp_path / "acts")
     for ended, place in ((on_text, copy), (on_store, tmp_path / "acts")):
         assert ended.status == 2
-        assert f"{trained} was trained on another model than {place}: their weights differ" in ended.complaint
+        assert f"{trained} was trained on another model than {place}: the weights differ" in ended.complaint
     assert files(trained) == before
 
 

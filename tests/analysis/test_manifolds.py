@@ -137,7 +137,7 @@ def test_the_command_tells_tiling_absorption_and_duplicates_apart(on_disk, saela
     words = ["--store", on_disk / "acts", "--threshold", 0.75, "--tokens", 1800, "--points", 300]
     ended = saelab("manifolds", on_disk / "sae", "--out", tmp_path / "m", *words)
     assert ended.status == 0, ended.err
-    assert "3 clusters of 16 of 19 living latents" in ended.out
+    assert "3 clusters of 16 of 19 alive latents" in ended.out
     assert "1 duplicates, 1 tiling, 1 absorption" in ended.out
     lines = [line.split() for line in ended.out.splitlines()]
     assert [line[:3] for line in lines if len(line) > 9 and line[0].isdigit() and line[1].isdigit()] == [
@@ -157,7 +157,7 @@ def test_the_command_says_how_close_directions_are_where_nothing_is_a_cluster(on
     exact(torch.eye(12), torch.eye(12), torch.zeros(12)).save(tmp_path / "lone")
     ended = saelab("manifolds", tmp_path / "lone", "--out", tmp_path / "m", *words)
     assert ended.status == 0, ended.err
-    assert "0 clusters of 0 of 12 living latents" in ended.out
+    assert "0 clusters of 0 of 12 alive latents" in ended.out
     assert "nearest directions have a cosine of 0.000 (median), 0.000 at most: try a lower --threshold" in ended.out
     assert not (tmp_path / "m" / "manifolds.html").exists()
 

@@ -77,7 +77,7 @@ def test_a_damaged_database_is_collected_anew(run, asked, capsys):
     assert asked == ["own"]
     said = capsys.readouterr().err
     assert "no table latents" in said
-    assert "notes are kept in explorer-notes.jsonl, the damaged file as explorer.damaged.sqlite" in said
+    assert "notes are kept in explorer-notes.jsonl, the damaged file in explorer.damaged.sqlite" in said
     assert said.count("\n") == 1
 
 

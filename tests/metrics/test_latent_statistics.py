@@ -88,7 +88,7 @@ def test_dead_is_silent_for_ten_million_rows_or_a_quarter_of_the_run(rows, horiz
 
 def test_an_sae_without_a_training_history_has_no_dead_score():
     for rows in (0, 3):
-        with pytest.raises(ValueError, match="no history of training"):
+        with pytest.raises(ValueError, match="no training history"):
             DeadLatents().scores(trained(rows, [rows, 0]))
 
 

@@ -50,7 +50,7 @@ def test_tasks_are_written_as_a_file_that_is_read(saelab, library, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--out", "tasks.json"], "--out is written as .jsonl.gz"),
+        (["--out", "tasks.json"], "--out must end in .jsonl.gz"),
         (["--out", "t.jsonl.gz", "--files", "0"], "files must be at least 1, got 0"),
         (["--out", "t.jsonl.gz", "--text", "nowhere"], "there is no file or folder 'nowhere'"),
     ],

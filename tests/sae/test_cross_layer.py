@@ -208,7 +208,7 @@ def test_it_learns_a_planted_map_across_layers():
         (0, 12, 12, "sites must be at least 1, got 0"),
         (5, 60, 10, "d_in=12 cannot be cut into sites=5 of equal width"),
         (3, 60, 10, "d_out=10 cannot be cut into sites=3 of equal width"),
-        (3, 61, 12, "61 latents cannot be split evenly over sites=3 evenly"),
+        (3, 61, 12, "61 latents cannot be split evenly over sites=3"),
     ],
 )
 def test_a_number_of_sites_that_does_not_fit_is_named(sites, n_latents, d_out, message):

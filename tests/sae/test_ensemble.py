@@ -267,7 +267,7 @@ def dealt() -> SAE:
         (lambda: [topks()[0], SAE(D + 1, 8, TopK(2))], rf"member 1 has d_in={D + 1}, not {D}"),
         (lambda: [SAE(D, 8, TopK(2), d_out=3)], r"member 0 is a transcoder \(d_out=3\)"),
         (lambda: [topks()[0], Ensemble(topks())], "member 1 is of the kind Ensemble"),
-        (lambda: [dealt()], "member 0 is dealt to 2 shards"),
+        (lambda: [dealt()], "member 0 is split over 2 shards"),
     ],
     ids=["none", "width", "transcoder", "nested", "shards"],
 )

@@ -232,5 +232,5 @@ def test_joined_latents_are_those_of_all_and_means_are_of_each():
         joined([one, other])
     with pytest.raises(ValueError, match="one has 24, the other 2"):
         mean_of(one, one.select(torch.arange(2)))
-    with pytest.raises(ValueError, match="alike are put together: activation"):
+    with pytest.raises(ValueError, match="the same settings can be joined: activation"):
         joined([one, made(TopK)])

@@ -113,7 +113,7 @@ def test_an_activation_that_does_not_fit_is_named():
 
 def test_an_saes_own_activation_is_refused():
     sae = make()
-    with pytest.raises(ValueError, match="activation is the SAE's own already"):
+    with pytest.raises(ValueError, match="belongs to the SAE already"):
         reread(sae, sae.activation)
 
 
@@ -186,5 +186,5 @@ def test_a_part_of_an_sae_has_no_threshold():
     sae, mesh = make(), Mesh()
     mesh.shards = 2
     sae.mesh = mesh
-    with pytest.raises(ValueError, match="on one process"):
+    with pytest.raises(ValueError, match="one process"):
         threshold_for(sae, rows(), 2)

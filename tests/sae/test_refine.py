@@ -237,5 +237,5 @@ def test_wrong_rows_and_rounds_are_named():
         refine(sae, torch.zeros(B, D), codes, rounds=0)
     sae.mesh = Mesh()
     sae.mesh.shards = 2
-    with pytest.raises(ValueError, match="on one process"):
+    with pytest.raises(ValueError, match="one process"):
         refine(sae, torch.zeros(B, D), codes)

@@ -237,7 +237,7 @@ def test_diversity_is_the_distance_to_the_nearest_direction_of_another_sae():
     half = 1 - 0.5**0.5
     torch.testing.assert_close(diversity(saes), torch.tensor([0, half, 0, half, 1.0]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(diversity([saes[0], saes[0]]), torch.zeros(4), rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="needs at least 2, got 1"):
+    with pytest.raises(ValueError, match="at least 2 SAEs, got 1"):
         diversity(saes[:1])
 
 

@@ -89,9 +89,7 @@ class CrossLayer(Dense):
     def _check(self, sizes: Sizes) -> None:
         check_sites("CrossLayer", self.sites, sizes)
         if sizes.n_latents % self.sites:
-            raise ValueError(
-                f"CrossLayer: {sizes.n_latents} latents cannot be split evenly over sites={self.sites} evenly"
-            )
+            raise ValueError(f"CrossLayer: {sizes.n_latents} latents cannot be split evenly over sites={self.sites}")
 
     def start(self, sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         own = sizes.own_latents
