@@ -21,6 +21,8 @@ from saelab.sae.ensemble import MEMBERS
 PREFIX, LIBRARY = "hf:", "saelab"
 MAIN = "main"
 DESCRIPTIONS = (".json", ".yaml", ".yml")
+OF_ONE_FILE = "_cfg.json"
+"""How the description of one of several SAEs in a folder ends."""
 NONE_OF_AN_SAE = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|generation_config).*|.*\.index\.json")
 """Descriptions of a language model, which may lie in the same repository and be large."""
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -124,7 +126,8 @@ def needed(files: Sequence[str], name: HubName) -> list[str]:
     """Those of a repository's files that an SAE is read from, its weights last; ValueError if that is not clear."""
     files = [file for file in files if not re.search(r"(^|/)\.\.(/|$)|^/|\\", file)]
     if name.path in files:
-        return [*_descriptions(files, name.path.rpartition("/")[0]), name.path]
+        own, others = f"{name.path.rpartition('.')[0]}{OF_ONE_FILE}", _descriptions(files, name.path.rpartition("/")[0])
+        return [*(one for one in others if one == own or not one.endswith(OF_ONE_FILE)), name.path]
     start = f"{name.path}/" if name.path else ""
     inside = [file.removeprefix(start) for file in files if file.startswith(start)]
     if not inside:

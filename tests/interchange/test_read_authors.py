@@ -238,7 +238,8 @@ def test_llama_scope_r1(tmp_path):
     codes = codes * (codes > logarithms.double().exp())
     x_hat = codes @ w["decoder.weight"].T + w["decoder.bias"]
     description = check(path, "llamascopium", codes, x_hat)[1]
-    assert description.source == {"model": "meta-llama/Llama-3.1-8B", "site": "model.layers.9", "target": None}
+    model = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+    assert description.source == {"model": model, "site": "model.layers.9", "target": None}
 
 
 def test_llamascopium_transcoders_without_a_bias(tmp_path):

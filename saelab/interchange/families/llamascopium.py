@@ -24,7 +24,7 @@ CONFIG, WEIGHTS = "config.json", ("sae_weights.safetensors", "sae_weights.pt")
 TODAY = {"W_enc": "W_E.T", "b_enc": "b_E", "W_dec": "W_D", "b_dec": "b_D"}
 BEFORE = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T", "b_dec": "decoder.bias"}
 LOGARITHMS = ("activation_function.log_jumprelu_threshold", "log_jumprelu_threshold")
-R1, R1_MODEL = "Llama-Scope-R1-Distill", "meta-llama/Llama-3.1-8B"
+R1, R1_MODEL = "Llama-Scope-R1-Distill", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
 KINDS = ("relu", "topk", "batchtopk", "jumprelu")
 
 
