@@ -88,7 +88,7 @@ def whole(trainer: Trainer) -> dict[str, Tensor]:
     sharded = trainer.sae.sharded_names()
     state = trainer.sae.state_dict()
     mesh = trainer.sae.mesh
-    return {name: (mesh.all_latents(part) if name in sharded else part).clone() for name, part in state.items()}
+    return {name: (mesh.gather_latents(part) if name in sharded else part).clone() for name, part in state.items()}
 
 
 def in_two(options: argparse.Namespace) -> dict[int, dict[str, Tensor]]:

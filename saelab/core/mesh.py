@@ -121,7 +121,7 @@ class Mesh:
 
     # ---- rows over replicas ----
 
-    def own_rows(self, rows: Tensor) -> Tensor:
+    def local_rows(self, rows: Tensor) -> Tensor:
         """This replica's rows of a batch [B_all, ...]: every replicas-th; ValueError if they do not divide evenly."""
         if len(rows) % self.replicas:
             raise ValueError(f"a batch of {len(rows)} rows cannot be split evenly over {self.replicas} replicas")
@@ -151,11 +151,11 @@ class Mesh:
 
     # ---- latents over shards ----
 
-    def own_latents(self, full: Tensor) -> Tensor:
+    def local_latents(self, full: Tensor) -> Tensor:
         """This shard's part of a tensor whose first axis is all latents."""
         return full if self.shards == 1 else full.chunk(self.shards)[self.shard].clone()
 
-    def all_latents(self, part: Tensor) -> Tensor:
+    def gather_latents(self, part: Tensor) -> Tensor:
         """The tensor whose first axis is all latents, from every shard's part; no gradient."""
         if self.shards == 1:
             return part
@@ -167,7 +167,7 @@ class Mesh:
         """Sum over shards. Its gradient is every shard's own, because each goes on with the same sum."""
         return value if self.shards == 1 else _Sum.apply(value, self._over_shards)
 
-    def shared(self, value: Tensor) -> Tensor:
+    def replicated(self, value: Tensor) -> Tensor:
         """A tensor that every shard holds and uses for its own latents: gradients are summed over shards."""
         return value if self.shards == 1 else _Shared.apply(value, self._over_shards)
 

@@ -273,10 +273,10 @@ class Given(PreActivations):
     def all(self) -> Tensor:
         return self.values
 
-    def of(self, latents: Tensor) -> Tensor:
+    def for_latents(self, latents: Tensor) -> Tensor:
         return self.values[:, latents]
 
-    def at(self, centred: Tensor) -> "Given":
+    def for_rows(self, centred: Tensor) -> "Given":
         raise AssertionError("they are of no rows")
 
 

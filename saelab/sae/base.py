@@ -57,7 +57,7 @@ class Sizes:
         return cls(d_in, given.get("d_out", d_in), given["n_latents"], d_out is not None, seed, mesh)
 
     @property
-    def own_latents(self) -> int:
+    def local_latents(self) -> int:
         """How many latents this shard holds."""
         return self.n_latents // self.mesh.shards
 
@@ -103,20 +103,20 @@ class PreActivations(ABC):
         """Compute all of them, [B, L]."""
 
     @abstractmethod
-    def of(self, latents: Tensor) -> Tensor:
+    def for_latents(self, latents: Tensor) -> Tensor:
         """Those of some latents only: [B, n] for latent numbers [n]."""
 
     @abstractmethod
-    def at(self, centred: Tensor) -> "PreActivations":
+    def for_rows(self, centred: Tensor) -> "PreActivations":
         """The same latents' pre-activations of other centred rows [B, D], such as residuals."""
 
     def first(self, rows: int) -> "PreActivations":
         """The same latents' pre-activations of the first rows only."""
-        return self.at(self.centred[:rows])
+        return self.for_rows(self.centred[:rows])
 
     def topk(self, k: int, absolute: bool = False) -> Codes:
         """The k largest of each row over all shards, by value or by absolute value, signed; others are zero."""
-        values, entries = self.own_topk(min(k, self.n_latents), absolute)
+        values, entries = self.local_topk(min(k, self.n_latents), absolute)
         if self.mesh.shards > 1:
             values = values.where(self.mesh.largest(values.abs() if absolute else values, k), 0)
         return Codes(values, entries, self.n_latents)
@@ -126,7 +126,7 @@ class PreActivations(ABC):
         dense = self.dense()
         return Codes.full(dense.where(~(dense <= threshold), 0)).compact()  # NaN stays
 
-    def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
+    def local_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         """The k largest of each row on this shard, largest first: values [B, K] and their entries."""
         pre = self.dense()
         indices = (pre.abs() if absolute else pre).topk(k, dim=1).indices
@@ -164,7 +164,7 @@ class Dictionary(Component, Decoder, nn.Module, ABC):
 
     def decode_among(self, codes: Codes, latents: Tensor) -> Tensor:
         """`decode` of codes whose entries count among some latents [n] alone; it need look at no others."""
-        return self.decode(Codes(codes.values, latents[codes.indices], self.sizes.own_latents))
+        return self.decode(Codes(codes.values, latents[codes.indices], self.sizes.local_latents))
 
     def latent_rows(self) -> dict[Tensor, bool]:
         """Parameters [L, n] that an optimizer may update one latent at a time, and whether their rows have unit norm.
@@ -247,7 +247,7 @@ class Activation(Component, nn.Module, ABC):
     """Parameters and buffers whose first axis is latents."""
 
     @property
-    def kept(self) -> int | None:
+    def topk_k(self) -> int | None:
         """k, where codes of the training pass are made of `pre.topk(k)` alone, in its layout; None otherwise."""
         return None
 

@@ -78,7 +78,7 @@ class SAE(Composed):
             # Of the rows to be written nothing is known but what codes of other rows say.
             written = DataScale() if self.scale.per_row else type(self.scale)()
             self.written_scale = written.setup(self.d_out, self.dictionary.sites)
-        self.firing = Firing(sizes.own_latents, mesh)
+        self.firing = Firing(sizes.local_latents, mesh)
         # Mean squared deviation of a scaled entry from its mean, fixed once from a sample: the loss's unit.
         self.register_buffer("variance", torch.ones(()))
 
@@ -366,23 +366,25 @@ class SAE(Composed):
             found |= {f"{prefix}.{name}" for name in getattr(module, "sharded", ())}
         return found
 
-    def whole(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gathered(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by parameter or buffer name with the latents of all shards; every process has to call it."""
         sharded = self.sharded_names()
         return {
-            name: self.mesh.all_latents(part) if name in sharded and part.ndim else part for name, part in named.items()
+            name: self.mesh.gather_latents(part) if name in sharded and part.ndim else part
+            for name, part in named.items()
         }
 
-    def own(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def local_part(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The other way round: this shard's part of whole tensors."""
         sharded = self.sharded_names()
         return {
-            name: self.mesh.own_latents(full) if name in sharded and full.ndim else full for name, full in named.items()
+            name: self.mesh.local_latents(full) if name in sharded and full.ndim else full
+            for name, full in named.items()
         }
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `weights.safetensors` into a folder, each whole or not at all."""
-        folder, tensors = Path(folder), self.whole(self.state_dict())
+        folder, tensors = Path(folder), self.gathered(self.state_dict())
         if self.mesh.is_first:
             write_files(folder, self.config(), tensors)
         self.mesh.wait()

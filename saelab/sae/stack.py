@@ -98,7 +98,7 @@ class Stack:
         shift = self._joint("b_enc") - (encoder @ self._joint("b_dec")[:, :, None]).squeeze(2)
         weight, bias = encoder.flatten(0, 1), shift.flatten()
         members = [_Member(sae, rows) for sae in self.saes]
-        kept = [sae.activation.kept for sae in self.saes]
+        kept = [sae.activation.topk_k for sae in self.saes]
         if any(k is None for k in kept):
             dense = F.linear(rows, weight, bias).view(len(rows), n_members, n_latents)
             for number, member in enumerate(members):
@@ -142,9 +142,9 @@ class _Member(DensePre):
         terms = dictionary.terms_for(dictionary.W_enc)
         super().__init__(dictionary, rows, dictionary.b_dec, dictionary.W_enc, dictionary.b_enc, terms=terms)
 
-    def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
+    def local_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         if self.listed is None or absolute or k > self.listed.values.shape[1]:
-            return super().own_topk(k, absolute)
+            return super().local_topk(k, absolute)
         values = self.listed.values
         if k < values.shape[1]:
             values = values * (torch.arange(values.shape[1], device=values.device) < k)

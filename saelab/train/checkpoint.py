@@ -20,14 +20,14 @@ KEPT = 2
 def save(folder: Path, trainer: StepTrainer, place: dict[str, Any]) -> Path:
     """Write a checkpoint of a trainer whose source stands at `place`; older ones than the newest two are removed."""
     sae = trainer.sae
-    tensors = {f"sae.{name}": value for name, value in sae.whole(sae.state_dict()).items()}
+    tensors = {f"sae.{name}": value for name, value in sae.gathered(sae.state_dict()).items()}
     tensors |= _optimizer_tensors(trainer)
     if trainer.average:
-        tensors |= {f"average.{name}": value for name, value in sae.whole(_sums(trainer)).items()}
+        tensors |= {f"average.{name}": value for name, value in sae.gathered(_sums(trainer)).items()}
     for algorithm in trainer.algorithms:
         prefix = f"algorithm.{type(algorithm).__name__}"
         for name, value in algorithm.state_dict().items():
-            whole = sae.mesh.all_latents(value) if name in algorithm.sharded else value
+            whole = sae.mesh.gather_latents(value) if name in algorithm.sharded else value
             tensors[f"{prefix}.{name}"] = whole
     about = {
         "format": FORMAT,
@@ -97,7 +97,7 @@ def restore(path: Path, trainer: StepTrainer) -> dict[str, Any]:
                 raise ValueError(f"{path} holds no weight average: it was saved without the setting `average`")
             if about[kind].get(key) != value:
                 raise ValueError(f"{path} was saved with {key} = {about[kind].get(key)!r}, this run has {value!r}")
-    fit(trainer.sae, trainer.sae.own(_group(tensors, "sae.")), path)
+    fit(trainer.sae, trainer.sae.local_part(_group(tensors, "sae.")), path)
     _restore_optimizer(trainer, tensors, path, about["optimizer"])
     _restore_algorithms(trainer, tensors, path)
     if trainer.average:
@@ -122,7 +122,7 @@ def _optimizer_tensors(trainer: StepTrainer) -> dict[str, Tensor]:
     for name, parameter, stepper in _moved(trainer):
         for key, value in stepper.state.get(parameter, {}).items():
             is_part = name in sharded and key not in stepper.common
-            tensors[f"optimizer.{key}.{name}"] = trainer.sae.mesh.all_latents(value) if is_part else value
+            tensors[f"optimizer.{key}.{name}"] = trainer.sae.mesh.gather_latents(value) if is_part else value
     return tensors
 
 
@@ -137,7 +137,7 @@ def _restore_optimizer(
             full = tensors.get(f"optimizer.{key}.{name}")
             if full is not None:
                 is_part = name in sharded and key not in stepper.common and full.ndim
-                state[key] = trainer.sae.mesh.own_latents(full) if is_part else full
+                state[key] = trainer.sae.mesh.local_latents(full) if is_part else full
         if name in kept:
             try:
                 stepper.put_back(parameter, state)
@@ -156,13 +156,13 @@ def _restore_algorithms(trainer: StepTrainer, tensors: dict[str, Tensor], path: 
     for algorithm in trainer.algorithms:
         whole = _group(tensors, f"algorithm.{type(algorithm).__name__}.")
         mesh = trainer.sae.mesh
-        own = {name: mesh.own_latents(value) if name in algorithm.sharded else value for name, value in whole.items()}
+        own = {name: mesh.local_latents(value) if name in algorithm.sharded else value for name, value in whole.items()}
         fit(algorithm, own, path)
 
 
 def _restore_average(trainer: StepTrainer, tensors: dict[str, Tensor], path: Path) -> None:
     assert trainer.average
-    sums = trainer.sae.own(_group(tensors, "average."))
+    sums = trainer.sae.local_part(_group(tensors, "average."))
     trainer.average.sums = [
         _fitting(path, sums, name, list(parameter.shape)).to(trainer.device, copy=True)
         for name, parameter in trainer.sae.named_parameters()

@@ -122,9 +122,9 @@ class StepTrainer:
         Raises:
             ValueError: if the batch or the loss is not finite; the weights are then as they were before.
         """
-        x = self.checked(self.sae.mesh.own_rows(batch.x))
+        x = self.checked(self.sae.mesh.local_rows(batch.x))
         target, gradient = (
-            None if part is None else self.checked(self.sae.mesh.own_rows(part))
+            None if part is None else self.checked(self.sae.mesh.local_rows(part))
             for part in (batch.target, batch.gradient)
         )
         with self.ramped():

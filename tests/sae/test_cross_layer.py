@@ -85,9 +85,9 @@ def test_pre_activations_of_some_latents_and_of_other_rows():
     dense = rows() @ weight.T + dictionary.b_enc
     torch.testing.assert_close(pre.dense(), dense)
     some = torch.tensor([59, 3, 21, 3, 20, 19, 40])
-    torch.testing.assert_close(pre.of(some), dense[:, some])
-    assert pre.of(some[:0]).shape == (B, 0)
-    torch.testing.assert_close(pre.at(rows(seed=7)).dense(), rows(seed=7) @ weight.T + dictionary.b_enc)
+    torch.testing.assert_close(pre.for_latents(some), dense[:, some])
+    assert pre.for_latents(some[:0]).shape == (B, 0)
+    torch.testing.assert_close(pre.for_rows(rows(seed=7)).dense(), rows(seed=7) @ weight.T + dictionary.b_enc)
     for absolute in (False, True):
         for k in (1, 5, 30, L):
             codes = pre.topk(k, absolute)
@@ -180,7 +180,7 @@ def test_shards_hold_latents_one_after_the_other(shards):
         part = SAE(D, L, ReLU(), dictionary=CrossLayer(S), d_out=OUT, mesh=Part(shard)).double()
         codes = part.activation(part.dictionary.pre(rows()))
         torch.testing.assert_close(part.dictionary.pre(rows()).dense(), pre[:, shard * own : (shard + 1) * own])
-        torch.testing.assert_close(part.dictionary.pre(rows()).of(torch.tensor([own - 1, 0])),
+        torch.testing.assert_close(part.dictionary.pre(rows()).for_latents(torch.tensor([own - 1, 0])),
                                    pre[:, [(shard + 1) * own - 1, shard * own]])  # fmt: skip
         total += part.dictionary.decode(codes)
     torch.testing.assert_close(total, whole.dictionary.decode(whole.encode(rows())))

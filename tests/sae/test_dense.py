@@ -42,7 +42,7 @@ def test_pre_activations_and_decoding_are_the_two_maps():
     x, f = rows(5), torch.randn(5, L)
     pre = (x - dictionary.b_dec) @ dictionary.W_enc.T + dictionary.b_enc
     torch.testing.assert_close(dictionary.pre(x).dense(), pre)
-    torch.testing.assert_close(dictionary.pre(x).of(torch.tensor([3, 60, 1])), pre[:, [3, 60, 1]])
+    torch.testing.assert_close(dictionary.pre(x).for_latents(torch.tensor([3, 60, 1])), pre[:, [3, 60, 1]])
     torch.testing.assert_close(dictionary.pre(x).topk(3).values, pre.sort(descending=True).values[:, :3])
     torch.testing.assert_close(dictionary.decode(Codes.full(f)), f @ dictionary.W_dec + dictionary.b_dec)
 

@@ -70,9 +70,9 @@ def test_pre_activations_of_some_latents_and_of_other_rows():
     pre, weight = dictionary.pre(x), matrix(dictionary)
     dense = (x - dictionary.b_dec) @ weight.T + dictionary.b_enc
     torch.testing.assert_close(pre.dense(), dense)
-    torch.testing.assert_close(pre.of(torch.tensor([90, 3, 3])), dense[:, [90, 3, 3]])
-    assert pre.of(torch.tensor([], dtype=torch.int64)).shape == (B, 0)
-    torch.testing.assert_close(pre.at(rows(5, seed=2)).dense(), rows(5, seed=2) @ weight.T + dictionary.b_enc)
+    torch.testing.assert_close(pre.for_latents(torch.tensor([90, 3, 3])), dense[:, [90, 3, 3]])
+    assert pre.for_latents(torch.tensor([], dtype=torch.int64)).shape == (B, 0)
+    torch.testing.assert_close(pre.for_rows(rows(5, seed=2)).dense(), rows(5, seed=2) @ weight.T + dictionary.b_enc)
     for absolute in (False, True):
         size = dense.abs() if absolute else dense
         for fresh in (dictionary.pre(x), pre):  # before and after all were computed

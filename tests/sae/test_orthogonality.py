@@ -125,7 +125,7 @@ class Half(Mesh):
     def _join(self) -> None:
         """There are no processes."""
 
-    def all_latents(self, part: Tensor) -> Tensor:
+    def gather_latents(self, part: Tensor) -> Tensor:
         return self.full
 
 

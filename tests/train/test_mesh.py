@@ -27,8 +27,8 @@ def train(mesh: Mesh, out: Path) -> None:
         sae.initialise(rows)
         sleepy = torch.arange(64) % 5 == 0  # these are dead from the start, so that AuxK has work on every shard
         with torch.no_grad():
-            sae.dictionary.b_enc.copy_(mesh.own_latents(torch.where(sleepy, -3.0, 0.0)))
-        sae.firing.since.copy_(mesh.own_latents(torch.where(sleepy, 10_000, 0)))
+            sae.dictionary.b_enc.copy_(mesh.local_latents(torch.where(sleepy, -3.0, 0.0)))
+        sae.firing.since.copy_(mesh.local_latents(torch.where(sleepy, 10_000, 0)))
         trainer = Trainer(sae, lr=1e-2, batch=128, clip=0.5, average=0.5)
         auxiliary = []
         for number, batch in enumerate(ArraySource(rows).batches(128)):
@@ -98,14 +98,14 @@ def test_rows_must_divide_evenly():
             """A mesh of two replicas without its processes."""
 
     with pytest.raises(ValueError, match="7 rows .*2 replicas"):
-        Two(2).own_rows(torch.zeros(7, 3))
+        Two(2).local_rows(torch.zeros(7, 3))
 
 
 def test_alone_every_operation_is_the_identity():
     values = torch.randn(5, 4)
-    assert torch.equal(ALONE.own_rows(values), values)
-    assert ALONE.own_latents(values) is values
-    assert ALONE.all_latents(values) is values
+    assert torch.equal(ALONE.local_rows(values), values)
+    assert ALONE.local_latents(values) is values
+    assert ALONE.gather_latents(values) is values
     assert ALONE.sum_over_shards(values) is values
     assert ALONE.mean(values) is values
     assert ALONE.any(True)

@@ -46,12 +46,12 @@ def _train_one(mesh: Mesh, out: Path, algorithms: list, optimizer: Muon | None =
     sae.initialise(ROWS)
     asleep = torch.arange(64) % 5 == 1
     with torch.no_grad():
-        sae.dictionary.b_enc.copy_(mesh.own_latents(torch.where(asleep, -30.0, 0.0).double()))
+        sae.dictionary.b_enc.copy_(mesh.local_latents(torch.where(asleep, -30.0, 0.0).double()))
     trainer = Trainer(sae, lr=1e-2, batch=64, warmup=0, clip=0.5, optimizer=optimizer, algorithms=algorithms)
     for x in ROWS.split(64):
         trainer.step(Batch(x))
     if out.name == "Resampling":
-        assert not mesh.all_latents(sae.firing.dead(128).int()).any()
+        assert not mesh.gather_latents(sae.firing.dead(128).int()).any()
     sae.save(out)
 
 

@@ -45,7 +45,7 @@ def train(mesh: Mesh, out: Path) -> None:
             trainer.step(Batch(rows[batch], gradient=gradients[batch]))
         sae.save(out / name)
         with torch.no_grad():
-            read = mesh.all_latents(sae.encode(rows).dense().T.contiguous()).T.contiguous()
+            read = mesh.gather_latents(sae.encode(rows).dense().T.contiguous()).T.contiguous()
         if mesh.is_first:
             torch.save(read, out / name / "read.pt")
     mesh.wait()

@@ -113,13 +113,13 @@ def _product(rows, weight, row, latents, tile, sizes, T: tl.constexpr):
         for start in range(0, sizes.width, T.depth):
             scores = tl.dot(rows.load([row, start]), weight.load([0, tile * sizes.width + start]).T, scores)
     else:
-        own_rows = row + tl.arange(0, T.rows)
-        row_starts = own_rows.to(tl.int64)[:, None] * sizes.width
+        local_rows = row + tl.arange(0, T.rows)
+        row_starts = local_rows.to(tl.int64)[:, None] * sizes.width
         latent_starts = latents.to(tl.int64)[:, None] * sizes.width
         for start in range(0, sizes.width, T.depth):
             columns = (start + tl.arange(0, T.depth))[None, :]
             inside = columns < sizes.width
-            left = tl.load(rows + row_starts + columns, mask=inside & (own_rows < sizes.rows)[:, None], other=0.0)
+            left = tl.load(rows + row_starts + columns, mask=inside & (local_rows < sizes.rows)[:, None], other=0.0)
             mask = inside & (latents < sizes.latents)[:, None]
             right = tl.load(weight + latent_starts + columns, mask=mask, other=0.0)
             scores = tl.dot(left, right.T, scores)

@@ -205,7 +205,7 @@ def pre_activations(sae: SAE, x: Tensor) -> Callable[[Tensor], Tensor]:
     """Pre-activations of rows [N, D] for some latents at a time: a function from latents [c] to [N, c]."""
     device = sae.device
     pre = sae.dictionary.pre(sae.scale.apply_to(x.to(device)))
-    return lambda latents: pre.of(latents.to(device))
+    return lambda latents: pre.for_latents(latents.to(device))
 
 
 def pooled(values: Tensor, spans: tuple[Tensor, Tensor], pool: str) -> Tensor:

@@ -56,7 +56,7 @@ class BatchTopK(Activation):
             )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"BatchTopK: momentum must be at least 0 and below 1, got {self.momentum}")
-        self.register_buffer("threshold", torch.zeros(sizes.own_latents))
+        self.register_buffer("threshold", torch.zeros(sizes.local_latents))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # steps that the threshold is made of
 
     def forward(self, pre: PreActivations) -> Codes:
@@ -69,7 +69,7 @@ class BatchTopK(Activation):
         count = round(self.k * len(pre.x) * pre.mesh.replicas)
         width = min(pre.n_latents, SPARE * math.ceil(self.k))
         while True:
-            values, entries = pre.own_topk(width, absolute=False)  # largest first
+            values, entries = pre.local_topk(width, absolute=False)  # largest first
             chosen = pre.mesh.largest_of_batch(values, count) & (values > 0)
             # A row whose every candidate was chosen may have lost some that were not candidates.
             if not pre.mesh.any(width < pre.n_latents and bool(chosen[:, -1].any())):
@@ -111,4 +111,4 @@ class BatchTopK(Activation):
 def smallest_of(values: Tensor, chosen: Tensor, mesh: Mesh) -> Tensor:
     """The smallest chosen entry of all processes, a scalar; infinity where none is chosen."""
     own = F.pad(values.masked_fill(~chosen, torch.inf).flatten(), (0, 1), value=torch.inf).amin()
-    return mesh.smallest(mesh.all_latents(own[None]).amin())
+    return mesh.smallest(mesh.gather_latents(own[None]).amin())

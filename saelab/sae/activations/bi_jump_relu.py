@@ -64,8 +64,8 @@ class BiJumpReLU(Activation):
         for name in ("threshold", "bandwidth"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"BiJumpReLU: {name} must be positive and finite, got {getattr(self, name)}")
-        self.r_mag = Parameter(torch.zeros(sizes.own_latents))
-        self.log_plus = Parameter(torch.full((sizes.own_latents,), math.log(self.threshold)))
+        self.r_mag = Parameter(torch.zeros(sizes.local_latents))
+        self.log_plus = Parameter(torch.full((sizes.local_latents,), math.log(self.threshold)))
         if not self.tied:
             self.log_minus = Parameter(self.log_plus.detach().clone())
 

@@ -45,7 +45,7 @@ class Binary(Activation):
         if not 0 <= self.entropy < math.inf:
             raise ValueError(f"Binary: entropy must not be negative, infinite or NaN, got {self.entropy}")
         start = math.sqrt(2 * math.pi) * sizes.d_in / (sizes.n_latents + math.pi * sizes.d_in)
-        self.log_size = Parameter(torch.full((sizes.own_latents,), math.log(start)))
+        self.log_size = Parameter(torch.full((sizes.local_latents,), math.log(start)))
 
     def forward(self, pre: PreActivations) -> Codes:
         return Codes.full((pre.dense() > 0) * self.log_size.exp())

@@ -32,10 +32,10 @@ class BlockTopK(Activation):
         self.rank = rank
 
     def setup(self, sizes: Sizes) -> None:
-        if self.rank < 1 or sizes.own_latents % self.rank:
+        if self.rank < 1 or sizes.local_latents % self.rank:
             where = "" if sizes.mesh.shards == 1 else " of a shard"
             raise ValueError(
-                f"BlockTopK: rank must divide the number of latents{where}, {sizes.own_latents}; got rank={self.rank}"
+                f"BlockTopK: rank must divide the number of latents{where}, {sizes.local_latents}; got rank={self.rank}"
             )
         n_groups = sizes.n_latents // self.rank
         if not 1 <= self.k <= n_groups:

@@ -46,8 +46,8 @@ class Gated(Activation):
             raise ValueError(
                 "Gated: is for SAEs, not for transcoders (d_out): a folded bias would hold their input mean"
             )
-        self.r_mag = Parameter(torch.zeros(sizes.own_latents))
-        self.b_mag = Parameter(torch.zeros(sizes.own_latents))
+        self.r_mag = Parameter(torch.zeros(sizes.local_latents))
+        self.b_mag = Parameter(torch.zeros(sizes.local_latents))
 
     def forward(self, pre: PreActivations) -> Codes:
         gate = pre.dense()

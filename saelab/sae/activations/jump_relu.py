@@ -92,7 +92,7 @@ class JumpReLU(Activation):
         if self.dead_after is not None and self.dead_after < 1:
             raise ValueError(f"JumpReLU: dead_after must be at least 1 row, got {self.dead_after}")
         start = math.log(self.threshold) if self.threshold else -math.inf
-        self.log_threshold = Parameter(torch.full((sizes.own_latents,), start))
+        self.log_threshold = Parameter(torch.full((sizes.local_latents,), start))
 
     @property
     def theta(self) -> Tensor:

@@ -45,14 +45,14 @@ class MatchingPursuit(Activation):
         residual, directions = pre.centred, pre.dictionary.directions()
         values, indices = [], []
         for step in range(self.k):
-            best = pre.at(residual).topk(1, absolute=self.signed)
+            best = pre.for_rows(residual).topk(1, absolute=self.signed)
             if not self.signed:
                 best = best.with_values(best.values.relu())
             values.append(best.values)
             indices.append(best.indices)
             if step + 1 < self.k:
                 # The sum is what all shards go on with, each for its own latents: hence `shared`.
-                explained = pre.mesh.shared(pre.mesh.sum_over_shards(decode(best, directions)))
+                explained = pre.mesh.replicated(pre.mesh.sum_over_shards(decode(best, directions)))
                 residual = residual - explained
         return merged(torch.cat(values, 1), torch.cat(indices, 1), pre.n_latents)
 

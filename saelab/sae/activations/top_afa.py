@@ -38,7 +38,7 @@ class TopAFA(Activation):
         with torch.no_grad():
             norms = pre.dictionary.directions().norm(dim=1)
             contributions = acts.to(norms.dtype) * norms
-            every = pre.mesh.all_latents(contributions.T).T
+            every = pre.mesh.gather_latents(contributions.T).T
             chosen = nearest_norm(every, pre.centred.norm(dim=1))
             first = pre.mesh.shard * pre.n_latents
             own = chosen[:, first : first + pre.n_latents]

@@ -26,7 +26,7 @@ class TopK(Activation):
             raise ValueError(f"TopK: k must be from 1 to the number of latents, {sizes.n_latents}; got k={self.k}")
 
     @property
-    def kept(self) -> int:
+    def topk_k(self) -> int:
         return self.k
 
     def forward(self, pre: PreActivations) -> Codes:

@@ -45,7 +45,7 @@ class CrossLayerPre(PreActivations):
         used = [columns[site] for site, _, _ in blocks]
         return list(zip(used, self.dictionary.W_enc.split(sizes), self.bias.split(sizes), strict=True))
 
-    def of(self, latents: Tensor) -> Tensor:
+    def for_latents(self, latents: Tensor) -> Tensor:
         dictionary, columns = self.dictionary, self.centred.chunk(self.dictionary.sites, 1)
         site = dictionary.site_of(latents)
         order = site.argsort(stable=True)
@@ -55,10 +55,10 @@ class CrossLayerPre(PreActivations):
         ]
         return torch.cat(parts, 1)[:, order.argsort()]
 
-    def at(self, centred: Tensor) -> "CrossLayerPre":
+    def for_rows(self, centred: Tensor) -> "CrossLayerPre":
         return CrossLayerPre(self.dictionary, centred, torch.zeros_like(self.centre), self.bias, self.mesh)
 
-    def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
+    def local_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         """The largest of the largest of every site, whose gradients are sparse."""
         values, numbers, sites = [], [], self.dictionary.sites
         columns, centres = self.x.chunk(sites, 1), self.centre.chunk(sites)
@@ -92,7 +92,7 @@ class CrossLayer(Dense):
             raise ValueError(f"CrossLayer: {sizes.n_latents} latents cannot be split evenly over sites={self.sites}")
 
     def start(self, sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        own = sizes.own_latents
+        own = sizes.local_latents
         self.first, self.per_site = sizes.mesh.shard * own, sizes.n_latents // self.sites
         ends = [min(max(site * self.per_site - self.first, 0), own) for site in range(self.sites + 1)]
         # Site and this shard's own latents of it, from start to stop.

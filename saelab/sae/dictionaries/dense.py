@@ -55,10 +55,10 @@ class DensePre(PreActivations):
     def all(self) -> Tensor:
         return F.linear(self.centred, self.weight, self.bias)
 
-    def of(self, latents: Tensor) -> Tensor:
+    def for_latents(self, latents: Tensor) -> Tensor:
         return centred_linear(self.x, self.centre, take(self.weight, latents, self.terms), self.bias[latents])
 
-    def at(self, centred: Tensor) -> "DensePre":
+    def for_rows(self, centred: Tensor) -> "DensePre":
         return self._on(centred, torch.zeros_like(self.centre))
 
     def first(self, rows: int) -> "DensePre":
@@ -72,7 +72,7 @@ class DensePre(PreActivations):
             return super().above(threshold)
         return above_threshold(self.x, self.centre, self.weight, self.bias, threshold, self.terms)
 
-    def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
+    def local_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         return topk_linear(self.x, self.centre, self.weight, self.bias, k, absolute, terms=self.terms)
 
 
@@ -113,9 +113,9 @@ class Dense(Dictionary):
         self.sizes, mesh = sizes, sizes.mesh
         weight, out = self.start(sizes, sizes.generator())
         if not self.tied:
-            self.W_enc = nn.Parameter(mesh.own_latents(weight))
-        self.W_dec = nn.Parameter(mesh.own_latents(out).clone())
-        self._hold("b_enc", sizes.own_latents, self.encoder_bias)
+            self.W_enc = nn.Parameter(mesh.local_latents(weight))
+        self.W_dec = nn.Parameter(mesh.local_latents(out).clone())
+        self._hold("b_enc", sizes.local_latents, self.encoder_bias)
         self._hold("b_dec", sizes.d_out, self.decoder_bias)
         if self.skip_connection:
             self.W_skip = nn.Parameter(torch.zeros(sizes.d_out, sizes.d_in))
@@ -182,7 +182,7 @@ class Dense(Dictionary):
 
     def centre(self, x: Tensor) -> Tensor:
         """What is subtracted from rows [B, D] before encoding; [D]."""
-        return x.new_zeros(x.shape[1]) if self.sizes.is_transcoder else self.sizes.mesh.shared(self.b_dec)
+        return x.new_zeros(x.shape[1]) if self.sizes.is_transcoder else self.sizes.mesh.replicated(self.b_dec)
 
     def decode(self, codes: Codes, frozen: bool = False) -> Tensor:
         weight, bias = (self.W_dec.detach(), self.b_dec.detach()) if frozen else (self.W_dec, self.b_dec)

@@ -45,7 +45,7 @@ class ExpanderPre(PreActivations):
     def all(self) -> Tensor:
         return self._through(self.weight, self.inputs) + self.bias
 
-    def of(self, latents: Tensor) -> Tensor:
+    def for_latents(self, latents: Tensor) -> Tensor:
         return self._through(self.weight[latents], self.inputs[latents]) + self.bias[latents]
 
     def _through(self, weight: Tensor, inputs: Tensor) -> Tensor:
@@ -53,17 +53,17 @@ class ExpanderPre(PreActivations):
         columns = self.centred.T.contiguous()
         return F.embedding_bag(inputs, columns, per_sample_weights=weight.to(columns.dtype), mode="sum").T
 
-    def at(self, centred: Tensor) -> "ExpanderPre":
+    def for_rows(self, centred: Tensor) -> "ExpanderPre":
         centre = torch.zeros_like(self.centre)
         return ExpanderPre(self.dictionary, centred, centre, self.weight, self.inputs, self.bias, self.mesh)
 
-    def own_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
+    def local_topk(self, k: int, absolute: bool) -> tuple[Tensor, Entries]:
         if self._dense is not None:
-            return super().own_topk(k, absolute)
+            return super().local_topk(k, absolute)
         with torch.no_grad():  # some rows at a time, so that not even [B, L] is held
             parts = []
             for rows in self.centred.split(BLOCK_ROWS):
-                pre = self.at(rows).all()
+                pre = self.for_rows(rows).all()
                 parts.append((pre.abs() if absolute else pre).topk(k, dim=1).indices)
             chosen = torch.cat(parts)
         # Worked out again at the chosen entries, which makes the backward pass O(B K d) instead of O(B L d).
@@ -95,7 +95,7 @@ class Expander(Dense):
 
     def start(self, sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         inputs = random_inputs(sizes.n_latents, sizes.d_in, self.degree, generator)
-        self.register_buffer("inputs", sizes.mesh.own_latents(inputs))
+        self.register_buffer("inputs", sizes.mesh.local_latents(inputs))
         weight = torch.randn(sizes.n_latents, self.degree, generator=generator)
         return weight, weight
 

@@ -75,7 +75,7 @@ class AuxK(Loss):
             return step.x_hat.new_zeros(())
         rows = max(LEAST_ROWS, math.ceil(self.share * len(step.target)))
         error = (step.target[:rows] - step.x_hat[:rows]).detach()
-        values, slots = step.pre.first(rows).of(dead).topk(min(self.width, len(dead)), dim=1, sorted=False)
+        values, slots = step.pre.first(rows).for_latents(dead).topk(min(self.width, len(dead)), dim=1, sorted=False)
         values = values.relu().where(sae.mesh.largest(values, self.width), 0)
         codes = Codes(values, slots, len(dead))
         target = error + sae.dictionary.bias().detach()

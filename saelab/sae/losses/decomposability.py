@@ -49,7 +49,7 @@ class Decomposability(Loss):
 
     def setup(self, sizes: Sizes) -> None:
         shards = sizes.mesh.shards
-        n_meta = max(sizes.own_latents // 4, -(-self.k // shards)) * shards if self.n_meta is None else self.n_meta
+        n_meta = max(sizes.local_latents // 4, -(-self.k // shards)) * shards if self.n_meta is None else self.n_meta
         if n_meta < 1 or n_meta % shards:
             raise ValueError(f"Decomposability: n_meta must be positive and divide by {shards} shards, got {n_meta}")
         if not 1 <= self.k <= n_meta:
@@ -67,9 +67,9 @@ class Decomposability(Loss):
 
     def forward(self, step: Forward) -> Tensor:
         mesh, own = step.sae.mesh, step.sae.dictionary.directions()
-        directions = mesh.all_latents(own).detach()
+        directions = mesh.gather_latents(own).detach()
         rebuilt = self.rebuild(directions)
-        gaps = (own - mesh.own_latents(rebuilt.detach())).square().sum(1)
+        gaps = (own - mesh.local_latents(rebuilt.detach())).square().sum(1)
         explained = mesh.sum_over_shards((-gaps / self.sigma**2).exp().sum()) / len(directions)
         return self.weight * explained + normalised_error(rebuilt, directions)
 

@@ -35,10 +35,11 @@ class NuclearNorm(Loss):
         self.weight = weight
 
     def setup(self, sizes: Sizes) -> None:
-        if self.rank < 1 or sizes.own_latents % self.rank:
+        if self.rank < 1 or sizes.local_latents % self.rank:
             where = "" if sizes.mesh.shards == 1 else " of a shard"
             raise ValueError(
-                f"NuclearNorm: rank must divide the number of latents{where}, {sizes.own_latents}; got rank={self.rank}"
+                f"NuclearNorm: rank must divide the number of latents{where}, {sizes.local_latents}; got "
+                f"rank={self.rank}"
             )
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"NuclearNorm: weight must not be negative, infinite or NaN, got {self.weight}")

@@ -58,7 +58,7 @@ def all_directions(own: Tensor, mesh: Mesh) -> Tensor:
     """Directions of all shards [L, D]; only this shard's own pass a gradient."""
     if mesh.shards == 1:
         return own
-    parts = list(mesh.all_latents(own).chunk(mesh.shards))
+    parts = list(mesh.gather_latents(own).chunk(mesh.shards))
     parts[mesh.shard] = own
     return torch.cat(parts)
 

@@ -67,10 +67,10 @@ class Resampling(Algorithm):
             return
         sae, mesh = step.sae, step.sae.mesh
         dead_after = self.dead_after or max(1, self.every // 2)
-        dead = mesh.all_latents(sae.firing.dead(dead_after).to(torch.uint8)).bool()
+        dead = mesh.gather_latents(sae.firing.dead(dead_after).to(torch.uint8)).bool()
         if not dead.any():
             return
-        norms = mesh.all_latents(sae.dictionary.encoder.norm(dim=1))
+        norms = mesh.gather_latents(sae.dictionary.encoder.norm(dim=1))
         size = self.size * float(norms[~dead].mean() if not dead.all() else norms.mean())
         drawn, read, written = draw(step, int(dead.sum()), generator_for(sae.seed, trainer.step_number))
         numbers = dead.nonzero().squeeze(1)[: len(drawn)]
