@@ -22,7 +22,8 @@ def publish_run(
         also: libraries to write files for as well: sae_lens, dictionary_learning or sparsify.
         license: of the SAE, as the hub has them, such as mit.
         citation: how it is to be cited; by default a BibTeX entry of the repository.
-        dry_run: write the files into a new folder, called like the repository, and upload nothing.
+        dry_run: write the files into a new folder, called like the repository, and upload nothing; settings go as they
+            are, with the names of folders on this machine.
     """
     place = publish(run, to, private, also or (), license, citation, dry_run)
     print(f"{place}: README.md is the card" if dry_run else f'{place}: saelab.load("{HubName.of(to)}") opens it')

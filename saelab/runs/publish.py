@@ -27,7 +27,7 @@ from saelab.runs.saved import SavedRun, open_run
 from saelab.sae.autoencoder import CONFIG, WEIGHTS
 from saelab.sae.ensemble import MEMBERS
 
-ORIGIN = ("model", "site", "target", "text", "split", "seq_len", "store", "world")
+ORIGIN = ("model", "site", "target", "text", "split", "seq_len", "world")
 TAGS = ["sparse-autoencoder", "mechanistic-interpretability", "saelab"]
 
 
@@ -41,6 +41,8 @@ def publish(
     dry_run: bool = False,
 ) -> str:
     """Publish a run or saved SAE; what of ours was in the repository before and is of it no longer goes.
+
+    Settings go as they are, with the names of folders on this machine: `dry_run` shows them.
 
     Args:
         run: its folder, or the name of a published one.
@@ -141,7 +143,7 @@ def card(
         f"# {title}\n\n{_what(saved)}",
         f'## Loading\n\n```python\nimport saelab\n\nsae = saelab.load("{name}")\n```',
         *(_elsewhere(family, name, notes) for family, notes in also.items()),
-        "## Trained on\n\n" + _table(("", ""), ((key, origin[key]) for key in ORIGIN if origin.get(key))),
+        f"## Trained on\n\n{_trained_on(saved)}",
         *([f"## Scores\n\n{_scores(saved)}"] if saved.scores else []),
         f"## Citation\n\n{citation or _citation(name)}",
     ]
@@ -158,6 +160,12 @@ def _what(saved: SavedRun) -> str:
     return (
         f"A sparse autoencoder of {config['n_latents']:,} latents on rows {config['d_in']:,} wide, read with {reading}."
     )
+
+
+def _trained_on(saved: SavedRun) -> str:
+    rows = {"rows": saved.config["rows"]} if isinstance(saved.config.get("rows"), int) else {}
+    about = {key: saved.origin[key] for key in ORIGIN if saved.origin.get(key)} | rows
+    return _table(("what", "which"), about.items()) if about else "Its files do not say."
 
 
 def _elsewhere(family: str, name: HubName, notes: list[str]) -> str:

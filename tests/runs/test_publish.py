@@ -78,6 +78,7 @@ def test_the_card_says_what_it_is(tmp_path, monkeypatch):
         "A sparse autoencoder of 16 latents on rows 4 wide, read with TopK (k 2).",
         'sae = saelab.load("hf:me/mine")',
         "| site | model.layers.1 |",
+        "| rows | 100 |",
         "| fvu | 0.2 | 0.1 to 0.3 | 5 | share |",
         "Files for sae_lens are in `sae_lens/`.",
         "@misc{me-mine,",
