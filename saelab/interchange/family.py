@@ -5,7 +5,7 @@ two become a `Plain`, from which ours is built; the last becomes what a run keep
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from saelab.core.components import Component, near_miss
 from saelab.core.files import whole_folder
 from saelab.interchange.files import DEEPEST, Files
+from saelab.interchange.mapped import offered, plain_of
 from saelab.interchange.plain import Plain, apart, built, check_computes
 from saelab.sae.autoencoder import Autoencoder
 from saelab.sae.files import is_saved
@@ -116,7 +117,18 @@ def opened(path: str | Path, beside: Mapping[str, Mapping[str, Any]] | None = No
     family = _family_of(files)
     if not family:
         raise ValueError(_unknown(files))
-    plain, description = family.read(files)
+    return _checked(files, *family.read(files))
+
+
+def opened_by_map(
+    path: str | Path, words: Sequence[str], activation: str, k: float | None
+) -> tuple[Plain, Description]:
+    """A file of no known library, by the map of its tensors and the rest that `mapped.plain_of` takes."""
+    files = Files(path)
+    return _checked(files, plain_of(files, words, activation, k), Description("a map", activation))
+
+
+def _checked(files: Files, plain: Plain, description: Description) -> tuple[Plain, Description]:
     description.notes[:0] = plain.notes
     check_computes(plain, files.path)
     return plain, description
@@ -147,7 +159,8 @@ def _unknown(files: Files) -> str:
     if found := list(members(files.path)):
         names = found if len(found) < MANY else [*found[: MANY - 2], "...", found[-1]]
         return f"{files.path} holds {len(found)} SAEs: {', '.join(names)}; take one of them, or several by --only"
-    return f"{files.path} is of no family that saelab reads ({', '.join(families())}): {files.seen()}"
+    what = offered(files) or files.seen()
+    return f"{files.path} is of no family that saelab reads ({', '.join(families())}): {what}"
 
 
 def write(sae: Autoencoder, folder: str | Path, family: str, source: dict[str, Any] | None = None) -> list[str]:

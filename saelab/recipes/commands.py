@@ -224,7 +224,10 @@ def convert(words: list[str]) -> None:
     parser.add_argument("out", type=str, help="output folder; must not exist")
     only = "of a folder of several SAEs, which: names as the complaint lists them, * standing for anything; one becomes"
     parser.add_argument("--only", nargs="+", type=str, default=[], help=f"{only} OUT, several a folder each in it")
-    parser.add_function_arguments(convert, skip={"path", "out", "only"})
+    parts = "encoder, decoder, encoder_bias, bias (subtracted before encoding too) or output_bias, threshold, skip"
+    what = f"what the tensors of a file of no known library are, WORD=NAME each: {parts}"
+    parser.add_argument("--map", nargs="+", type=str, default=[], help=f"{what}; .T behind a name turns it")
+    parser.add_function_arguments(convert, skip={"path", "out", "only", "map"})
     convert(**vars(parse(parser, words)))
 
 

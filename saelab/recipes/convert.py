@@ -7,7 +7,15 @@ from typing import Any
 
 from saelab.core.components import near_miss
 from saelab.core.files import whole_folder
-from saelab.interchange.family import Description, Family, family_called, members, opened, write_plain
+from saelab.interchange.family import (
+    Description,
+    Family,
+    family_called,
+    members,
+    opened,
+    opened_by_map,
+    write_plain,
+)
 from saelab.interchange.hub import Fetched
 from saelab.interchange.plain import READ_AS, Plain, apart
 from saelab.runs import open_run
@@ -18,7 +26,16 @@ ROUNDING = 1e-3
 """How far norms may be from 1."""
 
 
-def convert(path: str, out: str, to: str | None = None, only: Sequence[str] = (), unit_norm: bool = False) -> None:
+def convert(
+    path: str,
+    out: str,
+    to: str | None = None,
+    only: Sequence[str] = (),
+    map: Sequence[str] = (),
+    activation: str = "ReLU",
+    k: float | None = None,
+    unit_norm: bool = False,
+) -> None:
     """Convert an SAE of another library into a run, or a run into another library's files; the format is detected.
 
     Args:
@@ -29,6 +46,11 @@ def convert(path: str, out: str, to: str | None = None, only: Sequence[str] = ()
             a run of saelab, to be measured, explored and compared like any other.
         only: of a folder of several SAEs, which: names as the complaint lists them, * standing for anything. One
             becomes `out`, several a folder each in it.
+        map: what the tensors of a file of no known library are, WORD=NAME each: encoder, decoder, encoder_bias, bias
+            (subtracted before encoding too) or output_bias, threshold, skip; .T behind a name for one whose rows are
+            not latents. Without it the complaint lists the tensors and a map to start from.
+        activation: how such a file's codes come about: ReLU, TopK, AbsTopK, JumpReLU or BatchTopK.
+        k: latents a row keeps, where the activation has a k.
         unit_norm: bring directions to unit norm, codes being multiplied by the norms they had, as dictionary_learning's
             loader does by default; otherwise both are as the file has them. Reconstructions are the same.
     """
@@ -36,8 +58,24 @@ def convert(path: str, out: str, to: str | None = None, only: Sequence[str] = ()
     with whole_folder(out) as folder:
         lines = []
         for name, place in chosen.items():
+            source = place.path if isinstance(place, Fetched) else place
+            if is_saved(source):
+                plain, found = _own(source, family)
+            elif map:
+                plain, found = opened_by_map(source, map, activation, k)
+            else:
+                plain, found = opened_fetched(place) if isinstance(place, Fetched) else opened(place)
+            if unit_norm:
+                _bring_to_unit_norm(plain, found, source)
+            elif "dictionary_learning" in (found.family, to):
+                found.notes += _norms(plain)
             is_apart = len(chosen) > 1 and not (family and family.is_set)
-            lines += _convert(place, folder / name if is_apart else folder, family, unit_norm, Path(out, name))
+            into = folder / name if is_apart else folder
+            if family:
+                found.notes += write_plain(plain, into, family, found.source, source)
+            else:
+                write_run(into, plain, found, place, Path(out, name).name)
+            lines += _told(plain, found, Path(out, name), family)
     print("\n".join(lines))
 
 
@@ -59,28 +97,18 @@ def _chosen(path: str, only: Sequence[str]) -> dict[str, Path | Fetched]:
     return {"": next(iter(wanted.values()))} if len(wanted) == 1 else wanted
 
 
-def _convert(place: Path | Fetched, folder: Path, family: Family | None, unit_norm: bool, out: Path) -> list[str]:
-    """Convert one SAE into a folder, which will be `out`; what to tell of it."""
-    path = place.path if isinstance(place, Fetched) else place
-    is_own = is_saved(path)
-    if is_own and not family:
-        raise ValueError(f"{path} is saelab's own already: say which library to convert it to, e.g. --to sae_lens")
-    plain, found = _own(path) if is_own else opened_fetched(place) if isinstance(place, Fetched) else opened(path)
-    notes = [*plain.notes] if is_own else [*found.notes]
-    if unit_norm:
-        try:
-            plain.bring_to_unit_norm()
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; leave --unit_norm out") from None
-        notes.append("directions were brought to unit norm, and codes are larger by the norms that they had")
-    elif "dictionary_learning" in (found.family, family.title if family else ""):
-        notes += _norms(plain)
-    told = f"{out}: {_sentence(plain, found)}"
-    if family:
-        notes += write_plain(plain, folder, family, found.source, path)
-        return [told, *(f"note: {note}" for note in notes)]
-    write_run(folder, plain, found, place, out.name)
-    return [told, *(f"note: {note}" for note in notes), _next(str(out), found)]
+def _told(plain: Plain, found: Description, out: Path, family: Family | None) -> list[str]:
+    """What to tell of a conversion."""
+    after = [] if family else [_next(str(out), found)]
+    return [f"{out}: {_sentence(plain, found)}", *(f"note: {note}" for note in found.notes), *after]
+
+
+def _bring_to_unit_norm(plain: Plain, found: Description, path: Path) -> None:
+    try:
+        plain.bring_to_unit_norm()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; leave --unit_norm out") from None
+    found.notes.append("directions were brought to unit norm, and codes are larger by the norms that they had")
 
 
 def _norms(plain: Plain) -> list[str]:
@@ -95,13 +123,15 @@ def _norms(plain: Plain) -> list[str]:
     return [f"{kept}; {theirs} these norms: --unit_norm true does the same here"]
 
 
-def _own(path: Path) -> tuple[Plain, Description]:
+def _own(path: Path, family: Family | None) -> tuple[Plain, Description]:
     """An SAE of ours, and what its folder says of it."""
+    if not family:
+        raise ValueError(f"{path} is saelab's own already: say which library to convert it to, e.g. --to sae_lens")
     run = open_run(path)
     sae, origin = run.load(), run.origin
     source = {key: origin.get(key) for key in ("model", "site", "target", "seq_len")}
-    name = type(getattr(sae, "activation", sae)).__name__
-    return apart(sae), Description("saelab", name, source if origin.get("model") else {})
+    name, plain = type(getattr(sae, "activation", sae)).__name__, apart(sae)
+    return plain, Description("saelab", name, source if origin.get("model") else {}, notes=[*plain.notes])
 
 
 def _sentence(plain: Plain, found: Description) -> str:
