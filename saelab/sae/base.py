@@ -358,6 +358,10 @@ class Forward:
         x_hat = self.sae.dictionary.decode(codes, frozen)
         return x_hat if skipped is None else x_hat + (skipped.detach() if frozen else skipped)
 
+    def undone(self, x_hat: Tensor) -> Tensor:
+        """Scaled rows [B, D], such as a reconstruction, in the data's units."""
+        return self.sae.target_scale.undo(x_hat, self.codes.row_scale)
+
     def error(self, x_hat: Tensor) -> Tensor:
         """Mean squared error of a reconstruction in the unit that the objective uses, a scalar."""
         return (x_hat - self.target).square().mean() / self.sae.variance

@@ -179,6 +179,7 @@ def _loss(run: SavedRun, tail: Sequence[dict[str, Any]]) -> tuple[float, float |
 
 def _architecture(sae: dict[str, Any]) -> str:
     parts = [sae.get("dictionary", {"name": "Dense"}), sae["activation"], *sae.get("losses", [])]
+    parts += [sae["scale"]] if "scale" in sae else []
     return " ".join(part["name"] for part in parts)
 
 

@@ -203,10 +203,13 @@ class _Teller:
     def write_record(self, terms: dict[str, Tensor], forward: Forward) -> float:
         """Write a record; returns the FVU."""
         trainer, mesh = self.trainer, self.trainer.sae.mesh
-        spread = (forward.target - forward.target.mean(0)).square().sum()
+        x_hat, target = forward.x_hat, forward.target
+        if trainer.sae.target_scale.per_row:  # with one scale it is the same share either way
+            x_hat, target = forward.undone(x_hat), forward.undone(target)
+        spread = (target - target.mean(0)).square().sum()
         record: Record = {"step": trainer.step_number, "rows": trainer.rows_seen}
         record |= {name: value.item() for name, value in terms.items()}
-        record["fvu"] = ((forward.x_hat - forward.target).square().sum() / spread).item()
+        record["fvu"] = ((x_hat - target).square().sum() / spread).item()
         record["l0"] = mesh.total(forward.codes.l0().float().mean()).item()
         fired = mesh.total(by_firing(forward.codes)).tolist()
         # Rows since a latent last fired are what AuxK goes by; here a fixed horizon makes runs comparable.

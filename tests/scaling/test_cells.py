@@ -52,6 +52,15 @@ def test_a_run_becomes_a_cell(ladder):
     assert found.normalisation > 0
 
 
+def test_a_scaling_that_is_not_the_datas_is_part_of_the_architecture(ladder, tmp_path):
+    import shutil
+
+    shutil.copytree(ladder / "n_latents24-seed0", tmp_path / "run")
+    config = tmp_path / "run" / "sae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scale": {"name": "LayerNorm"}}))
+    assert read_cell(open_run(tmp_path / "run")).architecture == "Dense TopK AuxK LayerNorm"
+
+
 def test_a_measured_run_has_the_measured_loss(ladder, tmp_path):
     import shutil
 

@@ -15,6 +15,7 @@ from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
+from saelab.sae.scales import DataScale, LayerNorm
 from saelab.train import Trainer
 
 
@@ -22,8 +23,8 @@ def train(mesh: Mesh, out: Path) -> None:
     """Two SAEs, and a checkpoint written by this mesh and gone on from by it."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(512, 16, generator=generator) @ torch.randn(16, 16, generator=generator)
-    for name, activation in (("topk", TopK(4)), ("relu", ReLU(0.01))):
-        sae = SAE(16, 64, activation, [AuxK(k_aux=8, dead_after=100)], mesh=mesh)
+    for name, activation, scale in (("topk", TopK(4), DataScale()), ("relu", ReLU(0.01), LayerNorm())):
+        sae = SAE(16, 64, activation, [AuxK(k_aux=8, dead_after=100)], mesh=mesh, scale=scale)
         sae.initialise(rows)
         sleepy = torch.arange(64) % 5 == 0  # these are dead from the start, so that AuxK has work on every shard
         with torch.no_grad():

@@ -33,6 +33,7 @@ from saelab.sae import SAE
 from saelab.sae.activations.batch_topk import BatchTopK
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
+from saelab.sae.scales import DataScale, LayerNorm
 from saelab.train import Trainer
 from saelab.train.algorithms.bias_adaptation import BiasAdaptation
 from saelab.train.algorithms.closed_form_decoder import ClosedFormDecoder
@@ -61,7 +62,8 @@ def train(
     if call:
         die_at(call, count, on, number)
     run = Run.open(run) if os.path.exists(run + "/config.yaml") else Run.create(run, {})
-    sae = SAE(6, 96, BatchTopK(k) if batch else TopK(k), [AuxK(k_aux=4, dead_after=40)])
+    scale = LayerNorm() if batch else DataScale()
+    sae = SAE(6, 96, BatchTopK(k) if batch else TopK(k), [AuxK(k_aux=4, dead_after=40)], scale=scale)
     algorithms = [
         Resampling(every=100, dead_after=72, times=2),
         BiasAdaptation(every=90, rate=0.05),

@@ -20,6 +20,7 @@ from saelab.sae import SAE
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.losses.auxk import AuxK
+from saelab.sae.scales import LayerNorm
 from saelab.train import Trainer
 from saelab.train.loop import interrupts
 from saelab.train.schedule import rate_at
@@ -297,6 +298,19 @@ def test_the_log_says_what_the_first_batch_was_like(tmp_path):
     fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
     assert record["fvu"] == pytest.approx(fvu.item(), rel=1e-4)
     assert record["l0"] == pytest.approx((step.codes.values != 0).sum().item() / B)
+
+
+def test_the_fvu_of_rows_that_are_each_scaled_by_themselves_is_in_the_datas_units(tmp_path):
+    x = rows() * torch.logspace(-1, 1, len(rows()))[:, None]
+    sae, run = SAE(D, L, TopK(K), scale=LayerNorm()), Run.create(tmp_path / "run", {})
+    trainer = Trainer(sae, batch=64, lr=1e-9, warmup=0)
+    trainer.prepare(ArraySource(x))
+    before = sae(x)
+    trainer.fit(ArraySource(x), 64, run, log_every=1, show=False)
+    record = read_log(run.log_file)[0]
+    fvu = (before - x).square().sum() / (x - x.mean(0)).square().sum()
+    assert record["fvu"] == pytest.approx(fvu.item(), rel=1e-4)
+    assert record["fvu"] != pytest.approx(record["reconstruction"], rel=1e-2)
 
 
 def test_the_log_has_the_first_the_last_and_every_nth_step(tmp_path):

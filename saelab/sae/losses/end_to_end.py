@@ -34,4 +34,4 @@ class EndToEnd(Loss):
     def forward(self, step: Forward) -> Tensor:
         if step.downstream is None:
             raise ValueError("EndToEnd needs a live model: these rows come without one to run on reconstructions")
-        return self.weight * step.downstream(step.sae.target_scale.undo(step.x_hat, step.codes.row_scale))
+        return self.weight * step.downstream(step.undone(step.x_hat))
