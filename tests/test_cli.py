@@ -25,11 +25,12 @@ from saelab.models.subject import Subject
 from saelab.recipes import commands, quick
 from saelab.recipes.table import COMMANDS, GROUPS
 from saelab.sae.base import Activation, Dictionary, Loss
+from saelab.sae.scale import Scale
 from saelab.train.trainer import Trainer
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
-KINDS = {"activation": Activation, "losses": Loss, "dictionary": Dictionary}
+KINDS = {"activation": Activation, "losses": Loss, "dictionary": Dictionary, "scale": Scale}
 
 
 @pytest.fixture

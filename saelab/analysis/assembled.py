@@ -103,6 +103,11 @@ def assembled(parts: Sequence[tuple[SAE, Tensor]], bias: Tensor | None = None) -
 
 
 def encoded(sae: Autoencoder, rows: Tensor) -> Codes:
-    """Codes of rows [n, D] on any device, as few entries a row as are needed, in the unit of `data_directions`."""
-    codes = sae.encode(rows.to(sae.device, sae.dtype)).compact()
+    """Codes of rows [n, D] that are on any device, as few entries a row as are needed."""
+    return sae.encode(rows.to(sae.device, sae.dtype)).compact()
+
+
+def contributed(sae: Autoencoder, rows: Tensor) -> Codes:
+    """The same with values in the unit of `data_directions`: times these they add up to what is reconstructed."""
+    codes = encoded(sae, rows)
     return codes.with_values(sae.data_values(codes))

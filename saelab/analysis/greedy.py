@@ -13,7 +13,7 @@ latents that bring the same are not both taken for the help of one.
 import torch
 from torch import Tensor
 
-from saelab.analysis.assembled import encoded
+from saelab.analysis.assembled import contributed
 from saelab.kernels.decode import dot_at
 from saelab.kernels.sums import bag
 from saelab.sae.sae import SAE
@@ -65,7 +65,7 @@ def _signed(small: SAE, large: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Latents [n, K], the large SAE's numbered on, and values, the small SAE's negative, of rows x."""
     parts = []
     for sae, offset, sign in ((small, 0, -1), (large, small.n_latents, 1)):
-        blocks = [encoded(sae, block) for block in x.split(BLOCK_ROWS)]
+        blocks = [contributed(sae, block) for block in x.split(BLOCK_ROWS)]
         width = max(block.values.shape[1] for block in blocks)
         for kind in ("indices", "values"):
             padded = [_padded(getattr(block, kind), width) for block in blocks]

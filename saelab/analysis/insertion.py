@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.analysis.assembled import encoded
+from saelab.analysis.assembled import contributed
 from saelab.analysis.rows import GROUPS, Rows
 from saelab.kernels.decode import dot_at
 from saelab.metrics.base import LEAST_DOCUMENTS, RESAMPLES
@@ -95,7 +95,7 @@ def insertion_test(small: SAE, large: SAE, rows: Rows, min_firings: int = 100) -
     for x, group in rows.blocks(BLOCK_ROWS):
         x = x.to(directions)
         error = x - small(x)
-        codes = encoded(large, x)
+        codes = contributed(large, x)
         values, latents = codes.values.double(), codes.indices
         change = values.square() * square[latents] - 2 * values * dot_at(latents, error, directions).double()
         place = group.to(latents.device)[:, None] * large.n_latents + latents

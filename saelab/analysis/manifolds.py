@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saelab.analysis.assembled import encoded
+from saelab.analysis.assembled import contributed
 from saelab.analysis.rows import Rows
 from saelab.analysis.tables import Columns, read_result, read_table, write_result, write_table
 from saelab.analysis.top_tokens import context
@@ -238,7 +238,7 @@ def manifolds(sae: Autoencoder, rows: Rows, settings: ManifoldSettings | None = 
     seen, shown = Coactivation(sae.n_latents), clusters[: settings.clusters]
     own: list[list[tuple[Tensor, Tensor]]] = [[] for _ in shown]
     for start, x in zip(range(0, len(rows), BLOCK_ROWS), rows.x.split(BLOCK_ROWS), strict=True):
-        codes = encoded(sae, x).to("cpu")
+        codes = contributed(sae, x).to("cpu")
         seen.update(codes)
         for latents, parts in zip(shown, own, strict=True):
             place, value = _of_cluster(codes, latents)

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saelab.analysis.assembled import encoded
+from saelab.analysis.assembled import contributed
 from saelab.analysis.greedy import greedy_order
 from saelab.analysis.rows import GROUPS, Rows
 from saelab.core.components import near_miss
@@ -153,7 +153,7 @@ def entries(small: SAE, large: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Values of the small SAE's latents are negative, as they are taken away.
     """
     found = []
-    for codes, offset, sign in ((encoded(small, x), 0, -1), (encoded(large, x), small.n_latents, 1)):
+    for codes, offset, sign in ((contributed(small, x), 0, -1), (contributed(large, x), small.n_latents, 1)):
         row, slot = codes.active.nonzero().unbind(1)
         found.append((row, codes.indices[row, slot] + offset, sign * codes.values[row, slot]))
     row, latent, value = (torch.cat(part) for part in zip(*found, strict=True))

@@ -12,9 +12,11 @@ positions count.) If every |cos(d_i, d_j)| <= eps and m latents are active, exac
 
     ||x||^2 / (1 + eps (m - 1)) <= ||f~||^2 <= ||x||^2 / (1 - eps (m - 1))      the upper end where eps (m - 1) < 1
 
-with m = h at worst and m = L0 + 1, the bias being one, in practice. All is in the data's own units, which makes the
-result the same before and after `fold`. In data with a large mean the bias dominates ||x||: `afa_ratio_centred` leaves
-it out on both sides. Scores are medians over a sample of rows. A skip connection is not part of the sum: skipped.
+with m = h at worst and m = L0 + 1, the bias being one, in practice.
+All is in the data's own units, which makes the result the same before and after `fold`; where every row is scaled by
+itself it is in the scaled rows', as the authors'. In data with a large mean the bias dominates ||x||:
+`afa_ratio_centred` leaves it out on both sides. Scores are medians over a sample of rows. A skip connection is not part
+of the sum: skipped.
 """
 
 # Shape letters: B rows of a chunk, D width, L latents, M rows of the sample, G groups of documents, S resamples.

@@ -13,6 +13,7 @@ ten times as large counts a hundred times as much in FVU and no more than others
 
 # Shape letters: B rows, D width, S sites.
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -77,6 +78,11 @@ class Scale(Component, nn.Module, ABC):
     def data_values(self, codes: Codes) -> Tensor:
         """Values [..., K] of codes in the data's units, but for what `size` says; see `Autoencoder.data_values`."""
         return codes.values
+
+    @property
+    def norm(self) -> float:
+        """Root mean square norm of scaled rows, about; `Identity` knows none and says the same as the others."""
+        return math.sqrt(self.d_in)
 
     @property
     def is_identity(self) -> bool:

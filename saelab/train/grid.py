@@ -17,6 +17,7 @@ from saelab.core.log import read_training
 from saelab.core.run import SWEEP, Run, members_of
 from saelab.core.settings import Config, plain
 from saelab.sae.autoencoder import CONFIG
+from saelab.sae.scales import DataScale
 from saelab.train.config import TrainConfig
 from saelab.train.convergence import Convergence, at_full_rate
 from saelab.train.job import Job, as_saved, check_origin
@@ -143,7 +144,8 @@ def _shape(made: TrainConfig) -> str:
     kinds = [type(part).__name__ for part in (made.sae.activation, *made.sae.losses)]
     dictionary = made.sae.dictionary.config() if made.sae.dictionary else None
     run = [getattr(made, key) for key in ("rows", "converge", "log_every", "save_every", "device")]
-    return json.dumps([made.sae.n_latents, kinds, dictionary, made.trainer.batch, made.trainer.bf16, run])
+    scale = (made.sae.scale or DataScale()).config()
+    return json.dumps([made.sae.n_latents, kinds, dictionary, scale, made.trainer.batch, made.trainer.bf16, run])
 
 
 def _train(made: list[TrainConfig], runs: list[Run], first: Job) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes.world import files
+import yaml
+from recipes.world import SMALL, files
 from safetensors.torch import save_file
 
 from saelab import SAE, load
@@ -13,6 +14,7 @@ from saelab.core.files import write_whole
 from saelab.interchange import read
 from saelab.sae.activations.topk import TopK
 from saelab.sae.ensemble import Ensemble
+from saelab.sae.scales import LayerNorm
 
 pytest_plugins = ["models.conftest", "recipes.small_world"]
 
@@ -54,6 +56,27 @@ def test_a_run_to_sae_lens_and_back_is_measured_where_it_was_trained(saelab, tra
     assert ended.status == 0, ended.err
     assert json.loads((tmp_path / "ours" / "scores.json").read_text())["l0"]["value"] == pytest.approx(4, abs=0.5)
     assert saelab("show", tmp_path / "ours").status == 0
+
+
+def test_rows_that_are_each_scaled_by_themselves_go_where_there_is_a_form_for_them(saelab, store, tmp_path):
+    run, theirs, ours = (tmp_path / name for name in ("run", "theirs", "ours"))
+    ended = saelab("train", "--store", store, "--rows", 1280, *SMALL, "--sae.scale", "LayerNorm", "--out", run)
+    assert ended.status == 0, ended.err
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert kept["sae"]["scale"] == {"class_path": "LayerNorm"}
+    sae, x = load(run), torch.randn(30, load(run).d_in, generator=torch.Generator().manual_seed(0))
+    assert isinstance(sae.scale, LayerNorm)
+    assert saelab("convert", run, theirs, "--to", "sae_lens").status == 0
+    assert json.loads((theirs / "cfg.json").read_text())["normalize_activations"] == "layer_norm"
+    assert saelab("convert", theirs, ours).status == 0
+    torch.testing.assert_close(load(ours)(x), sae(x), rtol=1e-5, atol=1e-5)
+    ended = saelab("convert", run, tmp_path / "other", "--to", "dictionary_learning")
+    assert ended.status == 2
+    assert ended.err.strip().count("\n") == 0
+    assert "no form for rows that are each scaled by themselves (LayerNorm())" in ended.err
+    assert not (tmp_path / "other").exists()
+    ended = saelab("measure", run, "--tokens", 60, "--metrics", "Reconstruction", "L0", "AFA", "Downstream")
+    assert ended.status == 0, ended.err
 
 
 def test_without_a_certain_site_measure_says_what_to_give(saelab, tmp_path):

@@ -123,6 +123,7 @@ def test_scaled_rows_have_the_size_that_is_said(scale):
     scaled = made(scale).scale.apply_to(rows())
     wanted = {LayerNorm: D - 1, UnitNorm: 1, ConstantNorm: D}[scale]
     torch.testing.assert_close(scaled.square().sum(1), torch.full((B,), float(wanted)).double(), rtol=1e-3, atol=0)
+    assert made(scale).scale.norm ** 2 == pytest.approx(wanted, rel=0.1)
     if scale is not ConstantNorm:
         torch.testing.assert_close(scaled.mean(1), torch.zeros(B).double())
 

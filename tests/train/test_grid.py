@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import saelab
 from saelab.cli import main
 from saelab.data.synthetic import SparseWorld
 from saelab.sae.activations import ReLU, TopK
+from saelab.sae.scales import DataScale, LayerNorm
 from saelab.train import SAEConfig, SweepConfig, TrainConfig, TrainerConfig, resume_sweep, sweep_run
 
 WORDS = ["--world", "SparseWorld(8, 12, 2)", "--rows", "600", "--trainer.batch", "100", "--sae.n_latents", "40"]
@@ -98,3 +100,17 @@ def test_what_cannot_vary_is_said(vary: dict[str, Any], message: str, tmp_path: 
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         sweep_run(SweepConfig(base(), vary), tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_scalings_are_groups_of_their_own(tmp_path):
+    out = tmp_path / "sweep"
+    config = SweepConfig(base(), {"sae.scale": [LayerNorm(), DataScale()], "sae.activation.k": [2, 3]})
+    runs = {run.folder.name: saelab.load(run.folder) for run in sweep_run(config, out)}
+    assert {name: type(sae.scale) for name, sae in runs.items()} == {
+        "scaleLayerNorm-k2": LayerNorm, "scaleLayerNorm-k3": LayerNorm,
+        "scaleDataScale-k2": DataScale, "scaleDataScale-k3": DataScale,
+    }  # fmt: skip
+    alone = SweepConfig(base(sae=SAEConfig(40, TopK(k=3), scale=LayerNorm())), {"sae.activation.k": [3]})
+    (run,) = sweep_run(alone, tmp_path / "alone")
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(saelab.load(run.folder)(x), runs["scaleLayerNorm-k3"](x), rtol=1e-4, atol=1e-5)

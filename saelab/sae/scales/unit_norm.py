@@ -10,6 +10,8 @@ Training minimises the error of scaled rows: each row counts alike, and normalis
 in the data's units, where large rows count more. It cannot be folded into weights.
 """
 
+import math
+
 from torch import Tensor
 
 from saelab.sae.scale import RowScale
@@ -21,3 +23,7 @@ class UnitNorm(RowScale):
     def measured(self, parts: Tensor) -> tuple[Tensor, Tensor]:
         mean = parts.mean(2)
         return mean, (parts - mean[:, :, None]).norm(dim=2)
+
+    @property
+    def norm(self) -> float:
+        return math.sqrt(self.sites)

@@ -4,13 +4,13 @@ The latents are dealt to groups of equal size, one after another; the groups' ta
 ratios from `highest` to `lowest`. After every round of `every` rows, with p_j the share of these rows on which latent j
 was active and r_j its largest pre-activation among them, or 0 if that is negative:
 
-    p_j > T_g      ->  b_j <- max(b_j - rate * r_j,  floor * ||w_j|| sqrt(D))
+    p_j > T_g      ->  b_j <- max(b_j - rate * r_j,  floor * ||w_j|| N)
     p_j < epsilon  ->  b_j <- min(b_j + rate * mean of r over the group,  0)
 
 Chen et al. 2025, "Taming polysemanticity in LLMs" (arXiv 2506.14002), as we read it: 10 groups from 0.1 to 0.001, rate
 0.01, floor -1. There rows and encoder rows w_j have unit norm, so that a bias of -1 silences a latent on every row;
-here scaled rows have norm sqrt(D) on average, and the floor is counted in ||w_j|| sqrt(D). A frequency comes down to
-its target and is not raised to it: only latents that never fire get a larger bias.
+here N is the norm of scaled rows on average, sqrt(D) mostly, and the floor is counted in ||w_j|| N. A frequency comes
+down to its target and is not raised to it: only latents that never fire get a larger bias.
 
 It is meant for activations that keep whatever is positive, such as ReLU without a penalty. With one that chooses the
 largest, being active counts as firing all the same, and all pre-activations of every batch have to be computed.
@@ -117,7 +117,7 @@ class BiasAdaptation(Algorithm):
         sae = step.sae
         bias = sae.dictionary.latent_bias()
         frequency = self.counts.double() / self.rows
-        lowest = self.floor * math.sqrt(sae.d_in) * sae.dictionary.encoder.norm(dim=1)
+        lowest = self.floor * sae.scale.norm * sae.dictionary.encoder.norm(dim=1)
         lower = torch.maximum(bias - self.rate * self.largest, lowest)
         higher = (bias + self.rate * self._group_means(sae)).clamp(max=0)
         dead = frequency < self.epsilon
