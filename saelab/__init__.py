@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import saelab.interchange
     import saelab.scaling
     import saelab.tasks  # noqa: F401 - so that a type checker knows the folders
+    from saelab.analysis.check import check
     from saelab.core.codes import Codes
     from saelab.data import ArraySource, Store, StoreSource
     from saelab.data.synthetic import CorrelatedWorld, ExclusiveWorld, HierarchicalWorld, ManifoldWorld, SparseWorld
@@ -33,8 +34,8 @@ _HOMES = {
     "ExclusiveWorld": "data.synthetic", "HierarchicalWorld": "data.synthetic", "LanguageModel": "models.language_model",
     "ManifoldWorld": "data.synthetic", "SAE": "sae", "SparseWorld": "data.synthetic", "Store": "data",
     "StoreEvaluation": "metrics", "StoreSource": "data", "Subject": "models.subject", "TextEvaluation": "metrics",
-    "Trainer": "train", "harvest": "models.harvest", "load": "runs", "measure": "metrics", "open_run": "runs",
-    "publish": "runs",
+    "Trainer": "train", "check": "analysis.check", "harvest": "models.harvest", "load": "runs", "measure": "metrics",
+    "open_run": "runs", "publish": "runs",
 }  # fmt: skip
 """Where each name lives."""
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Subject",
     "TextEvaluation",
     "Trainer",
+    "check",
     "harvest",
     "load",
     "measure",

@@ -160,7 +160,7 @@ def test_options_below_a_component_are_left_to_the_command():
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (
             ["frobnicate"],
-            "unknown command 'frobnicate'; there are: bench, convert, ",
+            "unknown command 'frobnicate'; there are: bench, check, convert, ",
         ),
         (["train", "--lr", "1"], "unknown option --lr; did you mean --trainer.lr?"),
         (["train", "--xyzzy", "1"], "unknown option --xyzzy; --help lists the options"),

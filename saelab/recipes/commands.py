@@ -91,6 +91,15 @@ def measure(words: list[str]) -> None:
     measure_runs(suite=Suite(**{name: made.pop(name) for name in words_each}), **made)
 
 
+def check(words: list[str]) -> None:
+    from saelab.recipes.check import check_sae
+
+    parser = parser_for("check")
+    parser.add_argument("sae", type=str, help="folder or name of a run or a saved SAE")
+    parser.add_function_arguments(check_sae, skip={"sae"})
+    check_sae(**vars(parse(parser, words)))
+
+
 def tasks(words: list[str]) -> None:
     from saelab.recipes.tasks import make_tasks
 

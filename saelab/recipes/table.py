@@ -32,6 +32,7 @@ ROWS = (
     Command("train", "train", "train an SAE on a store, a live model or a synthetic world", True, TRAINED),
     Command("sweep", "train", "train a grid of SAEs on one pass over the rows", lower=TRAINED),
     Command("measure", "measure", "compute all metrics of SAEs and print one table"),
+    Command("check", "measure", "say whether an SAE fits a model's rows at a site", lower="--rows"),
     Command("explain", "measure", "generate explanations with a language model and score them"),
     Command("figures", "measure", "draw measured scores and tables as HTML and SVG"),
     Command("bench", "measure", "time a training step, beside other libraries", lower="--n_latents or --batch"),
