@@ -56,7 +56,8 @@ def test_two_hundred_planted_atoms_are_found():
     atoms = F.normalize(drawn(200, 256), dim=1)
     rows, _ = sums_of(atoms, 4000, 4)
     meta = decompose(rows, torch.arange(4000), MetaSettings(ratio=20, steps=400, batch=256, lr=4e-3), show=False)
-    noise = decompose(drawn(4000, 256, seed=1), torch.arange(4000), MetaSettings(ratio=20, steps=130, batch=256), show=False)
+    only_noise = MetaSettings(ratio=20, steps=130, batch=256)
+    noise = decompose(drawn(4000, 256, seed=1), torch.arange(4000), only_noise, show=False)
     assert meta.share(meta.held_out) > 0.8
     assert assign(meta.sae.dictionary.directions().detach(), atoms).similarity.mean() > 0.9
     assert noise.share(noise.held_out) < 0.2
