@@ -17,6 +17,8 @@ from saelab.sae import SAE
 from saelab.sae.base import Forward
 
 TOLERANCE = 1e-5
+WORST: dict[str, float] = {}
+"""The largest difference that was found of each thing compared, as a share of its largest entry."""
 
 B, D, L = 16, 12, 96
 VARIANCE = 1.7
@@ -105,6 +107,7 @@ def same(ours: Tensor, theirs: Tensor, what: str) -> None:
     size = theirs.abs().max()
     assert size > 0, f"{what}: there is nothing to compare"
     worst = ((ours - theirs).abs().max() / size).item()
+    WORST[what] = max(WORST.get(what, 0.0), worst)
     assert worst <= TOLERANCE, f"{what}: differs by {worst:.3g} of the largest entry, {size.item():.3g}"
 
 

@@ -14,6 +14,7 @@ from sae_lens.loading.pretrained_sae_loaders import sparsify_disk_loader
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.sae import SAE as Theirs
+from safetensors.torch import save_file
 from sharing import D, L, rows, same, shuffle
 
 from saelab.interchange import read, write
@@ -25,6 +26,9 @@ from saelab.sae.activations.jump_relu import JumpReLU
 from saelab.sae.activations.relu import ReLU
 from saelab.sae.activations.topk import TopK
 from saelab.sae.dictionaries.dense import Dense
+from saelab.sae.scale import Scale
+from saelab.sae.scales.constant_norm import ConstantNorm
+from saelab.sae.scales.layer_norm import LayerNorm
 
 K, O = 4, 7  # noqa: E741 - latents kept, width written
 HOOK = {"model_name": "gpt2", "hook_name": "blocks.8.hook_resid_pre", "model_from_pretrained_kwargs": {}}
@@ -60,6 +64,9 @@ ARCHITECTURES = [
     {"architecture": "jumprelu", "apply_b_dec_to_input": False},
     {"architecture": "gated"},
     {"architecture": "gated", "apply_b_dec_to_input": False},
+    {"architecture": "topk", "k": K, "normalize_activations": "layer_norm"},
+    {"architecture": "gated", "normalize_activations": "constant_norm_rescale", "apply_b_dec_to_input": False},
+    {"architecture": "transcoder", "d_out": O, "normalize_activations": "layer_norm", "apply_b_dec_to_input": False},
     *(
         {"architecture": name, "d_out": O, "apply_b_dec_to_input": False}
         for name in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
@@ -121,6 +128,26 @@ def test_they_load_what_we_write(dtype, tmp_path, kind, settings, threshold, wid
     theirs = Theirs.load_from_disk(tmp_path / "sae")
     assert theirs.cfg.metadata.hook_name == "blocks.8.hook_resid_post"
     same_outputs(ours.fold(), theirs)
+
+
+@pytest.mark.parametrize("scale", [LayerNorm, ConstantNorm])
+def test_they_load_rows_normalised_one_by_one(dtype: torch.dtype, tmp_path: Path, scale: type[Scale]) -> None:
+    ours = shuffle(SAE(D, L, TopK(K), scale=scale()), dtype)
+    write(ours, tmp_path / "sae", "sae_lens")
+    same_outputs(ours, Theirs.load_from_disk(tmp_path / "sae"))
+
+
+def test_whitening_is_what_they_fold(dtype: torch.dtype, tmp_path: Path) -> None:
+    sizes = {"d_in": D, "d_sae": L, "dtype": str(dtype).removeprefix("torch."), "metadata": HOOK}
+    theirs = filled(
+        Theirs.from_dict(sizes | {"architecture": "standard", "normalize_activations": "covariance_whitening"})
+    )
+    theirs.save_model(tmp_path)
+    there, mean = torch.randn(D, D, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(D), torch.ones(D)
+    whitening = {"mean": mean, "matrix": there, "inverse_matrix": there.inverse()}
+    save_file(whitening, tmp_path / "activation_whitening.safetensors")
+    theirs.fold_activation_whitening(mean, there, there.inverse())
+    same_outputs(read(tmp_path)[0], theirs)
 
 
 def test_their_loader_of_sparsify_turns_the_decoder_the_wrong_way(tmp_path: Path) -> None:

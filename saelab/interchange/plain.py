@@ -211,6 +211,11 @@ def built(plain: Plain, path: Path) -> SAE:
     return sae
 
 
+def skeleton(plain: Plain) -> SAE:
+    """Ours with rows as narrow as can be and the same activation, to work out codes from pre-activations."""
+    return _thin(plain, Path("the SAE"))[0]
+
+
 def _thin(plain: Plain, path: Path) -> tuple[SAE, dict[str, Tensor | Matrix]]:
     """Ours with rows as narrow as can be, which costs nothing, and the tensors of the one with rows of their width."""
     sites, (n_latents, d_in, d_out) = plain.sites, plain.sizes
