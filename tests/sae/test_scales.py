@@ -319,3 +319,16 @@ def test_a_scale_of_an_sae_is_copied_for_another():
     with pytest.raises(ValueError, match=r"class; write LayerNorm\(\)"):
         SAE(D, L, TopK(4), scale=LayerNorm)
     assert isinstance(SAE(D, L, TopK(4), dictionary=Dense()).scale, DataScale)
+
+
+@every_scale
+def test_a_target_is_scaled_as_the_row_that_it_is_reconstructed_from(scale):
+    """Because that is how the reconstruction is undone."""
+    sae, x, target = made(scale), rows(), rows(seed=7)
+    step = sae.forward_train(x, target)
+    torch.testing.assert_close(step.undone(step.x_hat), sae(x))
+    if scale is LayerNorm:
+        deviation, mean = torch.std_mean(x, 1, correction=1, keepdim=True)
+        torch.testing.assert_close(step.target, (target - mean) / (deviation + 1e-5))
+    else:
+        torch.testing.assert_close(step.undone(step.target), target)
