@@ -73,11 +73,11 @@ def test_nothing_may_be_loaded_framed_or_run_from_elsewhere(site):
 
 
 def test_text_that_is_markup_never_becomes_markup(site):
+    template = (WEB / "page.html").read_text(encoding="utf-8")
     found = [site.ask(f"/run/run0/latent/{latent}")[2].decode() for latent in range(48)]
     assert any("\\u003cscript" in page or "\\u003c" in page for page in found)
     for page in found:
-        assert page.count("<script") == 4
-        assert page.count("</script>") == 4
+        assert page.count("<script") == page.count("</script>") == template.count("<script")
         assert "<!--" not in page
     hidden = json_in_html({"x": NASTY})
     assert not set("<>&\u2028") & set(hidden)
