@@ -42,8 +42,9 @@ def convert(
         path: folder or file that another library wrote, or a run or saved SAE of saelab, or a folder of several; or
             the name of a published SAE.
         out: output folder; must not exist.
-        to: write it for this library: sae_lens, dictionary_learning, sparsify or circuit_tracer; by default it becomes
-            a run of saelab, to be measured, explored and compared like any other.
+        to: write it for this library: sae_lens, dictionary_learning, sparsify, circuit_tracer (transcoders; several go
+            into one folder) or circuit_tracer_clt; by default it becomes a run of saelab, to be measured, explored and
+            compared like any other.
         only: of a folder of several SAEs, which: names as the complaint lists them, * standing for anything. One
             becomes `out`, several a folder each in it.
         map: what the tensors of a file of no known library are, WORD=NAME each: encoder, decoder, encoder_bias, bias

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from recipes.world import SMALL, files
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from saelab import SAE, load
 from saelab.core.files import write_whole
@@ -207,3 +207,29 @@ def test_several_of_a_folder_become_a_run_each(saelab, tmp_path):
     ended = saelab("convert", tmp_path / "set", tmp_path / "one", "--only", "blocks.0", "--to", "dictionary_learning")
     assert ended.status == 0, ended.err
     assert sorted(files(tmp_path / "one")) == ["ae.pt", "config.json"]
+
+
+def test_a_set_of_transcoders_becomes_runs_and_a_set_again(saelab, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    (tmp_path / "set").mkdir()
+    for layer in range(2):
+        tensors = {name: torch.randn(*shape, generator=generator) for name, shape in TRANSCODER.items()}
+        save_file(tensors, tmp_path / "set" / f"layer_{layer}.safetensors")
+    about = 'model_kind: "transcoder_set"\nmodel_name: "Qwen/Qwen3-4B"\n'
+    about += 'feature_input_hook: "mlp.hook_in"\nfeature_output_hook: "hook_mlp_out"\n'
+    (tmp_path / "set" / "config.yaml").write_text(about)
+    ended = saelab("convert", tmp_path / "set", tmp_path / "runs", "--only", "*")
+    assert ended.status == 0, ended.err
+    run = tmp_path / "runs" / "layer_1.safetensors"
+    assert json.loads((run / "source.json").read_text())["site"] == "model.layers.1.mlp:in"
+    ended = saelab("convert", tmp_path / "runs", tmp_path / "again", "--only", "*", "--to", "circuit_tracer")
+    assert ended.status == 0, ended.err
+    assert sorted(files(tmp_path / "again")) == ["config.yaml", "layer_0.safetensors", "layer_1.safetensors"]
+    assert (tmp_path / "again" / "config.yaml").read_text() == about
+    for layer in range(2):
+        old, new = (load_file(tmp_path / name / f"layer_{layer}.safetensors") for name in ("set", "again"))
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+TRANSCODER = {"W_enc": (8, 4), "b_enc": (8,), "W_dec": (8, 4), "b_dec": (4,), "W_skip": (4, 4)}
