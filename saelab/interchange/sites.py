@@ -4,6 +4,7 @@ What families of models themselves told is in `saelab.core.site_names`; here is 
 site where TransformerLens works on changed weights (`center_writing_weights`, `fold_ln`), or where that is not certain.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def model_called(name: str) -> str:
     """A model's folder or name on the hub, from a name that TransformerLens may have shortened."""
     if name == "gpt2-small":
         return "gpt2"
-    if "/" in name or Path(name).exists():
+    if "/" in name or os.path.exists(name):  # unlike Path.exists, whatever stands in a stranger's file
         return name
     return next((f"{owner}/{name}" for start, owner in OWNERS.items() if name.startswith(start)), name)
 
@@ -47,7 +48,7 @@ def model_called(name: str) -> str:
 def architecture(model: str) -> str | None:
     """The family of a model, from its folder's config or its name; None if that is not certain."""
     config = Path(model) / "config.json"
-    if config.is_file():
+    if os.path.isfile(config):
         try:
             return family_of(read_json(config, {"model_type": str}, foreign=True))
         except (OSError, ValueError):

@@ -163,6 +163,14 @@ def test_links_that_lead_nowhere_or_round(tmp_path):
             read(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "gpt2\0", "a/" + "b" * 5000, "\ud800"])
+def test_names_of_models_that_no_file_system_takes(tmp_path, name):
+    about = {"model_name": name, "hook_name": "blocks.1.hook_resid_pre", "model_from_pretrained_kwargs": {}}
+    tensors = weights() | {"W_enc": weights()["W_enc"].T}
+    folder = save(tmp_path, "sae_weights.safetensors", tensors, cfg={"d_in": D, "d_sae": L, "metadata": about})
+    assert read(folder)[1].source == {}
+
+
 CONVERT = """
 import resource, sys, torch
 from saelab.core import files
