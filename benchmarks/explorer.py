@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,15 +109,11 @@ def tile(store: Store, out: Path, rows: int) -> Store:
 # ---- pages ----
 
 
-class RandomSAE:
-    """Looks like an SAE to the collector; its codes are drawn, popular latents more often."""
+class RandomSAE(SAE):
+    """Its codes are drawn, popular latents more often."""
 
     def __init__(self, n_latents: int):
-        self.n_latents, self.d_in = n_latents, WIDTH
-        self.device, self.scale = torch.device("cpu"), SimpleNamespace(size=torch.ones(()))
-        self.target_scale = self.scale
-        directions = torch.randn(n_latents, WIDTH, generator=torch.Generator().manual_seed(0))
-        self.dictionary = SimpleNamespace(directions=lambda: directions)
+        super().__init__(WIDTH, n_latents, TopK(k=ACTIVE))
         self._generator = torch.Generator().manual_seed(1)
 
     def encode(self, x: torch.Tensor) -> Codes:
@@ -129,9 +124,6 @@ class RandomSAE:
         values = -torch.log(drawn.gather(1, order).clamp_min(1e-6)) + 0.1
         values[:, 1:][latents.diff(dim=1) == 0] = 0
         return Codes(values, latents, self.n_latents)
-
-    def config(self) -> dict[str, Any]:
-        return {"random": True}
 
 
 class RandomCorpus(Corpus):
