@@ -502,7 +502,7 @@ def test_a_full_disk_while_training_is_said_with_the_command_that_goes_on(train,
     assert ended.status == 1
     assert ended.complaint == (
         "saelab: the disk is full (No space left on device). Free some space then "
-        f"`saelab train --resume {full}` goes on"
+        f"`saelab train --resume {full}` resumes it"
     )
     monkeypatch.setattr(Trainer, "step", real)
     assert saelab("train", "--resume", full).status == 0

@@ -74,7 +74,7 @@ def cache_home() -> Path:
 
 @contextmanager
 def hint_on_full_disk(how: str) -> Iterator[None]:
-    """A full disk inside is told with the command that goes on, such as "`saelab train --resume RUN` goes on"."""
+    """A full disk inside is told with the command that resumes, such as "`saelab train --resume RUN` resumes it"."""
     try:
         yield
     except OSError as error:

@@ -35,7 +35,7 @@ README = """# A saelab run
 | `config.yaml` | every setting of this run; `saelab train --config {name}/config.yaml --out NEW` repeats it |
 | `source.json` | what the rows were made from: model, site, text |
 | `log.jsonl` | one JSON object per logged step: loss terms, FVU, L0, silent latents, learning rate, rows per second |
-| `checkpoints/` | model, optimizer and data position; `saelab train --resume {name}` goes on from the newest |
+| `checkpoints/` | model, optimizer and data position; `saelab train --resume {name}` resumes from the newest |
 | `sae/` | the trained SAE: `saelab.load("{name}")` |
 | `scores.json` | what was measured: `{{metric: {{value, low, high, n, unit, documents}}}}`; low, high: 95 % interval |
 | `scores.parquet` | the same as a table |

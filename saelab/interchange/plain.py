@@ -330,7 +330,9 @@ def apart(sae: Autoencoder) -> Plain:
     """
     if not isinstance(sae, SAE) or type(sae.dictionary) not in (Dense, Expander, Crosscoder, CrossLayer):
         found = type(sae.dictionary).__name__ if isinstance(sae, SAE) else type(sae).__name__
-        raise ValueError(f"{found} has no form elsewhere that saelab writes; SAEs with a dense dictionary have")
+        raise ValueError(
+            f"{found} cannot be exported: no library that saelab writes for has it, only SAEs with a dense dictionary"
+        )
     if sae.mesh.shards > 1:
         raise ValueError("this process holds a part of the SAE's latents: load the saved SAE in one process")
     notes, dtype = [], sae.dtype

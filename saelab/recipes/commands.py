@@ -52,7 +52,7 @@ def train(words: list[str]) -> None:
         resume_run(options.resume)
         return
     if not options.out:
-        raise ValueError("--out is missing: the folder for the new run (or --resume RUN to go on with one)")
+        raise ValueError("--out is missing: the folder for the new run (or --resume RUN to resume one)")
     train_run(TrainConfig.from_settings(settings), options.out)
 
 
@@ -68,7 +68,7 @@ def sweep(words: list[str]) -> None:
         resume_sweep(options.resume)
         return
     if not options.out:
-        raise ValueError("--out is missing: the folder for the sweep's runs (or --resume DIR to go on with one)")
+        raise ValueError("--out is missing: the folder for the sweep's runs (or --resume DIR to resume one)")
     if not options.vary:
         raise ValueError("--vary is missing: which setting takes which values, e.g. --vary sae.activation.k=16,32,64")
     sweep_run(SweepConfig.from_settings(settings | {"vary": varied(options.vary)}), options.out)

@@ -50,7 +50,7 @@ def add_train_options(parser: ArgumentParser) -> None:
         kind.variants()  # imports every variant, so that each is an option by its name
     add_config(parser, "a YAML file of these options, such as a run's config.yaml")
     parser.add_argument("--out", type=str | None, help="the run's folder, new or empty")
-    text = "go on with this run, with its own settings, from its newest checkpoint"
+    text = "resume this run, with its own settings, from its newest checkpoint"
     parser.add_argument("--resume", type=str | None, help=text)
     parser.add_class_arguments(TrainConfig, skip={"sae", "trainer", "mesh"}, as_group=False)
     parser.add_argument("--format", type=int, default=FORMAT, help="of the config file; written by saelab")

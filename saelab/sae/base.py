@@ -300,11 +300,11 @@ class Activation(Component, nn.Module, ABC):
             ValueError: where codes come about in another way, as here.
         """
         name = type(self).__name__
-        raise ValueError(f"latents of {name} cannot be taken apart: they are not active just above a threshold")
+        raise ValueError(f"latents of {name} cannot be separated: they are not active just above a threshold")
 
     def plain(self) -> PlainActivation:
         """How it reads rows, for other libraries; ValueError where they have no form for that, as here."""
-        raise ValueError(f"{type(self).__name__} has no form elsewhere that saelab writes")
+        raise ValueError(f"{type(self).__name__} cannot be exported: no library that saelab writes for has it")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -293,10 +293,10 @@ class SAE(Composed):
         if self.mesh.shards > 1:
             raise ValueError("latents are taken out of an SAE on one process: load it there")
         if not self.dictionary.is_separable:
-            raise ValueError(f"latents of the dictionary {type(self.dictionary).__name__} cannot be taken apart")
+            raise ValueError(f"latents of the dictionary {type(self.dictionary).__name__} cannot be separated")
         if self.thresholds() is None:
             raise ValueError(
-                f"latents of {type(self.activation).__name__} cannot be taken apart: a row keeps some of all"
+                f"latents of {type(self.activation).__name__} cannot be separated: a row keeps some of all"
             )
         latents = latents.nonzero().squeeze(1) if latents.dtype == torch.bool else latents
         if not len(latents):

@@ -114,7 +114,7 @@ def _check_same(folder: Path, members: dict[str, TrainConfig]) -> None:
     if differing:
         raise ValueError(
             f"{folder} holds a sweep with other settings, first of {differing[0]}: `saelab sweep --resume {folder}` "
-            "goes on with it; a new sweep needs another --out"
+            "resumes it; a new sweep needs another --out"
         )
 
 
@@ -173,7 +173,7 @@ def _train_group(jobs: list[Job], runs: list[Run], title: str) -> None:
     for note in {note for job in jobs for note in job.notes()}:
         print(f"note: {note}")
     config = LoopConfig(made.log_every, made.save_every, made.tensorboard, True, jobs[0].criterion, title)
-    with hint_on_full_disk(f"`saelab sweep --resume {runs[0].folder.parent}` goes on"):
+    with hint_on_full_disk(f"`saelab sweep --resume {runs[0].folder.parent}` resumes it"):
         Sweep([job.trainer for job in jobs]).fit(jobs[0].source, made.rows, runs, config)
     if passes := jobs[0].passes(jobs[0].trainer.rows_seen):
         print(f"  trained on {jobs[0].trainer.rows_seen:,} rows, {passes}")

@@ -128,7 +128,7 @@ class Job:
         for note in self.notes():
             print(f"note: {note}")
         every = (made.log_every, made.save_every, made.tensorboard)
-        with hint_on_full_disk(f"`saelab train --resume {run.folder}` goes on"):
+        with hint_on_full_disk(f"`saelab train --resume {run.folder}` resumes it"):
             self.trainer.fit(self.source, made.rows, run, *every, converge=self.criterion)
         if self.mesh.is_first:
             passes = self.passes(self.trainer.rows_seen)

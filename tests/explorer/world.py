@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,10 @@ class Served:
             connection.putheader("content-length", str(len(data)))
         connection.endheaders(data)
         answer = connection.getresponse()
-        found = answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
+        content = b""
+        with suppress(ConnectionResetError):  # the server has answered, and closed without reading what else was sent
+            content = answer.read()
+        found = answer.status, {key.lower(): value for key, value in answer.getheaders()}, content
         connection.close()
         return found
 

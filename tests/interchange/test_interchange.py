@@ -204,7 +204,7 @@ def test_float64_stays(tmp_path):
             "sae_lens",
             "sae_lens has no form for the dictionary Crosscoder",
         ),
-        (lambda: SAE(D, L, BlockTopK(k=2)), "sae_lens", "BlockTopK has no form elsewhere"),
+        (lambda: SAE(D, L, BlockTopK(k=2)), "sae_lens", "BlockTopK cannot be exported"),
         (lambda: ours(TopK(3), d_out=D), "sae_lens", "sae_lens has no form for a transcoder that reads with topk"),
         (lambda: ours(ReLU(), d_out=D), "dictionary_learning", "dictionary_learning has no form for transcoders"),
         (lambda: ours(AbsTopK(3)), "dictionary_learning", "dictionary_learning has no form for AbsTopK"),

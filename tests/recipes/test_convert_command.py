@@ -103,7 +103,7 @@ def test_one_library_to_another(saelab, tmp_path):
     [
         (["{foreign}", "{own}"], "own is not an empty folder; choose another"),
         (["{own}", "{new}"], "is saelab's own already: say which library"),
-        (["{several}", "{new}", "--to", "sae_lens"], "Ensemble has no form elsewhere"),
+        (["{several}", "{new}", "--to", "sae_lens"], "Ensemble cannot be exported"),
         (["{own}", "{new}", "--to", "saelens"], "unknown family 'saelens'; did you mean 'sae_lens'?"),
         (["{nothing}", "{new}"], "there is no file or folder"),
         (["{foreign}"], "are required: out"),

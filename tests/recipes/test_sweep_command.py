@@ -153,7 +153,7 @@ def test_a_sweep_with_other_settings_is_not_gone_on_with(tmp_path, capsys):
     out = str(tmp_path / "s")
     main(["sweep", "--out", out, *WORLD, *SMALL, "--vary", "sae.activation.k=1,3"])
     message = complaint(["sweep", "--out", out, *WORLD, *SMALL, "--vary", "sae.activation.k=1,2"], capsys)
-    assert f"{out} holds a sweep with other settings, first of k3: `saelab sweep --resume {out}` goes on" in message
+    assert f"{out} holds a sweep with other settings, first of k3: `saelab sweep --resume {out}` resumes it" in message
 
 
 def test_a_sweep_on_other_data_is_not_gone_on_with(tmp_path, capsys):

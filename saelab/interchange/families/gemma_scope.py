@@ -11,6 +11,7 @@ refused.
 import re
 from typing import Any
 
+from saelab.core.site_names import as_site
 from saelab.interchange.family import Description, Family
 from saelab.interchange.files import Files, Settings, Tensors
 from saelab.interchange.plain import Plain, plain_from
@@ -69,7 +70,8 @@ def _source_of(where: str, config: Settings) -> tuple[dict[str, Any], dict[str, 
     if said:
         model = "google/" + config.need("model_name", str).removeprefix("google/").replace("-v3", "-3")
         model = model.removesuffix("-pt") if "270m" in model else model
-        read, written = (_place(config.get(f"hf_hook_point_{side}", str)) for side in ("in", "out"))
+        hooks = (config.get(f"hf_hook_point_{side}", str) for side in ("in", "out"))
+        read, written = (as_site(hook) if hook else None for hook in hooks)
         return source(model, read, None if written == read else written) if architecture(model) else {}, said
     found = re.search(REPOSITORY, where)
     if not found:
@@ -78,10 +80,3 @@ def _source_of(where: str, config: Settings) -> tuple[dict[str, Any], dict[str, 
     model = f"google/gemma-2-{size}" + "-it" * (tuned == "it")
     hook = HOOKS.get(place)  # what transcoders read lies before the weights of a norm, where no module ends
     return source(model, site_of(model, f"blocks.{layer}.{hook}") if hook else None), {"model": model, "layer": layer}
-
-
-def _place(hook: str | None) -> str | None:
-    """A site for their names, such as model.layers.3.output."""
-    if hook and hook.endswith(".input"):
-        return f"{hook.removesuffix('.input')}:in"
-    return hook.removesuffix(".output") if hook else None
