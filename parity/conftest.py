@@ -1,4 +1,4 @@
-"""What every comparison runs under: no network, one thread, and both precisions.
+"""What every comparison runs under: no network, one thread, and every precision.
 
 The largest differences that a whole file of comparisons of files found are kept in `measured.json`.
 """
@@ -18,10 +18,11 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """Of weights and rows."""
-    return request.param
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`dtype` is that of weights and rows; files are also written and read in bfloat16."""
+    if "dtype" in metafunc.fixturenames:
+        kinds = ["float32", "float64", *(["bfloat16"] if metafunc.module.__name__.endswith("_files") else [])]
+        metafunc.parametrize("dtype", [getattr(torch, kind) for kind in kinds], ids=kinds)
 
 
 MEASURED = Path(__file__).parent / "measured.json"

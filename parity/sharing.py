@@ -10,6 +10,7 @@ test multiplies them by the constants that turn them into the peer's unit.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +56,17 @@ class Link:
         """The peer's gradient at the peer's value in our form: d/d log t = t d/dt."""
         tensor = tensor.T if self.flipped else tensor
         return tensor * value if self.log else tensor
+
+
+def in_float32(module: nn.Module) -> nn.Module:
+    """One that is kept in bfloat16 with the same weights in float32, so that no rounding of sums is compared."""
+    return module.to(torch.float32) if next(module.parameters()).dtype == torch.bfloat16 else module
+
+
+def needs_arithmetic(dtype: torch.dtype) -> None:
+    """Skip what changes weights between two files, which both libraries round to bfloat16 in their own way."""
+    if dtype == torch.bfloat16:
+        pytest.skip("weights are changed, and rounded to bfloat16")
 
 
 @torch.no_grad()
