@@ -34,8 +34,10 @@ quickstart: $(READY)  ## train and measure a real SAE on the bundled model (opti
 	@$(VENV)/bin/saelab quickstart $(ARGS)
 
 # Tests start many processes. Where the environment forbids Python to keep what it compiles, each would compile torch.
+# Some wait for servers and time-outs: one worker more than processors.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 test: lint  ## lint, type-check and run the tests (options for pytest: ARGS="-k floors")
-	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint  ## what a minute allows: lint, types, floors, and from text to scores with a tiny model
 	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not slow" tests/test_floors.py tests/test_tiny.py $(ARGS)
