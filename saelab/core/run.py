@@ -12,9 +12,10 @@ from saelab.core.read import REMEDY, check_format, read_json, read_yaml
 FORMAT = 1
 SWEEP = "sweep.json"
 """In the folder of a sweep: the names of its members, runs in folders beside it."""
+CONFIG_FILE, SOURCE_FILE, SCORES_FILE = "config.yaml", "source.json", "scores.json"
 SAE_FOLDER = "sae"
 SHARED = (
-    "config.yaml", "source.json", "scores.json", "scores.parquet", "measured.json", "tables", "latents.safetensors",
+    CONFIG_FILE, SOURCE_FILE, SCORES_FILE, "scores.parquet", "measured.json", "tables", "latents.safetensors",
     SAE_FOLDER,
 )  # fmt: skip
 """What of a run's folder is published and fetched: not its log, checkpoints, README and what other commands keep."""
@@ -52,12 +53,12 @@ class Run:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.config_file = self.folder / "config.yaml"
+        self.config_file = self.folder / CONFIG_FILE
         self.log_file = self.folder / "log.jsonl"
         self.checkpoints = self.folder / "checkpoints"
         self.sae = self.folder / SAE_FOLDER
-        self.source_file = self.folder / "source.json"
-        self.scores_file = self.folder / "scores.json"
+        self.source_file = self.folder / SOURCE_FILE
+        self.scores_file = self.folder / SCORES_FILE
         self.table_file = self.folder / "scores.parquet"
         self.tables = self.folder / "tables"
         self.measured_file = self.folder / "measured.json"

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from saelab.core.components import near_miss
-from saelab.core.run import SAE_FOLDER, SHARED
+from saelab.core.run import CONFIG_FILE, SAE_FOLDER, SHARED
 from saelab.interchange.family import families
 from saelab.interchange.files import WEIGHTS
 from saelab.sae.autoencoder import CONFIG
@@ -162,7 +162,7 @@ def _descriptions(files: Sequence[str], folder: str) -> list[str]:
 
 def _of_ours(inside: Sequence[str]) -> list[str]:
     """The files of a run, a saved SAE or an ensemble of saelab; empty where it is none."""
-    if "config.yaml" in inside and f"{SAE_FOLDER}/{CONFIG}" in inside:
+    if CONFIG_FILE in inside and f"{SAE_FOLDER}/{CONFIG}" in inside:
         found = [file for file in inside if file.split("/")[0] in SHARED]
     else:
         found = [file for file in inside if file in (CONFIG, OURS) or fnmatch(file, f"{MEMBERS}/*")]

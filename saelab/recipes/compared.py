@@ -10,7 +10,7 @@ import torch
 from saelab.analysis.comparable import check_comparable, check_origins, check_width, error_and_l0, poor_fit_warning
 from saelab.analysis.rows import Rows
 from saelab.core.mesh import device_named
-from saelab.core.run import Run
+from saelab.core.run import SOURCE_FILE, Run
 from saelab.metrics import StoreEvaluation, TextEvaluation
 from saelab.models.subject import Subject
 from saelab.models.token_text import TokenText
@@ -97,7 +97,7 @@ def check_show(show: int) -> None:
 
 def keep_sae(sae: SAE, folder: Path, command: str, settings: Mapping[str, Any], of: str) -> None:
     """Save an SAE that was put together as a run, which can be measured and explored, with the origin of run `of`."""
-    beside = {"source.json": origin(of)} if origin(of) else {}
+    beside = {SOURCE_FILE: origin(of)} if origin(of) else {}
     run = Run.create(folder, {command: dict(settings)}, beside, README.replace("{command}", command))
     sae.save(run.sae)
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from saelab.core.files import write_json
 from saelab.core.log import read_training
 from saelab.core.read import Row, read_json
-from saelab.core.run import Run
+from saelab.core.run import CONFIG_FILE, Run
 from saelab.metrics import TextEvaluation, measure
 from saelab.metrics.keep import keep_scores
 from saelab.models.harvest import blocks_of, harvest
@@ -82,7 +82,7 @@ def quickstart(
 def _run(folder: Path, config: TrainConfig, amounts: dict[str, int]) -> Run:
     """A new run, or the one in the folder if it has the same settings."""
     own = folder / "quickstart.json"
-    if not (folder / "config.yaml").exists():
+    if not (folder / CONFIG_FILE).exists():
         return Run.create(folder, config.settings(), {own.name: amounts})
     run = Run.open(folder)
     if TrainConfig.of_run(run).settings() != config.settings() or (own.exists() and read_json(own) != amounts):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.core.files import cache_home, whole_folder
-from saelab.core.run import Run
+from saelab.core.run import SOURCE_FILE, Run
 from saelab.interchange.family import Description, opened
 from saelab.interchange.hub import PREFIX, Fetched, HubName, fetch
 from saelab.interchange.index import at, find, hint, index
@@ -120,7 +120,7 @@ def write_run(folder: Path, plain: Plain, found: Description, place: Path | Fetc
     """
     path, origin = (place.path, place.place) if isinstance(place, Fetched) else (place, place)
     about: dict[str, Any] = {"from": str(origin), "family": found.family, "architecture": found.architecture}
-    beside = {"source.json": found.source} if found.source else {}
+    beside = {SOURCE_FILE: found.source} if found.source else {}
     readme = README.replace("{family}", found.family).replace("{name}", name)
     Run.create(folder, {"convert": about | {"said": found.said}}, beside, readme)
     save(plain, folder / "sae", path)

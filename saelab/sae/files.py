@@ -7,6 +7,7 @@ import torch
 
 from saelab.core.files import fit, read_tensors
 from saelab.core.read import check_format, expect, read_json
+from saelab.core.run import CONFIG_FILE
 from saelab.sae.autoencoder import CONFIG, ENSEMBLE, FORMAT, WEIGHTS, Autoencoder
 from saelab.sae.ensemble import Ensemble, member_folder
 from saelab.sae.sae import SAE
@@ -58,7 +59,7 @@ def _described(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     folder = Path(folder)
     if not (folder / CONFIG).exists() and (folder / "sae" / CONFIG).exists():
         folder /= "sae"  # a run folder
-    elif (folder / "config.yaml").exists():
+    elif (folder / CONFIG_FILE).exists():
         raise ValueError(f"the run {folder} is not finished; `saelab train --resume {folder}` resumes it")
     if not is_saved(folder) and (folder.is_file() or _holds_weights(folder)):
         raise ValueError(f"{folder} was not written by saelab; `saelab convert {folder} NEW` makes a run of it")

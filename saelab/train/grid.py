@@ -14,7 +14,7 @@ from typing import Any
 from saelab.core.components import Component, near_miss
 from saelab.core.files import hint_on_full_disk, whole_folder, write_json
 from saelab.core.log import read_training
-from saelab.core.run import SWEEP, Run, members_of
+from saelab.core.run import CONFIG_FILE, SOURCE_FILE, SWEEP, Run, members_of
 from saelab.core.settings import Config, plain
 from saelab.sae.autoencoder import CONFIG
 from saelab.sae.scales import DataScale
@@ -88,7 +88,7 @@ def sweep_run(config: SweepConfig, out: str | Path) -> list[Run]:
             first.trainer.prepare(first.source)  # reads rows, so that nothing is made in vain
             write_json(folder / SWEEP, {"members": list(members)})
             for name, own in members.items():
-                Run.create(folder / name, own.settings(), {"source.json": first.origin})
+                Run.create(folder / name, own.settings(), {SOURCE_FILE: first.origin})
     runs = [Run.open(out / name) for name in members]
     _train(made, runs, first)
     return runs
@@ -123,7 +123,7 @@ def _members_of(folder: Path) -> tuple[list[TrainConfig], list[Run]]:
         raise ValueError(f"{folder} is not a sweep: it has no {SWEEP}; `saelab sweep --out {folder}` makes one")
     members = members_of(folder)
     for member in members:
-        if not (member / "config.yaml").exists():
+        if not (member / CONFIG_FILE).exists():
             why = f"it lacks {member.name}; remove it, begin anew"
             raise ValueError(f"{folder} was stopped while it was being made: {why}")
     runs = [Run.open(member) for member in members]
@@ -135,7 +135,7 @@ def _check(made: list[TrainConfig]) -> Job:
     first = Job(made[0])
     Sweep([first.trainer])
     for one in made[1:]:
-        Sweep([Job(one, shared=first).trainer])
+        Sweep([Job(one, source_from=first).trainer])
     return first
 
 
@@ -161,7 +161,7 @@ def _train(made: list[TrainConfig], runs: list[Run], first: Job) -> None:
             print(f"group {count} of {len(groups)}: was trained before")
             continue
         first.source.restore(start)
-        jobs = [first if number == 0 else Job(made[number], shared=first) for number in numbers]
+        jobs = [first if number == 0 else Job(made[number], source_from=first) for number in numbers]
         title = f"train {count}/{len(groups)}" if len(groups) > 1 else "train"
         _train_group(jobs, [runs[number] for number in numbers], title)
     print(f"{folder}: trained; `saelab measure {folder}/*/` compares them")

@@ -6,7 +6,7 @@ from typing import Any
 from saelab.core.files import hint_on_full_disk, write_json
 from saelab.core.memory import check_fits
 from saelab.core.mesh import Mesh, device_named, world_size
-from saelab.core.run import Run
+from saelab.core.run import SOURCE_FILE, Run
 from saelab.data.source import Source
 from saelab.data.store import Store, StoreSource
 from saelab.models.contexts import ContextSource
@@ -69,10 +69,10 @@ class Job:
 
     Args:
         made: the settings of the run.
-        shared: a job with the same source, which is then used.
+        source_from: a job whose source is used, so that rows are opened once.
     """
 
-    def __init__(self, made: TrainConfig, shared: "Job | None" = None):
+    def __init__(self, made: TrainConfig, source_from: "Job | None" = None):
         if sum(map(bool, (made.store, made.live, made.world))) != 1:
             raise ValueError(
                 "give --store DIR (from `saelab harvest`), or --live.model, --live.site and --live.text, or --world"
@@ -87,7 +87,7 @@ class Job:
         self.made = made
         _ = self.criterion  # a wrong one is said before anything is made
         self.mesh = _mesh(made)
-        found = (shared.source, shared.origin) if shared else _source(made, self.mesh.rank)
+        found = (source_from.source, source_from.origin) if source_from else _source(made, self.mesh.rank)
         self.source: Source = found[0]
         self.origin: dict[str, Any] = found[1]
         _check_memory(made, self.source)
@@ -99,7 +99,7 @@ class Job:
         """A new run's folder, made by the first process once rows could be read, so that nothing is made in vain."""
         self.trainer.prepare(self.source)
         if self.mesh.is_first:
-            Run.create(out, settings, {"source.json": self.origin})
+            Run.create(out, settings, {SOURCE_FILE: self.origin})
         self.mesh.wait()
         return Run.open(out)
 
