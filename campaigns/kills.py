@@ -180,6 +180,7 @@ def _other(rng: random.Random, base: Path) -> Case:
         whole("manifolds", ["manifolds", run_, *made, "--threshold", "0.3", *on, "--figures", "true"]),
         same("convert to", ["convert", run_, "out", "--to", rng.choice(LIBRARIES)]),
         whole("convert from", ["convert", str(base / f"foreign-{rng.choice(LIBRARIES)}"), "out"]),
+        whole("publish", ["publish", str(base / "measured"), "me/out", "--also", "sae_lens", "--dry_run", "true"]),
         same("figures", ["figures", str(base / "measured"), *made]),
         same("scaling fit", ["scaling", "fit", str(base / "ladder"), *made, "--laws", "[width]", "--hold_out", "0"]),
         same("scaling plan", ["scaling", "plan", "laws", "--tokens", "1e8"], _copies(base, "laws")),

@@ -182,6 +182,28 @@ def test_rows_normalised_one_by_one_for_sae_lens_and_back(tmp_path, scale):
         write(sae, tmp_path / "other", "sparsify")
 
 
+@torch.no_grad()
+def test_a_transcoder_of_normalised_rows_for_sae_lens_and_back(tmp_path):
+    sae = SAE(D, L, ReLU(), d_out=O, scale=LayerNorm())
+    for number, parameter in enumerate(sae.parameters()):
+        parameter.copy_(random(*parameter.shape, seed=20 + number) * 0.4)
+    sae.target_scale.set(random(O, seed=41), 0.5)
+    write(sae, tmp_path / "out", "sae_lens")
+    again, _ = read(tmp_path / "out")
+    assert (again.scale.config(), again.d_out) == (LayerNorm().config(), O)
+    same(sae, again, 0.5)
+    # Their skip connection adds the row as it is.
+    with_skip = SAE(D, L, ReLU(), dictionary=Dense(skip_connection=True), d_out=O, scale=LayerNorm())
+    with pytest.raises(ValueError, match="sae_lens has no form for a skip connection from rows"):
+        write(with_skip, tmp_path / "skip", "sae_lens")
+    assert not (tmp_path / "skip").exists()
+    write(ours(ReLU(), Dense(skip_connection=True), O), tmp_path / "skip", "sae_lens")
+    config = json.loads((tmp_path / "skip" / "cfg.json").read_text()) | {"normalize_activations": "layer_norm"}
+    (tmp_path / "skip" / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"cfg\.json.*layer_norm' beside a W_skip"):
+        read(tmp_path / "skip")
+
+
 @pytest.mark.parametrize("dictionary", [Dense(tied=True), Expander(degree=3), Dense(False, False)])
 def test_dictionaries_that_become_dense(tmp_path, dictionary):
     sae = ours(TopK(3), dictionary, scaled=True)

@@ -100,6 +100,8 @@ class SAELens(Family):
         if plain.is_transcoder:
             if name not in ("standard", "jumprelu"):
                 raise self.no_form(f"a transcoder that reads with {plain.kind}")
+            if "W_skip" in plain.matrices and plain.row_scale:
+                raise self.no_form("a skip connection from rows that are each scaled by themselves")
             name = ("jumprelu_" if name == "jumprelu" else "") + "skip_" * ("W_skip" in plain.matrices) + "transcoder"
         metadata, notes = metadata_of(source)
         if plain.kind == "batchtopk":
@@ -175,6 +177,9 @@ def _scaling(plain: Plain, config: Settings, files: Files, is_centred: bool) -> 
     """How rows are normalised."""
     how = config.get("normalize_activations", str, "none")
     if how in BY_ROW:
+        if "W_skip" in plain.matrices:
+            why = "its skip connection adds the row as it is, and saelab's reads the normalised one"
+            raise config.refuse(f"normalize_activations '{how}' beside a W_skip", why)
         plain.row_scale = BY_ROW[how]()
     elif how == "expected_average_only_in":
         _one_factor(plain, config, files)
