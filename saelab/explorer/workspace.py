@@ -148,12 +148,16 @@ class Workspace:
             self._lenses[member.name] = Lens(member.sae, model)
         return self._lenses[member.name]
 
+    def meta_results(self) -> list[MetaResult]:
+        """Every result of `saelab meta` that is loaded, of whichever SAE; ValueError if one is damaged."""
+        return [MetaResult.open(folder) for folder in self.results["meta"]]
+
     def meta(self, member: Member) -> MetaResult | None:
         """The result of `saelab meta` for an SAE, None if none is loaded; ValueError if one is damaged."""
         if member.name not in self._metas:
-            loaded = [MetaResult.open(folder) for folder in self.results["meta"]]
             names = (member.name, member.folder.resolve().name)
-            self._metas[member.name] = next((one for one in reversed(loaded) if one.sae_name in names), None)
+            found = (one for one in reversed(self.meta_results()) if one.sae_name in names)
+            self._metas[member.name] = next(found, None)
         return self._metas[member.name]
 
     def nearest(self, a: Member, b: Member) -> tuple[Nearest, Nearest]:

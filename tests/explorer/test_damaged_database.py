@@ -11,6 +11,8 @@ from explorer.planted import Model, Planted, sae
 from saelab.explorer.collect import collect
 from saelab.explorer.contents import packed
 from saelab.explorer.database import FILE, DamagedError, Database
+from saelab.explorer.meta_result import MetaResult
+from saelab.explorer.pages.meta import meta_latent
 from saelab.explorer.workspace import Workspace
 
 
@@ -140,3 +142,11 @@ def test_damaged_meta_latents_are_said_each_time(tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match="there is no file .*codes.parquet"):
             workspace.meta(workspace["run"])
+
+
+def test_meta_latents_of_another_sae_are_named_with_their_file(tmp_path, monkeypatch):
+    sae().save(tmp_path / "run")
+    other = MetaResult(tmp_path / "metas", {"sae": "runs/other", "n_meta": 3})
+    monkeypatch.setattr(Workspace, "meta_results", lambda _: [other])
+    with pytest.raises(LookupError, match=r"run has no meta-latent 1, .*metas/meta\.json is of 'other'"):
+        meta_latent(Workspace([tmp_path / "run"]), "run", 1)

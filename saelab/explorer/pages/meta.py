@@ -65,8 +65,11 @@ def meta_latent(workspace: Workspace, name: str, number: int) -> dict[str, Any]:
     """One meta-latent: its base latents, a histogram of its values, the tokens that it boosts."""
     member = workspace[name]
     result = workspace.meta(member)
-    if result is None or not 0 <= number < result.n_meta:
-        raise LookupError(f"{name} has no meta-latent {number}")
+    if result is None:
+        others = [f"{one.folder / 'meta.json'} is of '{one.sae_name}'" for one in workspace.meta_results()]
+        raise LookupError(", ".join([f"{name} has no meta-latent {number}", *others]))
+    if not 0 <= number < result.n_meta:
+        raise LookupError(f"{name} has no meta-latent {number}: {result.folder} has {result.n_meta}")
     pairs = result.latents.get(number, [])
     values = torch.tensor([value for _, value in pairs])
     most = float(values.max()) if len(values) else 1.0
