@@ -54,9 +54,10 @@ def list_published(
 
 def _range(text: str) -> tuple[float, float]:
     found = re.fullmatch(r"(\d+\.?\d*)(?:-(\d+\.?\d*))?", text)
-    if not found:
+    low, high = (float(found[1]), float(found[2] or found[1])) if found else (1.0, 0.0)
+    if low > high:
         raise ValueError(f"--l0 takes a number or a range such as 40-80; got '{text}'")
-    return float(found[1]), float(found[2] or found[1])
+    return low, high
 
 
 def _is_called(model: str, name: str) -> bool:

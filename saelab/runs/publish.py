@@ -61,9 +61,10 @@ def publish(
             is not there for this user, or one that is public where `private` is asked for.
         OSError: for what the hub or the disk refuses.
     """
-    name = HubName.of(PREFIX + to.removeprefix(PREFIX))
-    if name.path or name.revision:
+    place = to.removeprefix(PREFIX)
+    if place.count("/") != 1 or "@" in place:
         raise ValueError(f"an SAE is published as a repository of its own, org/name; got '{to}'")
+    name = HubName.of(PREFIX + place)
     saved = open_run(run)
     about = {"license": license, "citation": citation}
     if dry_run:

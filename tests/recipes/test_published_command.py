@@ -44,6 +44,7 @@ def test_published_takes_ranges_and_says_what_does_not_load(saelab):
     [
         (("--model", "gpt3"), "no published SAE is of the model 'gpt3'"),
         (("--width", "wide"), "expected a number of latents, such as 16384 or 16k; got 'wide'"),
+        (("--l0", "90-60"), "got '90-60'"),
         (("--l0", "few"), "--l0 takes a number or a range such as 40-80; got 'few'"),
     ],
 )

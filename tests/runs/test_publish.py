@@ -123,3 +123,9 @@ def test_an_sae_that_a_library_has_no_form_for_is_not_half_published(known: Hub,
     with pytest.raises(ValueError, match="unknown family 'saelens'; did you mean 'sae_lens'"):
         publish(made_run(tmp_path / "run"), "me/mine", also=["saelens"])
     assert not known.repositories
+
+
+@pytest.mark.parametrize("to", ["mine", "me/mine/folder", "me/mine@main", "hf:mine"])
+def test_an_sae_is_published_as_a_repository(tmp_path, to):
+    with pytest.raises(ValueError, match=rf"org/name; got '{to}'"):
+        publish(tmp_path, to)
